@@ -1,0 +1,1 @@
+"""Benchmarks: each yields rows {bench, metric, value, unit, reference, ratio}."""

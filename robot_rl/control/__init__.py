@@ -1,0 +1,1 @@
+"""What runs beside the arm: no ROS, no torch."""

@@ -1,0 +1,1 @@
+"""ROS 2 nodes: thin shells around control, storage and sim."""

@@ -1,0 +1,1 @@
+"""Algorithms in torch: networks, losses, learners, export."""

@@ -1,0 +1,1 @@
+"""Arm models and their kinematics."""

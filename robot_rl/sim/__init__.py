@@ -1,0 +1,1 @@
+"""MuJoCo environments and the adapters to other suites."""

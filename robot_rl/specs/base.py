@@ -1,0 +1,123 @@
+"""The frozen, versioned, strict model that every spec and config is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+import yaml
+
+from robot_rl.errors import SpecError, did_you_mean
+
+
+class Spec(pydantic.BaseModel):
+    """A frozen model without unknown keys, with YAML and JSON doors and readable errors."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra='forbid', allow_inf_nan=False, ser_json_inf_nan='constants'
+    )
+
+    @classmethod
+    def parse(cls, data: Any, origin: str = '') -> Self:
+        """Build from plain data; `origin` (a file name, say) leads every error line.
+
+        Raises SpecError that names the field, what was found, what is right and, for a
+        misspelt key, the nearest valid one.
+        """
+        if not isinstance(data, dict):
+            where = f'{origin}: ' if origin else ''
+            raise SpecError(f'{where}{cls.__name__}: expected a mapping of fields, found {data!r}')
+        try:
+            return cls.model_validate(data)
+        except pydantic.ValidationError as error:
+            lines = [_explain(cls, item) for item in error.errors()]
+            prefix = f'{origin}: ' if origin else ''
+            raise SpecError(prefix + '; '.join(lines)) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML (or JSON) file. Raises SpecError, which names the file."""
+        return cls.parse(load_yaml(path), origin=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = '') -> Self:
+        """Read JSON text. Raises SpecError."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f'{origin or cls.__name__}: not valid JSON ({error})') from None
+        return cls.parse(data, origin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data (lists, dicts, numbers, strings), ready for YAML or JSON."""
+        return self.model_dump(mode='json')
+
+    def to_json(self) -> str:
+        """Return compact JSON with sorted keys: equal specs give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(',', ':'))
+
+    def to_yaml(self) -> str:
+        """Return YAML in the order in which the fields are declared."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=99)
+
+    def digest(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of to_json()."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated again."""
+        return type(self).parse(self.to_dict() | changes)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Read one YAML document. Raises SpecError with the file and the line."""
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise SpecError(f'{path}: cannot be read ({reason})') from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f' line {mark.line + 1}:' if mark else ''
+        problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
+        raise SpecError(f'{path}:{line} not valid YAML ({problem})') from None
+
+
+def _explain(model: type[pydantic.BaseModel], item: dict[str, Any]) -> str:
+    """Turn one pydantic error into 'field: what is wrong, what was found, what is right'."""
+    location = '.'.join(str(part) for part in item['loc']) or model.__name__
+    if item['type'] == 'extra_forbidden':
+        keys = _keys_at(model, item['loc'][:-1])
+        return f'{location}: unknown key{did_you_mean(str(item["loc"][-1]), keys)}'
+    if item['type'] == 'missing':
+        return f'{location}: this field is required and missing'
+    message = item['msg'].removeprefix('Value error, ')
+    if item['type'] == 'value_error':
+        return f'{location}: {message}'
+    return f'{location}: {message[0].lower()}{message[1:]}, found {item["input"]!r}'
+
+
+def _keys_at(model: type[pydantic.BaseModel], location: tuple) -> list[str]:
+    """Return the valid keys of the nested model that `location` leads to."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        model = inner or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """Return the first model class named anywhere inside a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    for argument in getattr(annotation, '__args__', ()):
+        found = _model_in(argument)
+        if found:
+            return found
+    return None

@@ -1,0 +1,196 @@
+"""Contract: what a policy sees and commands, at what rate, in which order and units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import numpy as np
+import pydantic
+
+from robot_rl.errors import ContractMismatch
+from robot_rl.specs.base import Spec
+
+
+class ObservationField(Spec):
+    """One input of the policy.
+
+    `source` is '<stream>.<quantity>': joint_states.position, joint_states.velocity,
+    command.position (the last commanded joint positions), tool.position (forward kinematics of
+    the measured joints), <pose stream>.position, <pose stream>.orientation, or env.<key> for
+    simulated suites that have no streams.
+    `shape` is that of one step without history; the policy sees (history, *shape) where
+    history > 1, oldest first.
+    """
+
+    name: str
+    source: str = pydantic.Field(pattern=r'^[A-Za-z_]\w*\.[A-Za-z_][\w\-/]*$')
+    names: tuple[str, ...] = ()
+    shape: tuple[pydantic.NonNegativeInt, ...]
+    dtype: Literal['float32', 'uint8'] = 'float32'
+    unit: str = ''
+    history: pydantic.PositiveInt = 1
+    max_age_s: pydantic.PositiveFloat | None = None
+    # What stands in for a velocity that the driver leaves empty or NaN.
+    fill: Literal['none', 'zero', 'difference'] = 'none'
+    encoding: Literal['', 'rgb8', 'jpeg'] = ''
+    goal: bool = False
+
+    @pydantic.model_validator(mode='after')
+    def _names_match_shape(self) -> Self:
+        if self.names and self.shape != (len(self.names),):
+            raise ValueError(f'shape {list(self.shape)} does not hold {len(self.names)} names')
+        return self
+
+    @property
+    def stream(self) -> str:
+        """The stream part of `source`."""
+        return self.source.split('.', 1)[0]
+
+    @property
+    def quantity(self) -> str:
+        """The quantity part of `source`."""
+        return self.source.split('.', 1)[1]
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape the policy sees, history included."""
+        return (self.history, *self.shape) if self.history > 1 else tuple(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the policy sees."""
+        return math.prod(self.full_shape)
+
+
+class ActionField(Spec):
+    """One group of commands; `lower` and `upper` bound it, in `unit`.
+
+    joint_delta is relative to the last command, never to the measured position.
+    """
+
+    name: str
+    kind: Literal[
+        'joint_position',
+        'joint_delta',
+        'joint_velocity',
+        'cartesian_twist',
+        'gripper',
+        'effort',
+        'generic',
+    ]
+    names: tuple[str, ...] = pydantic.Field(min_length=1)
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    unit: str = ''
+
+    @pydantic.model_validator(mode='after')
+    def _bounds_match_names(self) -> Self:
+        for bound in ('lower', 'upper'):
+            if len(getattr(self, bound)) != len(self.names):
+                raise ValueError(
+                    f'{bound}: {len(getattr(self, bound))} values for {len(self.names)} names'
+                )
+        if any(low >= high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError(f'lower {list(self.lower)} must be below upper {list(self.upper)}')
+        return self
+
+
+class Contract(Spec):
+    """The view that a policy has of the streams, at a fixed control rate."""
+
+    schema_version: Literal[1] = 1
+    rate_hz: pydantic.PositiveFloat
+    observation: tuple[ObservationField, ...] = pydantic.Field(min_length=1)
+    action: tuple[ActionField, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode='after')
+    def _field_names_differ(self) -> Self:
+        for group in ('observation', 'action'):
+            names = [field.name for field in getattr(self, group)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f'{group}: the names {twice} stand more than once')
+        return self
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two decisions."""
+        return 1.0 / self.rate_hz
+
+    @property
+    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every observation field, in order, without a batch axis."""
+        return {field.name: field.full_shape for field in self.observation}
+
+    @property
+    def action_size(self) -> int:
+        """A, the length of the action vector."""
+        return sum(len(field.names) for field in self.action)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """The names of all actions, in order."""
+        return tuple(name for field in self.action for name in field.names)
+
+    @property
+    def action_lower(self) -> np.ndarray:
+        """Lower bounds [A]."""
+        return np.array([bound for field in self.action for bound in field.lower])
+
+    @property
+    def action_upper(self) -> np.ndarray:
+        """Upper bounds [A]."""
+        return np.array([bound for field in self.action for bound in field.upper])
+
+    def action_slice(self, name: str) -> slice:
+        """Return where the action field called `name` lies in the action vector."""
+        start = 0
+        for field in self.action:
+            if field.name == name:
+                return slice(start, start + len(field.names))
+            start += len(field.names)
+        raise KeyError(name)
+
+
+def fits(contract: Contract, streams: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say what keeps `contract` from being served by `streams`; nothing: it fits.
+
+    `streams` maps each available stream to the names of its elements (joint names, say; empty
+    where elements have no names). More streams, or more names, than the contract reads are fine.
+    """
+    problems = []
+    for field in contract.observation:
+        if field.stream not in streams:
+            problems.append(
+                f'observation {field.name}: no stream {field.stream!r} '
+                f'(available: {", ".join(sorted(streams)) or "none"})'
+            )
+            continue
+        available = streams[field.stream]
+        missing = [name for name in field.names if available and name not in available]
+        if missing:
+            problems.append(
+                f'observation {field.name}: {missing} missing in {field.stream!r}, '
+                f'which has {list(available)}'
+            )
+    commanded = streams.get('command', ())
+    for action in contract.action:
+        if action.kind not in ('joint_position', 'joint_delta', 'joint_velocity', 'effort'):
+            continue
+        missing = [name for name in action.names if name not in commanded]
+        if missing:
+            problems.append(
+                f'action {action.name}: joints {missing} are not commanded here '
+                f'(commanded: {", ".join(commanded) or "none"})'
+            )
+    return problems
+
+
+def require_fit(contract: Contract, streams: Mapping[str, Sequence[str]], where: str = '') -> None:
+    """Raise ContractMismatch with every problem that `fits` finds."""
+    problems = fits(contract, streams)
+    if problems:
+        lead = f'{where}: ' if where else ''
+        raise ContractMismatch(lead + 'the contract does not fit: ' + '; '.join(problems))

@@ -1,0 +1,170 @@
+"""RobotSpec: what an arm is, in SI units and radians, joints by name."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+import pydantic
+
+from robot_rl import resources
+from robot_rl.errors import SpecError
+from robot_rl.specs.base import Spec
+
+PositiveFloat = pydantic.PositiveFloat
+
+
+class JointLimits(Spec):
+    """Limits of one joint, under the keys of ros2_control's joint_limits.<joint>.*.
+
+    Positions in rad (m for a slide), velocities per second, accelerations per second squared.
+    """
+
+    min_position: float
+    max_position: float
+    max_velocity: PositiveFloat
+    max_acceleration: PositiveFloat | None = None
+    max_jerk: PositiveFloat | None = None
+    max_effort: PositiveFloat | None = None
+
+    @pydantic.model_validator(mode='after')
+    def _ordered(self) -> Self:
+        if self.min_position >= self.max_position:
+            raise ValueError(
+                f'min_position {self.min_position} must be below max_position {self.max_position}'
+            )
+        return self
+
+
+class Box(Spec):
+    """An axis-aligned box in the base frame [m]."""
+
+    lower: tuple[float, float, float]
+    upper: tuple[float, float, float]
+
+    @pydantic.model_validator(mode='after')
+    def _ordered(self) -> Self:
+        if any(low >= high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError(f'lower {self.lower} must be below upper {self.upper} on every axis')
+        return self
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Tell which of `points` [..., 3] lie inside -> bool [...]."""
+        points = np.asarray(points)
+        inside = (points >= np.asarray(self.lower)) & (points <= np.asarray(self.upper))
+        return inside.all(axis=-1)
+
+
+class Controller(Spec):
+    """How the arm is commanded, named as ros2_control names it."""
+
+    kind: Literal['forward_position', 'forward_velocity', 'joint_trajectory'] = 'forward_position'
+    topic: str = 'forward_position_controller/commands'
+    rate_hz: PositiveFloat = 100.0
+    # Time after which the driver itself stops the arm when no command comes; None: it never does.
+    driver_timeout_s: PositiveFloat | None = None
+
+    @pydantic.model_validator(mode='after')
+    def _velocity_needs_a_timeout(self) -> Self:
+        if self.kind == 'forward_velocity' and self.driver_timeout_s is None:
+            raise ValueError(
+                'kind forward_velocity needs driver_timeout_s: an arm that keeps its last '
+                'velocity when commands stop is not commanded by velocity'
+            )
+        return self
+
+
+class Gripper(Spec):
+    """A gripper with one degree of freedom: 0 is closed, `open_width` [m] is open."""
+
+    joint: str
+    open_width: PositiveFloat
+    topic: str
+
+
+class Camera(Spec):
+    """A camera by its ROS name, with the size of its pictures [pixels] and rate [Hz]."""
+
+    name: str
+    topic: str
+    width: pydantic.PositiveInt
+    height: pydantic.PositiveInt
+    rate_hz: PositiveFloat = 30.0
+
+
+class RobotSpec(Spec):
+    """One arm: joints by name, limits, home, workspace, model, and how it is commanded."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    joints: tuple[str, ...] = pydantic.Field(min_length=1)
+    joint_limits: dict[str, JointLimits]
+    home: dict[str, float]
+    workspace: Box
+    mjcf: str
+    tool_site: str
+    base_frame: str = 'base_link'
+    joint_states_topic: str = 'joint_states'
+    joint_states_rate_hz: PositiveFloat = 100.0
+    controller: Controller = Controller()
+    gripper: Gripper | None = None
+    cameras: tuple[Camera, ...] = ()
+
+    @pydantic.model_validator(mode='after')
+    def _every_joint_is_described(self) -> Self:
+        if len(set(self.joints)) != len(self.joints):
+            raise ValueError(f'joints: a name stands twice in {list(self.joints)}')
+        for field in ('joint_limits', 'home'):
+            given = set(getattr(self, field))
+            missing, unknown = set(self.joints) - given, given - set(self.joints)
+            if missing:
+                raise ValueError(f'{field}: missing for {sorted(missing)}')
+            if unknown:
+                raise ValueError(
+                    f'{field}: {sorted(unknown)} not among joints {list(self.joints)}'
+                )
+        for joint, position in self.home.items():
+            limits = self.joint_limits[joint]
+            if not limits.min_position <= position <= limits.max_position:
+                raise ValueError(
+                    f'home.{joint}: {position} lies outside '
+                    f'[{limits.min_position}, {limits.max_position}]'
+                )
+        return self
+
+    @classmethod
+    def load(cls, name: str) -> RobotSpec:
+        """Read the robot called `name` from config/robots, or a YAML file by its path."""
+        return cls.from_yaml(resources.find('config/robots', name))
+
+    @property
+    def lower(self) -> np.ndarray:
+        """Lower position limits [n], in the order of `joints`."""
+        return np.array([self.joint_limits[joint].min_position for joint in self.joints])
+
+    @property
+    def upper(self) -> np.ndarray:
+        """Upper position limits [n], in the order of `joints`."""
+        return np.array([self.joint_limits[joint].max_position for joint in self.joints])
+
+    @property
+    def max_velocity(self) -> np.ndarray:
+        """Velocity limits [n], in the order of `joints`."""
+        return np.array([self.joint_limits[joint].max_velocity for joint in self.joints])
+
+    @property
+    def home_position(self) -> np.ndarray:
+        """Home joint positions [n], in the order of `joints`."""
+        return np.array([self.home[joint] for joint in self.joints])
+
+    def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
+        """Return where each joint of this robot stands in `names`; others may stand there too.
+
+        Raises SpecError that lists the missing joints.
+        """
+        missing = [joint for joint in self.joints if joint not in names]
+        if missing:
+            raise SpecError(
+                f'joint names: {missing} of robot {self.name} are missing; found {list(names)}'
+            )
+        return [list(names).index(joint) for joint in self.joints]

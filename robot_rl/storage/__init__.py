@@ -1,0 +1,1 @@
+"""NeverEnding storage: episodes on disk, their columns, index and queries."""

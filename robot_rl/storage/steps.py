@@ -1,0 +1,88 @@
+"""Steps: recorded interaction as columns over time, in RLDS row semantics.
+
+Row t holds the observation o_t, the action a_t taken in it, the reward r_{t+1} and the discount
+d_{t+1} that followed that action, and the step type of o_t. Of a LAST row only the observation is
+valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' and 'step_type'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import numpy as np
+
+from robot_rl.errors import StorageError
+
+# The step types of dm_env, which sim.environment.StepType repeats.
+FIRST, MID, LAST = 0, 1, 2
+
+OBSERVATION = 'observation/'
+ACTION, REWARD, DISCOUNT, STEP_TYPE = 'action', 'reward', 'discount', 'step_type'
+
+
+class Steps:
+    """A view of columns [N, T, ...]: N lanes in time order, each a ring of T rows.
+
+    All lanes advance together: `size` rows are valid in each, and `head` is where the next row
+    goes, so the newest row is head - 1 and the oldest head - size (both modulo T). Whoever owns
+    the arrays moves `head` and `size`. The newest row may be an observation whose action is not
+    known yet. A lane may hold an episode that was cut (a FIRST row follows a row that is not
+    LAST): the row before the cut counts as its last observation.
+
+    Raises StorageError where columns are missing, differ in [N, T] or are not C-contiguous
+    (a contiguous array, or a memory map, is never copied).
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], size: int | None = None, head: int = 0):
+        missing = {ACTION, REWARD, DISCOUNT, STEP_TYPE} - set(columns)
+        if missing:
+            raise StorageError(f'steps: columns {sorted(missing)} are missing in {list(columns)}')
+        self.columns = dict(columns)
+        self.lanes, self.length = columns[STEP_TYPE].shape
+        for name, column in columns.items():
+            if column.shape[:2] != (self.lanes, self.length) or not column.flags.c_contiguous:
+                raise StorageError(
+                    f'steps: column {name!r} has shape {list(column.shape)}, expected a contiguous '
+                    f'[{self.lanes}, {self.length}, ...] as {STEP_TYPE!r} has'
+                )
+        # [N * T, ...] views: one flat index gathers faster than a pair of them.
+        self.flat = {
+            name: column.reshape(-1, *column.shape[2:]) for name, column in columns.items()
+        }
+        self.size = self.length if size is None else size
+        self.head = head
+
+    @classmethod
+    def concatenate(cls, episodes: Iterable[Mapping[str, np.ndarray]]) -> Self:
+        """Return one lane that holds `episodes`, each {column: [T + 1, ...]}, one after another.
+
+        Raises StorageError where there is no episode or two of them differ in their columns.
+        """
+        episodes = list(episodes)
+        if not episodes:
+            raise StorageError('steps: no episode to concatenate')
+        names = set(episodes[0])
+        for number, episode in enumerate(episodes):
+            if set(episode) != names:
+                raise StorageError(
+                    f'steps: episode {number} has columns {sorted(episode)}, '
+                    f'the first one {sorted(names)}'
+                )
+        return cls(
+            {
+                name: np.concatenate([np.asarray(episode[name]) for episode in episodes])[None]
+                for name in episodes[0]
+            }
+        )
+
+    @property
+    def observation_names(self) -> list[str]:
+        """The observation fields that have a column, without the column prefix."""
+        return [
+            name.removeprefix(OBSERVATION) for name in self.columns if name.startswith(OBSERVATION)
+        ]
+
+    def rows(self, lane: np.ndarray, age: np.ndarray) -> np.ndarray:
+        """Return the flat row of the `age`-th oldest valid step of `lane`; ages broadcast."""
+        return lane * self.length + (self.head - self.size + age) % self.length

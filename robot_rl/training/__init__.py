@@ -1,0 +1,1 @@
+"""Replay, actors, the training loop, evaluation, checkpoints."""

@@ -23,6 +23,8 @@ def tree(folder: str) -> list[tuple[str, list[str]]]:
 
 setup(
     name='robot_rl',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
     packages=find_packages(include=['robot_rl', 'robot_rl.*']),
     package_data={'robot_rl': ['robots/models/**/*', 'py.typed']},
     data_files=[

@@ -99,12 +99,11 @@ def _negated(flag: str) -> str:
     return f'--{head}{dot}no-{last}'
 
 
-def _one_line(box: str) -> str:
-    """Reduce tyro's framed message to its sentence: the frame and the hints on --help go."""
-    body = [line.strip('│ ') for line in box.splitlines() if line.startswith('│')]
-    lines = [re.sub(r'─+', '', line).strip() for line in body]
+def _one_line(message: str) -> str:
+    """Reduce tyro's message to its sentence: title, frame and the hints on --help go."""
+    lines = [re.sub(r'[│╭╮╰╯─]+|-{3,}', ' ', line).strip() for line in message.splitlines()]
     skip = ('For full help', 'For further', 'information visit', 'https:', 'robot-rl ')
-    text = ' '.join(line for line in lines if line and not line.startswith(skip))
+    text = ' '.join(line for line in lines[1:] if line and not line.startswith(skip))
     text = re.sub(r'\[type=[^\]]*\]', '', text)
     text = re.sub(r'Error parsing \w+: \d+ validation errors? for \w+ ', '', text)
     text = re.sub(r' Argument helptext:.*', '', text)

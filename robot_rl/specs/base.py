@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,11 +30,13 @@ class Spec(pydantic.BaseModel):
         """
         if not isinstance(data, dict):
             where = f'{origin}: ' if origin else ''
-            raise SpecError(f'{where}{cls.__name__}: expected a mapping of fields, found {data!r}')
+            raise SpecError(
+                f'{where}{cls.__name__}: expected a mapping of fields, found {_short(data)}'
+            )
         try:
             return cls.model_validate(data)
         except pydantic.ValidationError as error:
-            lines = [_explain(cls, item) for item in error.errors()]
+            lines = [_explain(cls, item) for item in _causes(error)]
             prefix = f'{origin}: ' if origin else ''
             raise SpecError(prefix + '; '.join(lines)) from None
 
@@ -88,18 +91,68 @@ def load_yaml(path: str | Path) -> Any:
         raise SpecError(f'{path}:{line} not valid YAML ({problem})') from None
 
 
+# What pydantic's own words for a wrong type do not say to somebody who writes YAML.
+_NEEDED = {
+    'tuple_type': 'a list is needed',
+    'list_type': 'a list is needed',
+    'dict_type': 'a mapping is needed',
+    'model_type': 'a mapping of fields is needed',
+    'string_type': 'a text is needed',
+    'float_type': 'a number is needed',
+    'float_parsing': 'a number is needed',
+    'int_type': 'a whole number is needed',
+    'int_parsing': 'a whole number is needed',
+    'int_from_float': 'a whole number is needed',
+    'too_short': 'at least one is needed',
+}
+
+
+def _causes(error: pydantic.ValidationError) -> list[dict[str, Any]]:
+    """Return the errors without those that only follow from others."""
+    items = error.errors()
+    # A file of another version may differ in any field: say only that.
+    versions = [item for item in items if item['loc'][-1:] == ('schema_version',)]
+    if versions:
+        return versions
+    # pydantic counts only an item that is right: a list with a wrong one is 'too short' as well.
+    inside = {item['loc'][:depth] for item in items for depth in range(len(item['loc']))}
+    return [item for item in items if item['type'] != 'too_short' or item['loc'] not in inside]
+
+
 def _explain(model: type[pydantic.BaseModel], item: dict[str, Any]) -> str:
     """Turn one pydantic error into 'field: what is wrong, what was found, what is right'."""
     location = '.'.join(str(part) for part in item['loc']) or model.__name__
-    if item['type'] == 'extra_forbidden':
+    kind, found = item['type'], item['input']
+    if kind == 'extra_forbidden':
         keys = _keys_at(model, item['loc'][:-1])
         return f'{location}: unknown key{did_you_mean(str(item["loc"][-1]), keys)}'
-    if item['type'] == 'missing':
+    if kind == 'missing':
         return f'{location}: this field is required and missing'
-    message = item['msg'].removeprefix('Value error, ')
-    if item['type'] == 'value_error':
+    if kind == 'literal_error':
+        return f'{location}: {_explain_choice(item["loc"][-1], found, item["ctx"]["expected"])}'
+    message = _NEEDED.get(kind) or item['msg'].removeprefix('Value error, ')
+    if kind == 'value_error':
         return f'{location}: {message}'
-    return f'{location}: {message[0].lower()}{message[1:]}, found {item["input"]!r}'
+    return f'{location}: {message[0].lower()}{message[1:]}, found {_short(found)}'
+
+
+def _explain_choice(field: str, found: Any, expected: str) -> str:
+    """Say which of the values that pydantic lists in `expected` may have been meant."""
+    if field != 'schema_version':
+        choices = re.findall("'([^']*)'", expected)
+        return f'unknown value {_short(found)}{did_you_mean(str(found), choices)}'
+    if isinstance(found, int) and found > int(expected):
+        return (
+            f'{found} is newer than {expected}, the newest that this robot_rl reads; '
+            'update robot_rl'
+        )
+    return f'this robot_rl reads {expected}, found {_short(found)}'
+
+
+def _short(found: Any) -> str:
+    """Return what was found, cut where it is too long for one line."""
+    text = repr(found)
+    return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: tuple) -> list[str]:

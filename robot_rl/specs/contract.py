@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
@@ -25,7 +26,7 @@ class ObservationField(Spec):
     """
 
     name: str
-    source: str = pydantic.Field(pattern=r'^[A-Za-z_]\w*\.[A-Za-z_][\w\-/]*$')
+    source: str
     names: tuple[str, ...] = ()
     shape: tuple[pydantic.NonNegativeInt, ...]
     dtype: Literal['float32', 'uint8'] = 'float32'
@@ -36,6 +37,15 @@ class ObservationField(Spec):
     fill: Literal['none', 'zero', 'difference'] = 'none'
     encoding: Literal['', 'rgb8', 'jpeg'] = ''
     goal: bool = False
+
+    @pydantic.field_validator('source')
+    @classmethod
+    def _source_has_two_parts(cls, source: str) -> str:
+        if not re.fullmatch(r'[A-Za-z_]\w*\.[A-Za-z_][\w\-/]*', source):
+            raise ValueError(
+                f"{source!r} is not '<stream>.<quantity>', such as 'joint_states.position'"
+            )
+        return source
 
     @pydantic.model_validator(mode='after')
     def _names_match_shape(self) -> Self:

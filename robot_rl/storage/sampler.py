@@ -113,8 +113,8 @@ class WindowSampler:
             parts.append(self._served(*np.divmod(place, steps.size)))
             found += len(parts[-1].lane)
             if found >= batch_size:
-                joined = zip(*parts, strict=True) if len(parts) > 1 else ([p] for p in parts[0])
-                return Windows(*(np.concatenate(list(p))[:batch_size] for p in joined))
+                columns = zip(*parts, strict=True)
+                return Windows(*(np.concatenate(column)[:batch_size] for column in columns))
         served = self.available()
         if not len(served.lane):
             raise StorageError(
@@ -131,8 +131,9 @@ class WindowSampler:
         types = np.where(ages < self.steps.size, types, MID)  # what lies past the newest row
         # An episode ends at LAST, or before the FIRST of the next one where it was cut.
         ends = (types[:, :-1] == LAST) | (types[:, 1:] == FIRST)
-        inner = ends[:, 1:]
-        count = np.where(inner.any(axis=1), inner.argmax(axis=1) + 1, self.n_step)
+        stops = np.ones((len(lane), self.n_step), dtype=bool)
+        stops[:, :-1] = ends[:, 1:]
+        count = stops.argmax(axis=1) + 1
         good = ~ends[:, 0] & (age + count < self.steps.size)
         return Windows(lane[good], age[good], count[good])
 

@@ -43,8 +43,8 @@ class Steps:
         for name, column in columns.items():
             if column.shape[:2] != (self.lanes, self.length) or not column.flags.c_contiguous:
                 raise StorageError(
-                    f'steps: column {name!r} has shape {list(column.shape)}, expected a contiguous '
-                    f'[{self.lanes}, {self.length}, ...] as {STEP_TYPE!r} has'
+                    f'steps: column {name!r} has shape {list(column.shape)}, expected '
+                    f'a contiguous [{self.lanes}, {self.length}, ...] as {STEP_TYPE!r} has'
                 )
         # [N * T, ...] views: one flat index gathers faster than a pair of them.
         self.flat = {

@@ -1,0 +1,202 @@
+"""List, show, label and tag what was recorded.
+
+ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
+show ID                        one episode: header, topics, damage
+label ID --success true        say whether it succeeded: true, false or unknown
+tag ID +curated -spoilt        add and remove tags
+reindex                        rebuild the index from the directories
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tyro
+import yaml
+
+from robot_rl.cli import common
+from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.query import KEYS
+from robot_rl.storage.store import Store
+
+EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
+TRUTH = {'true': True, 'false': False, 'unknown': None}
+
+
+class Options(common.Options):
+    """Options of every action; a model's docstring is the help of its action."""
+
+    store: str = pydantic.Field(
+        default_factory=lambda: os.environ.get('ROBOT_RL_STORE', 'episodes'),
+        description='the folder that holds the episodes; $ROBOT_RL_STORE, or ./episodes',
+    )
+
+    def open(self) -> Store:
+        """Open the store; a folder that is not there is an error, not a new store."""
+        return Store(self.store, create=False)
+
+
+class ListOptions(Options):
+    """List the episodes that match."""
+
+    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description=f'key=value; all must hold. Keys: {", ".join(KEYS)}'
+    )
+
+
+class ShowOptions(Options):
+    """Show one episode: header, topics, damage."""
+
+    id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
+
+
+class LabelOptions(ShowOptions):
+    """Say whether an episode succeeded."""
+
+    success: Literal['true', 'false', 'unknown'] = pydantic.Field(
+        description='whether the episode succeeded'
+    )
+
+
+class TagOptions(ShowOptions):
+    """Add tags to an episode and remove tags from it."""
+
+    changes: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        description='+tag adds, -tag removes'
+    )
+
+
+class ReindexOptions(Options):
+    """Rebuild the index from the directories."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one action on the store."""
+    actions = {
+        'ls': (_list, ListOptions, 'task=ur5e/reach source=policy success=true --json'),
+        'show': (_show, ShowOptions, 'ID'),
+        'label': (_label, LabelOptions, 'ID --success true'),
+        'tag': (_tag, TagOptions, 'ID +curated -spoilt'),
+        'reindex': (_reindex, ReindexOptions, '--store /data/episodes'),
+    }
+    if not argv or argv[0] in ('-h', '--help'):
+        print(f'usage: robot-rl episodes <action> [options]\n\n{__doc__}\nexample: {EXAMPLE}')
+        return 0
+    if argv[0] not in actions:
+        raise UnknownName('action of episodes', argv[0], actions)
+    action, model, arguments = actions[argv[0]]
+    command, words = f'episodes {argv[0]}', _positional_last(argv[1:])
+    example = f'robot-rl {command} {arguments}'
+    action(common.parse(model, words, command, model.__doc__, example))
+    return 0
+
+
+def _list(options: ListOptions) -> None:
+    store = options.open()
+    headers = store.episodes(options.query)
+    unfinished = [path.name for path in store.unfinished()]
+    data = {
+        'count': len(headers),
+        'episodes': [_summary(store, header) for header in headers],
+        'unfinished': unfinished,
+        'damaged': store.damaged,
+    }
+    for problem in store.damaged.values():
+        print(f'robot-rl: skipped: {problem}', file=sys.stderr)
+    lines = _table([_row(header) for header in headers])
+    lines.append(f'{len(headers)} episodes in {store.root}')
+    if unfinished:
+        lines.append(f'unfinished: {", ".join(unfinished)}')
+    common.emit(data, options.as_json, '\n'.join(lines))
+
+
+def _show(options: ShowOptions) -> None:
+    store = options.open()
+    reader = store.open(options.id)
+    data = reader.header.to_dict() | {'path': str(reader.path), 'damage': reader.damage()}
+    brief = _summary(store, reader.header) | {'path': str(reader.path), 'damage': data['damage']}
+    text = yaml.safe_dump(brief, sort_keys=False, allow_unicode=True, width=99).rstrip()
+    common.emit(data, options.as_json, text)
+
+
+def _label(options: LabelOptions) -> None:
+    store = options.open()
+    header = store.label(options.id, TRUTH[options.success])
+    _emit_changed(store, header, options.as_json)
+
+
+def _tag(options: TagOptions) -> None:
+    signs = {'+': [], '-': []}
+    for change in options.changes:
+        if change[:1] not in signs or len(change) < 2:
+            raise RobotRLError(f'tag: {change!r} is neither +tag (add) nor -tag (remove)')
+        signs[change[0]].append(change[1:])
+    store = options.open()
+    header = store.tag(options.id, add=signs['+'], remove=signs['-'])
+    _emit_changed(store, header, options.as_json)
+
+
+def _reindex(options: ReindexOptions) -> None:
+    store = options.open()
+    count = store.reindex()
+    text = '\n'.join([*store.damaged.values(), f'{count} episodes indexed in {store.root}'])
+    common.emit({'count': count, 'damaged': store.damaged}, options.as_json, text)
+
+
+def _emit_changed(store: Store, header: EpisodeHeader, as_json: bool) -> None:
+    (line,) = _table([_row(header)])[1:]
+    common.emit(_summary(store, header), as_json, line)
+
+
+def _summary(store: Store, header: EpisodeHeader) -> dict[str, Any]:
+    """Return a header as plain data, without the long descriptions, with its path."""
+    long = {'contract', 'robot_spec', 'extra'}
+    data = {key: value for key, value in header.to_dict().items() if key not in long}
+    return data | {'duration_s': header.duration_s, 'path': str(store.root / header.id)}
+
+
+def _row(header: EpisodeHeader) -> dict[str, str]:
+    words = {truth: word for word, truth in TRUTH.items()}
+    return {
+        'id': header.id,
+        'task': header.task,
+        'source': header.source,
+        'policy': header.policy,
+        'result': header.result,
+        'success': words[header.success],
+        'seconds': '' if header.duration_s is None else f'{header.duration_s:.1f}',
+        'tags': ' '.join(header.tags),
+    }
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """Return the rows as lines of aligned columns, below a line of their names."""
+    if not rows:
+        return []
+    rows = [dict(zip(rows[0], rows[0], strict=True)), *rows]
+    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
+    return ['  '.join(row[key].ljust(widths[key]) for key in row).rstrip() for row in rows]
+
+
+def _positional_last(argv: list[str]) -> list[str]:
+    """Move flags, with their values, before the rest: the parser wants positionals together.
+
+    A word like -tag is no flag, and nothing is after '--'.
+    """
+    flags, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == '--':
+            rest += words
+        elif not re.match('--|-h$', word):
+            rest.append(word)
+        else:
+            flags.append(word)
+            if '=' not in word and word not in ('--json', '--help', '-h'):
+                flags += itertools.islice(words, 1)
+    return [*flags, '--', *rest] if rest else flags

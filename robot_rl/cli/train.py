@@ -1,0 +1,79 @@
+"""Train a policy in simulation; continues where an earlier run in the same folder stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pydantic
+
+from robot_rl.cli import common
+from robot_rl.errors import RobotRLError
+
+if TYPE_CHECKING:
+    from robot_rl.training.config import RunConfig
+
+EXAMPLE = (
+    'robot-rl train --task suite/cartpole-swingup --agent d4pg --steps 100000 --seed 0 '
+    '--out runs/swingup --set learner.sigma=0.3 training.num_envs=4'
+)
+
+
+class Options(common.Options):
+    """What to train, how long, and where to put it."""
+
+    task: str | None = pydantic.Field(None, description='what to learn: see robot-rl tasks')
+    agent: str = pydantic.Field(
+        'd4pg', description='a file of config/agents by name, or the path of one'
+    )
+    steps: int | None = pydantic.Field(None, description='environment steps in all')
+    seed: int | None = pydantic.Field(
+        None, description='of networks, exploration, sampling and episodes'
+    )
+    out: Path | None = pydantic.Field(
+        None, description='folder of the run; runs/<task>-<agent>-seed<seed> without it'
+    )
+    set: tuple[str, ...] = pydantic.Field(
+        (),
+        description='changes to the config, as learner.<key>=<value> or training.<key>=<value>; '
+        "the run's config.yaml lists all keys",
+    )
+    resume: bool = pydantic.Field(
+        False, description="go on with the config in the run's folder; --steps may be raised"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Train, and leave config, metrics, checkpoint and policy in the run's folder."""
+    options = common.parse(Options, argv, 'train', __doc__, EXAMPLE)
+    # Here, and not above: torch takes seconds, and --help should not.
+    from robot_rl.training.loop import POLICY, Trainer
+
+    config = _config(options)
+    name = f'{config.task.replace("/", "-")}-{config.agent}-seed{config.seed}'
+    out = options.out or Path('runs') / name
+    trainer = Trainer(config, out)
+    finished, steps = trainer.run(), trainer.state.env_steps
+    data = {'out': str(out), 'finished': finished, 'env_steps': steps, 'policy': str(out / POLICY)}
+    text = f'{steps} steps done; the policy is {out / POLICY}'
+    if not finished:
+        text = f'stopped and saved at {steps} steps; robot-rl train --resume --out {out} goes on'
+    common.emit(data, options.as_json, text)
+    return 0 if finished else 130
+
+
+def _config(options: Options) -> RunConfig:
+    """Build the run's config from the flags, or take the one in its folder."""
+    from robot_rl.training.config import RunConfig, load_run_config
+    from robot_rl.training.loop import CONFIG
+
+    if options.resume:
+        if options.out is None:
+            raise RobotRLError('train: --resume needs --out, the folder of the run to go on with')
+        config = RunConfig.from_yaml(options.out / CONFIG)
+        return config if options.steps is None else config.replace(steps=options.steps)
+    if options.task is None:
+        raise RobotRLError('train: --task is missing; robot-rl tasks lists what there is')
+    return load_run_config(
+        options.agent, options.task, options.set, steps=options.steps, seed=options.seed
+    )

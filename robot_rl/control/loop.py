@@ -1,0 +1,96 @@
+"""ControlLoop: observation, policy, limiter and session state in one object without ROS."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from robot_rl.control.actions import applied_action, joint_target, require_supported
+from robot_rl.control.limiter import Limits, limit, require_finite
+from robot_rl.control.observation import Chain, Observation, ObservationAssembler
+from robot_rl.control.runtime import Policy
+from robot_rl.errors import ContractMismatch
+from robot_rl.specs import Contract, RobotSpec, require_fit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Command:
+    """What one tick decided.
+
+    `target` [n]: joint positions within the limits, to be reached one control period later.
+    `requested` and `applied` [A]: the policy's action, and what the limits left of it, both in
+    contract units. `stamp_s`: that of the joint_states it was computed from. `observation`: what
+    the policy saw.
+    """
+
+    target: np.ndarray
+    requested: np.ndarray
+    applied: np.ndarray
+    stamp_s: float
+    observation: Observation
+
+
+class ControlLoop:
+    """Runs a policy on streams, one tick a control period, on any clock.
+
+    When an episode is prepared call observations.reset() and feed it (put) until nothing is
+    missing; when it starts call begin(), then tick(). The stream command.position is the loop's
+    own last target, at first the pose given to begin(). Raises ContractMismatch at once for a
+    contract that does not fit the robot.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        robot: RobotSpec,
+        chain: Chain,
+        policy: Policy,
+        limits: Limits | None = None,
+    ):
+        require_fit(contract, _streams(contract, robot), where=f'robot {robot.name}')
+        require_supported(contract, robot)
+        self.contract, self.robot, self.policy = contract, robot, policy
+        self.limits = limits or Limits.from_spec(robot)
+        self.observations = ObservationAssembler(contract, robot, chain)
+        self.steps = 0
+        self._command: np.ndarray | None = None
+        self._state: dict[str, np.ndarray] = {}
+
+    def begin(self, measured: ArrayLike) -> None:
+        """Start an episode at the measured joint positions [n]: step 0, initial state, no history.
+
+        Samples stay: observations.reset() forgets those of the last episode.
+        """
+        measured = require_finite('measured joint positions', measured)
+        if measured.shape != (len(self.robot.joints),):
+            raise ContractMismatch(
+                f'measured joint positions: shape {list(measured.shape)}, '
+                f'right is [{len(self.robot.joints)}]'
+            )
+        self.observations.reset_history()
+        self._command = self.limits.clip(measured)
+        self._state = self.policy.initial_state(1)
+        self.steps = 0
+
+    def tick(self, now_s: float) -> Command:
+        """Decide once. Raises a RobotRLError, and commands nothing, where anything is amiss."""
+        if self._command is None:
+            raise ContractMismatch('control loop: tick before begin; it has no pose to start from')
+        observation, stamp_s = self.observations.assemble(now_s, self._command)
+        batch = {name: values[None] for name, values in observation.items()}
+        actions, state = self.policy.select(batch, self._state)
+        requested = actions[0]
+        wanted = joint_target(self.contract, requested, self._command, self.robot)
+        target = limit(wanted, self._command, self.contract.period_s, self.limits)
+        applied = applied_action(self.contract, target, self._command, self.robot)
+        self._command, self._state = target, state
+        self.steps += 1
+        return Command(target, requested, applied, stamp_s, observation)
+
+
+def _streams(contract: Contract, robot: RobotSpec) -> dict[str, tuple[str, ...]]:
+    """Return the streams that an arm can have: its own, and whatever messages may bring."""
+    brought = {field.stream: () for field in contract.observation if field.stream != 'env'}
+    return brought | {'joint_states': robot.joints, 'command': robot.joints, 'tool': ()}

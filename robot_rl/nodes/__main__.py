@@ -1,0 +1,7 @@
+"""`python -m robot_rl.nodes <node> [--ros-args ...]`."""
+
+import sys
+
+from robot_rl.nodes.main import main
+
+sys.exit(main())

@@ -1,0 +1,174 @@
+"""command_guard: the only publisher to the arm; see robot_rl.control.guard for what it does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pydantic
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
+from robot_rl.control.session import SessionInfo
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.specs import RobotSpec
+
+
+class Parameters(GuardConfig):
+    """The ROS parameters of command_guard: GuardConfig's, and which arm it guards."""
+
+    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+
+
+class CommandGuardNode(Node):
+    """Publishes to the arm at its controller's rate, from a thread that does nothing else.
+
+    That thread also reads joint states and commands, so that no callback can delay it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('command_guard')
+        support.declare_parameters(self, Parameters)
+        parameters = support.read_parameters(self, Parameters)
+        self._robot = RobotSpec.load(parameters.robot)
+        config = GuardConfig.parse(parameters.model_dump(exclude={'robot'}))
+        self._guard = CommandGuard(self._robot, config)
+        self._lock = threading.Lock()
+        self._preparing = False
+        self._create_topics()
+        self._participant = support.Participant(self, self._on_session)
+        for name in ('estop', 'estop_reset', 'reset'):
+            self.create_service(Trigger, f'~/{name}', getattr(self, f'_on_{name}'))
+        self._diagnostics = support.Diagnostics(self, self._robot.name)
+        self._overruns = 0
+        self._worker: support.Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Begin to guard."""
+        self._worker = support.Worker(self._work, end)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Publish nothing any more: the arm's controller holds the last command."""
+        if self._worker:
+            self._worker.stop()
+
+    def _create_topics(self) -> None:
+        robot = self._robot
+        self._joint_states = support.Polled(
+            self, JointState, robot.joint_states_topic, support.SENSOR
+        )
+        self._commands = support.Polled(
+            self, JointTrajectory, support.POLICY_COMMAND, support.COMMAND
+        )
+        self._to_arm = self.create_publisher(
+            Float64MultiArray, robot.controller.topic, support.COMMAND
+        )
+        self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
+        self._arm_message = Float64MultiArray()
+        self._applied_message = support.trajectory(robot.joints, 1.0 / robot.controller.rate_hz)
+
+    def _work(self, stop: threading.Event) -> None:
+        period_s = 1.0 / self._robot.controller.rate_hz
+        last = reported = time.monotonic()
+        for now in support.every(period_s, stop):
+            with self._lock:
+                self._hear(now)
+                applied = self._guard.tick(now)
+            if applied is not None:
+                self._publish(applied)
+            self._overruns += now - last > 1.5 * period_s
+            last = now
+            if now - reported >= 1.0:
+                reported = now
+                self._report()
+
+    def _hear(self, now: float) -> None:
+        """Give what has come to the guard; log what it refuses."""
+        refusals = []
+        measured, command = self._joint_states.newest(), self._commands.newest()
+        if measured is not None:
+            refusals.append(self._guard.measured(measured.name, measured.position, now))
+            if self._preparing and refusals[-1] is None:
+                self._answer_when_ready()
+        if command is not None:
+            refusals.append(self._command(command, now))
+        for reason in filter(None, refusals):
+            self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
+
+    def _answer_when_ready(self) -> None:
+        if self._to_arm.get_subscription_count():
+            self._preparing = False
+            self._participant.report('ready')
+
+    def _command(self, message: JointTrajectory, now: float) -> str | None:
+        source = message.header.frame_id or 'policy'
+        if len(message.points) != 1:
+            return f'{source}: {len(message.points)} trajectory points, expected one'
+        point = message.points[0]
+        return self._guard.command(
+            message.joint_names,
+            point.positions,
+            support.seconds(point.time_from_start),
+            message.header.stamp,
+            source,
+            now,
+        )
+
+    def _publish(self, applied: Applied) -> None:
+        positions = support.doubles(applied.positions)
+        self._arm_message.data = positions
+        self._to_arm.publish(self._arm_message)
+        message = self._applied_message
+        message.header.stamp = applied.stamp or Time()
+        message.header.frame_id = applied.source
+        message.points[0].positions = positions
+        self._applied.publish(message)
+
+    def _on_session(self, info: SessionInfo) -> None:
+        with self._lock:
+            stopped = self._guard.state is GuardState.ESTOP
+            if info.state == 'prepare' and not stopped:
+                self._guard.reset()
+                self._commands.newest()
+                self._participant.report('preparing', 'no joint states, or no arm that listens')
+                self._preparing = True
+        if info.state == 'prepare' and stopped:
+            self._participant.report('error', 'estop: latched; call ~/estop_reset first')
+
+    def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._guard.estop(time.monotonic())
+        self._participant.report('error', 'estop: the emergency stop was called')
+        response.success, response.message = True, 'stopped; ~/estop_reset releases it'
+        return response
+
+    def _on_estop_reset(self, _: Any, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            refusal = self._guard.estop_reset(time.monotonic())
+        response.success, response.message = refusal is None, refusal or 'released'
+        return response
+
+    def _on_reset(self, _: Any, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._guard.reset()
+        response.success, response.message = True, 'the last command is forgotten'
+        return response
+
+    def _report(self) -> None:
+        with self._lock:
+            values = self._guard.diagnostics() | {'overruns': self._overruns}
+        level = DiagnosticStatus.OK
+        if values['state'] == GuardState.ESTOP:
+            level = DiagnosticStatus.ERROR
+        elif values['state'] == GuardState.HOLDING:
+            level = DiagnosticStatus.WARN
+        self._diagnostics.publish(level, values['state'], values)

@@ -1,0 +1,298 @@
+"""episode_recorder: writes every episode of the session, raw messages with their true times."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+import robot_rl
+from robot_rl.control.session import SessionInfo
+from robot_rl.errors import RobotRLError, StorageError
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.specs import RobotSpec, Spec
+from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.schemas import message_definition
+
+DRAIN_PERIOD_S = 0.02
+# What was on its way when the episode ended belongs to it.
+GRACE_S = 0.05
+SETTLE_S = 0.25
+# Streams that are computed, not published.
+DERIVED = ('command', 'tool', 'env')
+
+
+class Parameters(Spec):
+    """The ROS parameters of episode_recorder."""
+
+    root: str = pydantic.Field('episodes', description='folder of the episodes')
+    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+    world: Literal['sim', 'real'] = pydantic.Field('sim', description="'sim' or 'real'")
+    topics: tuple[str, ...] = pydantic.Field(
+        (), description='further topics to record, of any type'
+    )
+    min_free_gb: pydantic.NonNegativeFloat = pydantic.Field(
+        1.0, description='free disk space below which nothing is recorded [GB]'
+    )
+    silent_s: pydantic.PositiveFloat = pydantic.Field(
+        0.5, description='silence of a required topic that is reported at once [s]'
+    )
+
+
+@dataclasses.dataclass
+class Topic:
+    """One topic as it is being recorded."""
+
+    name: str  # resolved: with its namespace
+    type: str  # package/msg/Name
+    definition: str
+    messages: support.Polled[bytes]
+    heard_at: float = 0.0  # steady time of the last message [s]
+
+
+class EpisodeRecorder(Node):
+    """Opens an episode when it is prepared, commits it when it has ended.
+
+    A required topic must have a publisher before the recorder is ready. A recorder that is
+    stopped commits what it has as truncated; one that is killed leaves '<id>.partial'.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('episode_recorder')
+        support.declare_parameters(self, Parameters)
+        self._parameters = support.read_parameters(self, Parameters)
+        self._robot = RobotSpec.load(self._parameters.robot)
+        self._root = Path(self._parameters.root).expanduser()
+        self._topics: dict[str, Topic] = {}
+        self._lock = threading.Lock()
+        self._writer: EpisodeWriter | None = None
+        self._required: set[str] = set()
+        self._waiting = False
+        self._subscribed_at = 0.0
+        self._end: tuple[float, str, str] | None = None  # when, with which result, and why
+        self._lost: dict[str, int] = {}
+        self._participant = support.Participant(self, self._on_session)
+        self._diagnostics = support.Diagnostics(self, str(self._root))
+        self._worker: support.Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Begin to listen."""
+        self._require_disk()
+        self._worker = support.Worker(self._work, end)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Commit what there is of an episode."""
+        if self._worker:
+            self._worker.stop()
+        if self._writer is not None:
+            try:
+                self._drain(time.monotonic())
+                self._finish('truncated', 'the recorder was stopped')
+            except RobotRLError as error:
+                self._give_up(error)
+
+    def _work(self, stop: threading.Event) -> None:
+        watched = 0.0
+        for now in support.every(DRAIN_PERIOD_S, stop):
+            with self._lock:
+                try:
+                    self._drain(now)
+                    if self._waiting:
+                        self._answer_when_ready()
+                    if self._end is not None and now >= self._end[0]:
+                        self._finish(*self._end[1:])
+                    if now - watched >= 1.0:
+                        watched = now
+                        self._watch(now)
+                except RobotRLError as error:
+                    self._give_up(error)
+
+    def _on_session(self, info: SessionInfo) -> None:
+        with self._lock:
+            try:
+                if info.state == 'prepare':
+                    self._open(info)
+                elif info.state == 'ended' and self._writes(info):
+                    self._waiting = False
+                    self._end = time.monotonic() + GRACE_S, info.result, info.reason
+            except RobotRLError as error:
+                self._give_up(error)
+
+    def _writes(self, info: SessionInfo) -> bool:
+        return self._writer is not None and self._writer.header.id == info.episode
+
+    def _open(self, info: SessionInfo) -> None:
+        if self._writes(info):
+            return
+        if self._writer is not None:
+            self._finish('truncated', 'the next episode was prepared')
+        self._require_disk()
+        self._drain(time.monotonic())  # what came before does not belong to it
+        self._required = self._required_topics(info)
+        self._lost = {}
+        self._writer = EpisodeWriter(self._root, self._header(info))
+        self._participant.report(
+            'preparing', f'no publisher of {", ".join(sorted(self._required))}'
+        )
+        self._waiting = True
+
+    def _header(self, info: SessionInfo) -> EpisodeHeader:
+        fields = info.to_dict()
+        names = ('task', 'source', 'policy', 'operator', 'seed', 'contract', 'tags')
+        return EpisodeHeader.parse(
+            {name: fields[name] for name in names}
+            | {
+                'id': info.episode,
+                'robot': self._robot.name,
+                'robot_spec': self._robot.to_dict(),
+                'world': self._parameters.world,
+                'code_version': robot_rl.__version__,
+            }
+        )
+
+    def _required_topics(self, info: SessionInfo) -> set[str]:
+        """Return the topics, resolved, without which an episode is not worth recording."""
+        names = {self._robot.joint_states_topic, self._robot.controller.topic, support.APPLIED}
+        if info.source == 'policy':
+            names |= {support.POLICY_ACTION, support.POLICY_COMMAND}
+        fields = (info.contract or {}).get('observation', ())
+        streams = {field['source'].split('.')[0] for field in fields}
+        names |= streams - {'joint_states', *DERIVED}
+        return {self.resolve_topic_name(name) for name in names}
+
+    def _answer_when_ready(self) -> None:
+        wanted = self._required | {
+            self.resolve_topic_name(name)
+            for name in (*self._parameters.topics, support.SESSION_STATE, support.TARGET_POSE)
+        }
+        self._subscribe(wanted)
+        # Until its publishers have seen a new subscription as well, messages pass it by.
+        settled = time.monotonic() - self._subscribed_at > SETTLE_S
+        if settled and self._required <= self._topics.keys():
+            self._waiting = False
+            self._participant.report('ready')
+
+    def _subscribe(self, names: set[str]) -> None:
+        """Subscribe to those of `names` that have a publisher, as that publisher offers."""
+        missing = names - self._topics.keys()
+        if not missing:
+            return
+        offered = dict(self.get_topic_names_and_types())
+        for name in missing & offered.keys():
+            endpoints = self.get_publishers_info_by_topic(name)
+            if endpoints:
+                self._topics[name] = self._listen(name, offered[name][0], endpoints)
+                self._subscribed_at = time.monotonic()
+
+    def _listen(self, name: str, type_name: str, endpoints: list[Any]) -> Topic:
+        offers = [endpoint.qos_profile for endpoint in endpoints]
+        reliable = all(o.reliability == ReliabilityPolicy.RELIABLE for o in offers)
+        latched = all(o.durability == DurabilityPolicy.TRANSIENT_LOCAL for o in offers)
+        qos = QoSProfile(
+            depth=1000,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+        )
+        polled = support.Polled(self, _message_class(type_name, name), name, qos, raw=True)
+        return Topic(name, type_name, message_definition(type_name), polled, time.monotonic())
+
+    def _drain(self, now: float) -> None:
+        """Take every message that waits, and write it where an episode is open."""
+        for topic in self._topics.values():
+            for data, about in topic.messages.drain():
+                topic.heard_at = now
+                if self._writer is not None:
+                    self._writer.write(
+                        topic.name,
+                        topic.type,
+                        topic.definition,
+                        data,
+                        about['received_timestamp'],
+                        about['source_timestamp'],
+                        about['publication_sequence_number'] or 0,
+                    )
+
+    def _finish(self, result: str, termination: str) -> None:
+        """Commit or discard the episode, and say where it lies and what it lacks."""
+        writer, self._writer = self._writer, None
+        self._end, self._waiting = None, False
+        known = {'success': True, 'failure': False}
+        fields = {'result': result, 'termination': termination}
+        fields['success'] = known.get(result)
+        path = writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)
+        report = writer.report()
+        about = {
+            'path': str(path),
+            'messages': sum(topic.count for topic in report.values()),
+            'lost': sum(topic.lost for topic in report.values()),
+        }
+        self._participant.report('done', json.dumps(about))
+
+    def _give_up(self, error: RobotRLError) -> None:
+        """Keep what could be written, and say why there is no more."""
+        writer, self._writer = self._writer, None
+        self._end, self._waiting = None, False
+        self._participant.report('error', f'episode_recorder: {error}')
+        if writer is not None:
+            try:
+                writer.close()
+            except StorageError as closing:
+                self.get_logger().error(str(closing))
+
+    def _require_disk(self) -> None:
+        """Raise StorageError where the disk is short."""
+        folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
+        free_gb = shutil.disk_usage(folder).free / 1e9
+        if free_gb < self._parameters.min_free_gb:
+            raise StorageError(
+                f'{self._root}: {free_gb:.1f} GB free, '
+                f'{self._parameters.min_free_gb} GB are wanted (parameter min_free_gb)'
+            )
+
+    def _watch(self, now: float) -> None:
+        """Once a second: say which topics are silent or lose messages, and how the disk is."""
+        if self._writer is None:
+            self._diagnostics.publish(DiagnosticStatus.OK, 'no episode', {})
+            return
+        self._require_disk()
+        report = self._writer.report()
+        problems = [
+            f'{name}: {topic.lost} messages lost'
+            for name, topic in report.items()
+            if topic.lost > self._lost.get(name, 0)
+        ]
+        self._lost = {name: topic.lost for name, topic in report.items()}
+        if self._participant.info.state == 'running':
+            problems += [
+                f'{name}: silent for {now - self._topics[name].heard_at:.1f} s'
+                for name in sorted(self._required & self._topics.keys())
+                if now - self._topics[name].heard_at > self._parameters.silent_s
+            ]
+        for problem in problems:
+            self.get_logger().warning(problem)
+        level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
+        values = {f'{name} [Hz]': round(topic.rate_hz, 1) for name, topic in report.items()}
+        self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
+
+
+def _message_class(type_name: str, topic: str) -> type:
+    package, kind = type_name.split('/msg/')
+    try:
+        return getattr(importlib.import_module(f'{package}.msg'), kind)
+    except ImportError:
+        raise StorageError(
+            f'topic {topic}: its type {type_name} is not installed here; install {package}, '
+            'or do not record it'
+        ) from None

@@ -1,0 +1,118 @@
+"""Entry points of the nodes: `ros2 run robot_rl <node>` and `python -m robot_rl.nodes <node>`.
+
+Signals are handled from the first line on, before the slow imports, so that SIGINT and SIGTERM
+end a node with exit code 0 at any time, also where it was started with SIGINT ignored.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.nodes import supervisor
+
+NODES = {
+    'sim_robot': 'robot_rl.nodes.sim_robot:SimRobot',
+    'policy': 'robot_rl.nodes.policy:PolicyNode',
+    'command_guard': 'robot_rl.nodes.command_guard:CommandGuardNode',
+    'episode_recorder': 'robot_rl.nodes.episode_recorder:EpisodeRecorder',
+    'session': 'robot_rl.nodes.session:SessionNode',
+}
+_CLOSE_WITHIN_S = 8.0
+
+
+class End:
+    """The wish to end: set by a signal or by the node itself; wait() returns once it is there."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._importing = True
+        self.code = 0
+        _handle(self._on_signal)
+
+    def __call__(self, code: int = 0) -> None:
+        """Ask for the end of the node with an exit code; the first one counts."""
+        if not self._event.is_set():
+            self.code = code
+            self._event.set()
+
+    def imported(self) -> None:
+        """From here on a signal no longer interrupts, it only asks."""
+        self._importing = False
+
+    def wait(self) -> None:
+        """Wait until the node is to end, then make sure that it does, whatever hangs."""
+        self._event.wait()
+        # Python hands SIGINT back to the system before the process is gone: a second Ctrl-C
+        # would turn a clean end into a death by signal.
+        _handle(signal.SIG_IGN)
+        watchdog = threading.Timer(_CLOSE_WITHIN_S, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+
+    def _on_signal(self, *_: object) -> None:
+        self()
+        if self._importing:
+            _handle(signal.SIG_IGN)
+            raise SystemExit(0)
+
+
+def _handle(handler: Callable[..., None] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def run(node: str, args: list[str] | None = None) -> int:
+    """Run one node until it ends; return its exit code."""
+    end = End()
+    supervisor.begin()
+    if node not in NODES:
+        raise UnknownName('node', node, NODES)
+    module, name = NODES[node].split(':')
+    from robot_rl.nodes import support
+
+    node_class = getattr(importlib.import_module(module), name)
+    end.imported()
+    return support.run(node_class, args, end)
+
+
+def sim_robot() -> int:
+    """The simulated arm."""
+    return run('sim_robot')
+
+
+def policy() -> int:
+    """The policy, a lifecycle node."""
+    return run('policy')
+
+
+def command_guard() -> int:
+    """The only publisher to the arm."""
+    return run('command_guard')
+
+
+def episode_recorder() -> int:
+    """The recorder of episodes."""
+    return run('episode_recorder')
+
+
+def session() -> int:
+    """The conductor of episodes."""
+    return run('session')
+
+
+def main() -> int:
+    """Run the node named by the first argument."""
+    if len(sys.argv) < 2:
+        print(f'usage: python -m robot_rl.nodes {{{",".join(NODES)}}} [--ros-args ...]')
+        return 2
+    try:
+        return run(sys.argv[1], sys.argv[1:])
+    except RobotRLError as error:
+        print(f'robot_rl.nodes: {error}', file=sys.stderr)
+        return 2

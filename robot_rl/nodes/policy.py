@@ -1,0 +1,313 @@
+"""policy: a lifecycle node that runs a policy, tick by tick, while an episode runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl import registry, resources
+from robot_rl.control.loop import Command, ControlLoop
+from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
+from robot_rl.control.session import SessionInfo
+from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.robots.quaternions import xyzw_to_wxyz
+from robot_rl.specs import Contract, RobotSpec, Spec
+
+# How often samples are looked for while an episode waits for them [s].
+POLL_S = 0.002
+# How long an episode that was told to run waits for fresh samples of every stream [s].
+FRESH_WITHIN_S = 2.0
+
+
+class Parameters(Spec):
+    """The ROS parameters of policy."""
+
+    policy: str = pydantic.Field(
+        'constant', description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+    )
+    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+    task: str = pydantic.Field(
+        'ur5e/reach', description="whose contract 'random' and 'constant' serve"
+    )
+    seed: pydantic.NonNegativeInt = pydantic.Field(0, description="of the policy 'random'")
+    autostart: bool = pydantic.Field(
+        True, description='configure and activate without a lifecycle manager'
+    )
+
+
+def open_policy(name: str, task: str, seed: int = 0) -> Policy:
+    """Return 'random' or 'constant' for a task, an .onnx file, or one by its name in pretrained/.
+
+    Raises UnknownName, PolicyFileError.
+    """
+    if name in BUILT_IN:
+        return load_policy(name, registry.make_task(task).contract(), seed)
+    path = Path(name)
+    if path.suffix != '.onnx' and not path.exists():
+        path = resources.find('pretrained', name, '.onnx')
+    return load_policy(path)
+
+
+class PolicyNode(LifecycleNode):
+    """configure loads and warms the policy, activate starts its thread, deactivate stops it first.
+
+    The thread walks through one episode after another with the session: it forgets and gathers
+    samples, reports ready, runs exactly max_steps ticks, reports done. When anything is amiss it
+    reports the error and commands nothing: the guard holds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('policy')
+        support.declare_parameters(self, Parameters, read_only=False)
+        self._participant = support.Participant(self, self._on_session)
+        self._changed = threading.Event()
+        self._diagnostics = support.Diagnostics(self, 'policy')
+        self._end: End | None = None
+        self._loop: ControlLoop | None = None
+        self._worker: support.Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Configure and activate where no lifecycle manager will."""
+        self._end = end
+        if support.read_parameters(self, Parameters).autostart:
+            for transition in (self.trigger_configure, self.trigger_activate):
+                if transition() != TransitionCallbackReturn.SUCCESS:
+                    return end(2)  # the transition has said why
+
+    def close(self) -> None:
+        """Stop the loop."""
+        self._stop_loop()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the policy, run it once or twice, and see whether it fits the robot."""
+        del state
+        return self._transition(self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to take part in episodes."""
+        super().on_activate(state)
+        self._worker = support.Worker(self._work, self._end)
+        self._worker.start()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the loop, then everything else."""
+        self._stop_loop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the policy."""
+        del state
+        self._stop_loop()
+        self._destroy_topics()
+        self._loop = None
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the loop."""
+        del state
+        self._stop_loop()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _transition(self, work: Callable[[], None]) -> TransitionCallbackReturn:
+        """Do the work of a transition; rclpy would drop what it raises without a word."""
+        try:
+            work()
+        except RobotRLError as error:
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        parameters = support.read_parameters(self, Parameters)
+        policy = open_policy(parameters.policy, parameters.task, parameters.seed)
+        robot = RobotSpec.load(parameters.robot)
+        self._loop = ControlLoop(policy.contract, robot, KinematicChain.from_spec(robot), policy)
+        self._create_topics(robot, policy.contract)
+        self.get_logger().info(f'policy {policy.card.id} at {policy.contract.rate_hz:g} Hz')
+
+    def _create_topics(self, robot: RobotSpec, contract: Contract) -> None:
+        self._joint_states = support.Polled(
+            self, JointState, robot.joint_states_topic, support.SENSOR
+        )
+        poses = {field.stream for field in contract.observation}
+        poses -= {'joint_states', 'command', 'tool'}
+        self._poses = {
+            stream: support.Polled(self, PoseStamped, stream, support.SENSOR) for stream in poses
+        }
+        self._commands = self.create_lifecycle_publisher(
+            JointTrajectory, support.POLICY_COMMAND, support.COMMAND
+        )
+        self._actions = self.create_lifecycle_publisher(
+            JointTrajectory, support.POLICY_ACTION, support.STREAM
+        )
+        self._command_message = support.trajectory(robot.joints, contract.period_s)
+        self._command_message.header.frame_id = 'policy'
+        self._action_message = support.trajectory(contract.action_names, contract.period_s)
+        self._stamp = Time()
+
+    def _destroy_topics(self) -> None:
+        for subscription in (self._joint_states, *self._poses.values()):
+            subscription.destroy(self)
+        self.destroy_lifecycle_publisher(self._commands)
+        self.destroy_lifecycle_publisher(self._actions)
+
+    def _stop_loop(self) -> None:
+        if self._worker is not None:
+            self._worker.stop_event.set()
+            self._changed.set()
+            self._worker.stop()
+            self._worker = None
+
+    def _on_session(self, info: SessionInfo) -> None:
+        del info  # the loop's thread reads it
+        self._changed.set()
+
+    def _work(self, stop: threading.Event) -> None:
+        """Take part in one episode after another until told to stop."""
+        taken = ''
+        while not stop.is_set():
+            info = self._participant.info
+            if info.state != 'prepare' or info.episode == taken:
+                self._changed.wait()
+                self._changed.clear()
+                continue
+            taken = info.episode
+            try:
+                self._episode(info, stop)
+            except RobotRLError as error:
+                self._participant.report('error', f'policy: {error}')
+
+    def _episode(self, info: SessionInfo, stop: threading.Event) -> None:
+        """Walk through the episode of `info`; return early where the session leaves it."""
+        if info.source not in ('', 'policy'):
+            self._participant.report('ready', f'idle: the source is {info.source}')
+            return
+        if not self._gather(info, ('prepare',), stop):
+            return
+        self._participant.report('ready', self._loop.policy.card.id)
+        while self._stays(info, ('prepare', 'ready'), stop):
+            self._changed.wait()
+            self._changed.clear()
+        # What was measured before the start may be from before the arm was placed.
+        if self._gather(info, ('running',), stop, FRESH_WITHIN_S):
+            self._participant.report('running')
+            self._run(info, stop)
+
+    def _stays(self, info: SessionInfo, states: tuple[str, ...], stop: threading.Event) -> bool:
+        """Tell whether the session is still with the episode of `info`, in one of `states`."""
+        now = self._participant.info
+        return not stop.is_set() and now.episode == info.episode and now.state in states
+
+    def _gather(
+        self,
+        info: SessionInfo,
+        states: tuple[str, ...],
+        stop: threading.Event,
+        within_s: float = float('inf'),
+    ) -> bool:
+        """Forget all samples and wait until every stream has brought a new one.
+
+        Returns False where the session goes elsewhere. Raises ContractMismatch after `within_s`.
+        """
+        self._poll()
+        self._loop.observations.reset()
+        start, said = time.monotonic(), ''
+        while self._stays(info, states, stop):
+            missing = self._missing()
+            if not missing:
+                return True
+            waited = time.monotonic() - start
+            if waited > within_s:
+                raise ContractMismatch(f'no fresh observation within {within_s:g} s: {missing}')
+            if waited > 1.0 and missing != said:
+                self._participant.report('preparing', missing)
+                said = missing
+            time.sleep(POLL_S)
+        return False
+
+    def _missing(self) -> str:
+        """Say what keeps an episode from being run."""
+        problems = [self._poll(), *self._loop.observations.missing(self._now())]
+        if not any(problems) and not self._commands.get_subscription_count():
+            problems = [f'{support.POLICY_COMMAND}: no command_guard listens']
+        return '; '.join(filter(None, problems))
+
+    def _run(self, info: SessionInfo, stop: threading.Event) -> None:
+        loop, late = self._loop, 0
+        period_s, last = loop.contract.period_s, None
+        loop.begin(loop.observations.latest('joint_states')['position'])
+        for now in support.every(period_s, stop):
+            if not self._stays(info, ('running',), stop):
+                break
+            if loop.steps == info.max_steps:  # the last command has had its period
+                self._participant.report('done', f'{loop.steps} ticks, {late} late')
+                break
+            self._poll()
+            self._publish(loop.tick(self._now()))
+            late += last is not None and now - last > 1.5 * period_s
+            last = now
+        if stop.is_set():
+            self._participant.report('error', 'policy: stopped while the episode ran')
+        self._report(loop.steps, late)
+
+    def _poll(self) -> str:
+        """Take the newest sample of every stream; return why one is refused, if one is."""
+        refusal, put = '', self._loop.observations.put
+        try:
+            if (message := self._joint_states.newest()) is not None:
+                values = {'position': message.position, 'velocity': message.velocity}
+                put('joint_states', support.seconds(message.header.stamp), values, message.name)
+                self._stamp = message.header.stamp
+            for stream, subscription in self._poses.items():
+                if (message := subscription.newest()) is not None:
+                    put(stream, support.seconds(message.header.stamp), _pose(message.pose))
+        except RobotRLError as error:
+            refusal = str(error)
+            self.get_logger().error(refusal, throttle_duration_sec=1.0)
+        return refusal
+
+    def _now(self) -> float:
+        return self.get_clock().now().nanoseconds * 1e-9
+
+    def _publish(self, command: Command) -> None:
+        """Publish the target, and the action as requested, under the observation's stamp."""
+        self._command_message.header.stamp = self._stamp
+        self._command_message.points[0].positions = support.doubles(command.target)
+        self._commands.publish(self._command_message)
+        self._action_message.header.stamp = self._stamp
+        self._action_message.points[0].positions = support.doubles(command.requested)
+        self._actions.publish(self._action_message)
+
+    def _report(self, steps: int, late: int) -> None:
+        self._diagnostics.publish(
+            DiagnosticStatus.WARN if late else DiagnosticStatus.OK,
+            f'{steps} ticks, {late} late',
+            {'steps': steps, 'late': late, 'policy': self._loop.policy.card.id},
+        )
+
+
+def _pose(pose: Any) -> dict[str, Any]:
+    position, orientation = pose.position, pose.orientation
+    return {
+        'position': [position.x, position.y, position.z],
+        'orientation': xyzw_to_wxyz([orientation.x, orientation.y, orientation.z, orientation.w]),
+    }

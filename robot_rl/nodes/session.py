@@ -1,0 +1,327 @@
+"""session: runs episodes, one after another, with everybody who takes part in them."""
+
+from __future__ import annotations
+
+import collections
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pydantic
+from rclpy.node import Node
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from robot_rl import registry
+from robot_rl.control.session import Result, Session, SessionInfo
+from robot_rl.errors import RobotRLError, SpecError
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.nodes.policy import open_policy
+from robot_rl.specs import Spec
+from robot_rl.storage.episode import new_episode_id
+
+RECORDER = 'episode_recorder'
+# What a person may call, and the result that it gives to the episode in hand.
+CALLS: dict[str, Result | None] = {
+    'start': None,
+    'stop': 'truncated',
+    'success': 'success',
+    'failure': 'failure',
+    'discard': 'discarded',
+}
+
+
+class NotReady(RobotRLError, RuntimeError):
+    """Somebody who takes part in the episode did not get ready."""
+
+
+class Ending(Exception):
+    """How the episode in hand ends, and why."""
+
+    def __init__(self, result: Result, reason: str):
+        self.result, self.reason = result, reason
+        super().__init__(reason)
+
+
+class Parameters(Spec):
+    """The ROS parameters of session."""
+
+    task: str = pydantic.Field('ur5e/reach', description='task of the episodes')
+    source: str = pydantic.Field('policy', description="who commands: 'policy', 'teleop', ...")
+    policy: str = pydantic.Field(
+        'constant', description='as for the node policy: says what the episodes are made with'
+    )
+    policy_label: str = pydantic.Field(
+        '', description="the policy's name in the record; empty: the id of its card"
+    )
+    episodes: pydantic.NonNegativeInt = pydantic.Field(
+        1, description='how many to run; 0: until stopped'
+    )
+    first_seed: int = pydantic.Field(
+        0, ge=-1, description='seed of the first episode, then one more each; -1: no seeds'
+    )
+    max_steps: pydantic.NonNegativeInt = pydantic.Field(
+        0, description="ticks of an episode; 0: the task's own number"
+    )
+    participants: tuple[str, ...] = pydantic.Field(
+        ('sim_robot', 'policy', 'command_guard', RECORDER),
+        description='nodes that must be ready before an episode runs',
+    )
+    operator: str = pydantic.Field('', description='the person beside the arm')
+    tags: tuple[str, ...] = pydantic.Field((), description='tags of the episodes')
+    manual: bool = pydantic.Field(
+        False, description='wait for ~/start, and for a person to end each episode'
+    )
+    exit_when_done: bool = pydantic.Field(True, description='end the node after the last episode')
+    ready_timeout_s: pydantic.PositiveFloat = pydantic.Field(
+        30.0, description='time for everybody to be found and to get ready [s]'
+    )
+    run_margin_s: pydantic.PositiveFloat = pydantic.Field(
+        5.0, description='time beyond its steps after which an episode is ended [s]'
+    )
+    commit_timeout_s: pydantic.PositiveFloat = pydantic.Field(
+        30.0, description='time for the recorder to finish an episode [s]'
+    )
+
+
+class SessionNode(Node):
+    """prepare -> (all ready) -> ready -> running -> (done, a call, an error, time out) -> ended.
+
+    Prints one JSON line per ended episode. Ends with code 0 after the last episode, with 2 where
+    somebody did not get ready; with a person beside it (manual) it waits for the next ~/start.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('session')
+        support.declare_parameters(self, Parameters)
+        self._parameters = support.read_parameters(self, Parameters)
+        self._session = Session()
+        self._answers: dict[str, support.Answer] = {}
+        self._calls: collections.deque[str] = collections.deque()
+        self._changed = threading.Event()
+        self._paused = self._parameters.manual
+        self._fields = self._describe()
+        self._publisher = self.create_publisher(String, support.SESSION_STATE, support.LATCHED)
+        for name in self._parameters.participants:
+            self.create_subscription(
+                String, f'{name}/status', self._listener(name), support.LATCHED
+            )
+        for name in CALLS:
+            self.create_service(Trigger, f'~/{name}', self._service(name))
+        self._end: End | None = None
+        self._worker: support.Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Begin with the first episode."""
+        self._end = end
+        self._worker = support.Worker(self._work, end)
+        self._worker.start()
+
+    def close(self) -> None:
+        """End the episode in hand."""
+        if self._worker:
+            self._worker.stop_event.set()
+            self._changed.set()
+            self._worker.stop()
+
+    def _describe(self) -> dict[str, Any]:
+        """Return the fields of SessionInfo that all episodes share."""
+        parameters, task = self._parameters, registry.make_task(self._parameters.task)
+        contract, label, steps = task.contract(), parameters.policy_label, parameters.max_steps
+        if parameters.source == 'policy':
+            policy = open_policy(parameters.policy, parameters.task)
+            contract, label = policy.contract, label or policy.card.id
+        self._period_s = contract.period_s
+        return {
+            'task': task.name,
+            'source': parameters.source,
+            'policy': label,
+            'max_steps': steps or (None if parameters.manual else task.max_steps),
+            'operator': parameters.operator,
+            'robot': task.robot.name,
+            'contract': contract.to_dict(),
+            'tags': parameters.tags,
+        }
+
+    def _listener(self, name: str) -> Callable[[String], None]:
+        def listen(message: String) -> None:
+            try:
+                self._answers[name] = support.Answer.from_json(message.data, f'{name}/status')
+            except SpecError as error:
+                self.get_logger().error(str(error))
+            self._changed.set()
+
+        return listen
+
+    def _service(self, name: str) -> Callable[[Any, Trigger.Response], Trigger.Response]:
+        def call(_: Any, response: Trigger.Response) -> Trigger.Response:
+            state = self._session.info.state
+            response.success = self._is_possible(name)
+            response.message = name if response.success else f'not possible in state {state!r}'
+            if response.success:
+                self._calls.append(name)
+                self._changed.set()
+            return response
+
+        return call
+
+    def _is_possible(self, call: str) -> bool:
+        state = self._session.info.state
+        if call == 'start':
+            return self._paused and state != 'running'
+        if call in ('success', 'failure'):
+            return state == 'running'
+        return state in ('prepare', 'ready', 'running')
+
+    def _work(self, stop: threading.Event) -> None:
+        index, episodes = 0, self._parameters.episodes
+        while not stop.is_set() and (index < episodes or not episodes):
+            try:
+                index += self._episode(index, stop)
+            except NotReady as error:
+                if not self._parameters.manual:
+                    raise
+                self.get_logger().error(f'{error}; call ~/start to try again')
+                self._wait(self._started, stop, ended=True)
+        if self._session.info.state == 'ended':
+            self._publish(self._session.reset())
+        if self._parameters.exit_when_done and not stop.is_set():
+            self._end()
+
+    def _episode(self, index: int, stop: threading.Event) -> bool:
+        """Run one episode; return whether it counts (a discarded one is run again).
+
+        Raises NotReady where it could not begin.
+        """
+        seed = self._parameters.first_seed
+        fields = self._fields | {'index': index, 'seed': seed + index if seed >= 0 else None}
+        self._publish(self._session.prepare(new_episode_id(), **fields))
+        ending = self._walk(stop)
+        has_run = self._session.info.state == 'running'
+        stopped = stop.is_set() or (ending.result == 'discarded' and ending.reason in CALLS)
+        self._publish(self._session.end(ending.result, ending.reason))
+        self._print(ending, stop)
+        if not (has_run or stopped):
+            raise NotReady(ending.reason)
+        return ending.result != 'discarded'
+
+    def _walk(self, stop: threading.Event) -> Ending:
+        """Take the prepared episode to its end; return how it ends."""
+        parameters, info = self._parameters, self._session.info
+        try:
+            if not self._wait(self._all_ready, stop, parameters.ready_timeout_s):
+                return Ending('discarded', self._who_is_late())
+            self._publish(self._session.ready())
+            if self._paused:
+                self.get_logger().info('ready: call ~/start')
+                self._wait(self._started, stop)
+            self._publish(self._session.start())
+            timeout_s = None
+            if info.max_steps:
+                timeout_s = info.max_steps * self._period_s + parameters.run_margin_s
+            self._wait(self._done, stop, timeout_s)
+            return Ending('truncated', f'nobody ended it within {timeout_s:g} s')
+        except Ending as ending:
+            return ending
+
+    def _all_ready(self) -> bool:
+        names = self._parameters.participants
+        return all(self._answer(name).state == 'ready' for name in names)
+
+    def _started(self) -> bool:
+        if self._called() != 'start':
+            return False
+        self._paused = self._parameters.manual
+        return True
+
+    def _done(self) -> bool:
+        """Raise Ending where somebody has done all steps."""
+        for name in self._parameters.participants:
+            if self._answer(name).state == 'done':
+                raise Ending('truncated', self._what_says(name))
+        return False
+
+    def _require_no_end(self, stop: threading.Event) -> None:
+        """Raise Ending where a signal, a person or an error ends the episode in hand.
+
+        An error says nothing of the skill: the episode is not judged a failure by it.
+        """
+        running = self._session.info.state == 'running'
+        cut = 'truncated' if running else 'discarded'
+        if stop.is_set():
+            raise Ending(cut, 'the session was stopped')
+        if self._calls and self._calls[0] != 'start':
+            call = self._called()
+            self._paused = self._paused or call == 'stop'
+            raise Ending(CALLS[call] if running else 'discarded', call)
+        for name in self._parameters.participants:
+            answer = self._answer(name)
+            if answer.state == 'error':
+                stopped = answer.detail.startswith('estop')
+                raise Ending('estop' if stopped else cut, self._what_says(name))
+
+    def _print(self, ending: Ending, stop: threading.Event) -> None:
+        """Wait for the recording of the ended episode and print its line."""
+        info = self._session.info
+        line = {'episode': info.episode, 'index': info.index, 'seed': info.seed}
+        line |= {'result': ending.result, 'reason': ending.reason}
+        if RECORDER in self._parameters.participants and not stop.is_set():
+            self._wait(self._recorded, stop, self._parameters.commit_timeout_s, ended=True)
+            answer = self._answer(RECORDER)
+            if answer.state == 'done':
+                line |= json.loads(answer.detail)
+            else:
+                line['error'] = self._what_says(RECORDER)
+        print(json.dumps(line), flush=True)
+
+    def _recorded(self) -> bool:
+        return self._answer(RECORDER).state in ('done', 'error')
+
+    def _answer(self, name: str) -> support.Answer:
+        """Return what `name` last said of the episode in hand."""
+        answer = self._answers.get(name, support.Answer())
+        return answer if answer.episode == self._session.info.episode else support.Answer()
+
+    def _who_is_late(self) -> str:
+        names = self._parameters.participants
+        late = [name for name in names if self._answer(name).state != 'ready']
+        seconds = f'{self._parameters.ready_timeout_s:g} s'
+        return f'not ready within {seconds}: ' + '; '.join(map(self._what_says, late))
+
+    def _what_says(self, name: str) -> str:
+        answer = self._answer(name)
+        detail = f' ({answer.detail})' if answer.detail else ''
+        return f'{name} is {answer.state}{detail}'
+
+    def _called(self) -> str | None:
+        return self._calls.popleft() if self._calls else None
+
+    def _wait(
+        self,
+        condition: Callable[[], bool],
+        stop: threading.Event,
+        timeout_s: float | None = None,
+        ended: bool = False,
+    ) -> bool:
+        """Wait until `condition`, which is looked at whenever something changes.
+
+        Returns False after `timeout_s`. Raises Ending where something ends the episode in hand,
+        unless it has `ended`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._changed.clear()
+            if not ended:
+                self._require_no_end(stop)
+            if condition():
+                return True
+            left = None if deadline is None else deadline - time.monotonic()
+            if stop.is_set() or (left is not None and left <= 0):
+                return False
+            self._changed.wait(left)
+
+    def _publish(self, info: SessionInfo) -> None:
+        self._publisher.publish(String(data=info.to_json()))

@@ -1,0 +1,191 @@
+"""Starts nodes as child processes, watches them, and leaves none behind.
+
+It imports neither rclpy nor torch, so a process that trains can also run a robot's nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from robot_rl.errors import RobotRLError
+
+PARENT = 'ROBOT_RL_PARENT'  # the pid without which a node does not go on
+READY_FILE = 'ROBOT_RL_READY_FILE'  # a node creates this file once it works
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_POLL_S = 0.02
+
+
+class NodeFailure(RobotRLError, RuntimeError):
+    """A node ended by itself or did not do in time what it was asked."""
+
+
+class Supervisor:
+    """Runs nodes in process groups of their own; use it as a context manager.
+
+    Each node writes <log_dir>/<name>.log (standard error), <name>.out (standard output) and
+    <name>.yaml (its parameters). Use it from a thread that lives as long as the nodes: Linux
+    takes the end of the thread that started them for the end of their parent.
+    """
+
+    def __init__(self, log_dir: str | Path, domain_id: int | None = None, namespace: str = ''):
+        self.log_dir = Path(log_dir)
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.domain_id = free_domain_id() if domain_id is None else domain_id
+        self.namespace = namespace
+        self.children: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the nodes: this domain, this machine only, logs in log_dir."""
+        return os.environ | {
+            'ROS_DOMAIN_ID': str(self.domain_id),
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+            'ROS_LOG_DIR': str(self.log_dir / 'ros'),
+            'RCUTILS_COLORIZED_OUTPUT': '0',
+            'OPENBLAS_NUM_THREADS': '1',
+            'OMP_NUM_THREADS': '1',
+            'PYTHONUNBUFFERED': '1',
+            PARENT: str(os.getpid()),
+        }
+
+    def start(self, node: str, parameters: Mapping[str, Any] | None = None) -> subprocess.Popen:
+        """Start `node` (sim_robot, policy, ...) with its ROS parameters."""
+        file = self.log_dir / f'{node}.yaml'
+        file.write_text(yaml.safe_dump({'/**': {'ros__parameters': dict(parameters or {})}}))
+        command = [sys.executable, '-m', 'robot_rl.nodes', node, '--ros-args']
+        command += ['--params-file', str(file)] if parameters else []
+        command += ['-r', f'__ns:=/{self.namespace.strip("/")}'] if self.namespace else []
+        return self.start_command(node, command)
+
+    def start_command(self, name: str, command: list[str]) -> subprocess.Popen:
+        """Start any command that keeps the conventions of this module (see `begin`)."""
+        if name in self.children:
+            raise NodeFailure(f'supervisor: {name} has been started already')
+        ready = self._file(name, 'ready')
+        ready.unlink(missing_ok=True)
+        with self._file(name, 'log').open('wb') as log, self._file(name, 'out').open('wb') as out:
+            self.children[name] = subprocess.Popen(
+                command,
+                env=self.environment | {READY_FILE: str(ready)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor only
+            )
+        return self.children[name]
+
+    def wait_ready(self, timeout_s: float = 30.0) -> None:
+        """Wait until every node works. Raises NodeFailure that says which one does not."""
+        deadline = time.monotonic() + timeout_s
+        while waiting := [n for n in self.children if not self._file(n, 'ready').exists()]:
+            self.check()
+            if time.monotonic() > deadline:
+                raise NodeFailure(
+                    f'not ready within {timeout_s:g} s: '
+                    + '; '.join(map(self._last_words, waiting))
+                )
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raise NodeFailure, with its last words, where a node has ended with an error."""
+        for name, child in self.children.items():
+            if child.poll():
+                raise NodeFailure(f'ended with code {child.returncode}: {self._last_words(name)}')
+
+    def follow(self, node: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Yield each JSON line that `node` prints, as it comes, until it ends.
+
+        Raises NodeFailure where any node dies, or where `timeout_s` pass without a line.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._file(node, 'out').open(encoding='utf-8') as out:
+            while True:
+                ended = self.children[node].poll() is not None
+                for line in _whole_lines(out):
+                    yield json.loads(line)
+                    deadline = time.monotonic() + timeout_s
+                self.check()
+                if ended:
+                    return
+                if time.monotonic() > deadline:
+                    raise NodeFailure(
+                        f'nothing within {timeout_s:g} s from {self._last_words(node)}'
+                    )
+                time.sleep(_POLL_S)
+
+    def stop(self, timeout_s: float = 5.0) -> dict[str, int]:
+        """End every node: SIGINT, then SIGTERM, then SIGKILL; return their exit codes."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            for child in self.children.values():
+                if child.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, number)
+            deadline = time.monotonic() + timeout_s
+            for child in self.children.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(max(0.0, deadline - time.monotonic()))
+        codes = {name: child.returncode for name, child in self.children.items()}
+        self.children.clear()
+        return codes
+
+    def log(self, node: str) -> str:
+        """Return what `node` has written to standard error so far."""
+        return self._file(node, 'log').read_text(errors='replace')
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self.log_dir / f'{name}.{suffix}'
+
+    def _last_words(self, name: str, lines: int = 3) -> str:
+        words = ' | '.join(line for line in self.log(name).splitlines()[-lines:] if line.strip())
+        return f'{name}: {words or "it wrote nothing"} (log: {self._file(name, "log")})'
+
+
+def _whole_lines(file) -> Iterator[str]:
+    """Yield the lines that have been written to their end; the next call goes on from there."""
+    while True:
+        start = file.tell()
+        line = file.readline()
+        if not line.endswith('\n'):
+            file.seek(start)
+            return
+        if line.strip():
+            yield line
+
+
+def free_domain_id() -> int:
+    """Return a ROS domain id from 1 to 100 that another supervisor is unlikely to use."""
+    return 1 + os.getpid() % 100
+
+
+def begin() -> None:
+    """Child's side: die with the supervisor, however it dies. Without one, do nothing."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before prctl
+        raise SystemExit(1)
+
+
+def report_ready() -> None:
+    """Child's side: tell the supervisor, if there is one, that the node works."""
+    if READY_FILE in os.environ:
+        Path(os.environ[READY_FILE]).touch()

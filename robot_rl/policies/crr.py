@@ -1,0 +1,144 @@
+"""CRR: critic-regularised regression, a policy learned from recorded data alone.
+
+Wang et al. 2020, "Critic Regularized Regression" (arXiv 2006.15134): the policy imitates the
+recorded actions, each weighted by how much better than the policy's own the critic finds it. The
+critic is distributional, as D4PG's.
+B batch, D observation size, A action size, N sampled actions, K atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from robot_rl.policies import losses
+from robot_rl.policies.agent import Agent, Batch, as_tensors, copy_parameters, descend
+from robot_rl.policies.networks import CategoricalCritic, GaussianPolicy
+from robot_rl.policies.policy import ObservationVector, Policy
+from robot_rl.specs import Contract, Spec
+
+Sizes = tuple[pydantic.PositiveInt, ...]
+
+
+class CRRConfig(Spec):
+    """What CRR lets one choose; the filter's constants are the paper's."""
+
+    batch_size: pydantic.PositiveInt = 256  # transitions in one update
+    n_step: pydantic.PositiveInt = 5  # rewards summed before bootstrapping
+    discount: float = pydantic.Field(0.99, gt=0, le=1)  # gamma, per step
+    normalize_observations: bool = True  # by the statistics of the recorded data
+    policy_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
+    critic_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
+    learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam, policy and critic
+    v_min: float = -150.0  # smallest return that the critic can express
+    v_max: float = 150.0  # largest return that the critic can express
+    num_atoms: int = pydantic.Field(51, ge=2)  # places between v_min and v_max, both included
+    target_update_period: pydantic.PositiveInt = 100  # updates between copies to the targets
+    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of policy and critic, each
+    filter: Literal['binary', 'exp'] = 'exp'  # 1[A > 0], or exp(A / beta) up to max_weight
+    beta: pydantic.PositiveFloat = 1.0  # temperature of the exp filter, in units of return
+    max_weight: pydantic.PositiveFloat = 20.0  # of one transition under the exp filter
+    num_samples: pydantic.PositiveInt = 4  # actions that the policy's own value is averaged over
+
+    @pydantic.model_validator(mode='after')
+    def _support_is_ordered(self) -> Self:
+        if self.v_min >= self.v_max:
+            raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
+        return self
+
+
+class CRRLearner:
+    """A Gaussian policy, a distributional critic, their targets, and the update of all four.
+
+    `policy` acts by the mean of the online policy: offline there is nobody to explore.
+    """
+
+    def __init__(self, contract: Contract, config: CRRConfig, seed: int = 0, device: str = 'cpu'):
+        self.config, self.contract = config, contract
+        self.device = torch.device(device)
+        self.steps = 0
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._vector = ObservationVector(contract, config.normalize_observations).to(device)
+        self._online = self._networks(seed).to(device)
+        self._target = self._networks(seed).to(device).requires_grad_(False)
+        self.policy = Policy(contract, self._vector, self._online['policy']).to(device)
+        self._optimizers = {
+            name: torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+            for name, network in self._online.items()
+        }
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step on critic and policy from the same `batch`; return metrics, each []."""
+        batch = as_tensors(batch, self.device)
+        observation = self._vector(batch.observation)
+        next_observation = self._vector(batch.next_observation)
+        action = self.policy.scale.to_unit(batch.action)
+        logits = self._online['critic'](observation, action)
+        critic_loss = self._critic_loss(logits, batch, next_observation)
+        weight = self._weight(observation, logits)
+        likelihood = self._online['policy'].distribution(observation).log_prob(action)
+        policy_loss = -(weight * likelihood.sum(dim=1)).mean()
+        limit = self.config.max_gradient_norm
+        descend(self._optimizers['critic'], critic_loss, limit)
+        descend(self._optimizers['policy'], policy_loss, limit)
+        self.steps += 1
+        if self.steps % self.config.target_update_period == 0:
+            copy_parameters(self._online, self._target)
+        return {
+            'critic_loss': critic_loss.detach(),
+            'policy_loss': policy_loss.detach(),
+            'weight': weight.mean(),
+        }
+
+    def fit_normalizer(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Fix the observation statistics from fields {name: [M, ...]}; nothing without any."""
+        self._vector.fit(observation)
+
+    def _networks(self, seed: int) -> nn.ModuleDict:
+        config = self.config
+        generator = torch.Generator().manual_seed(seed)
+        sizes = self._vector.size, self.contract.action_size
+        support = torch.linspace(config.v_min, config.v_max, config.num_atoms)
+        critic = CategoricalCritic(*sizes, config.critic_layers, support, generator)
+        policy = GaussianPolicy(*sizes, config.policy_layers, generator)
+        return nn.ModuleDict({'policy': policy, 'critic': critic})
+
+    def _critic_loss(self, logits: Tensor, batch: Batch, next_observation: Tensor) -> Tensor:
+        with torch.no_grad():
+            next_action = self._sample(self._target['policy'], next_observation)
+            next_logits = self._target['critic'](next_observation, next_action)
+        return losses.categorical_td_loss(
+            logits,
+            self._online['critic'].support,
+            batch.reward,
+            batch.discount,
+            next_logits.softmax(dim=1),
+        ).mean()
+
+    @torch.no_grad()
+    def _weight(self, observation: Tensor, logits: Tensor) -> Tensor:
+        """Return f(A) [B], A = Q(s, a) - mean_j Q(s, a_j), a_j ~ policy (equations 2 to 4)."""
+        critic, config = self._online['critic'], self.config
+        repeated = observation.repeat(config.num_samples, 1)  # [N * B, D]
+        sampled = critic(repeated, self._sample(self._online['policy'], repeated))
+        value = (sampled.softmax(dim=1) @ critic.support).view(config.num_samples, -1).mean(dim=0)
+        advantage = logits.softmax(dim=1) @ critic.support - value
+        if config.filter == 'binary':
+            return (advantage > 0).float()
+        return (advantage / config.beta).exp().clamp(max=config.max_weight)
+
+    def _sample(self, policy: nn.Module, observation: Tensor) -> Tensor:
+        """Sample one action [B, A] in [-1, 1] a row, from this learner's own generator."""
+        normal = policy.distribution(observation)
+        noise = torch.randn(
+            normal.mean.shape, generator=self._generator, device=observation.device
+        )
+        return (normal.mean + normal.stddev * noise).clamp(-1, 1)
+
+
+CRR = Agent(CRRConfig, CRRLearner)

@@ -1,0 +1,146 @@
+"""Policies leave as one ONNX file that knows its contract, and are checked against the module."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from robot_rl.errors import PolicyFileError
+from robot_rl.policies.policy import Policy
+from robot_rl.specs import PolicyCard
+
+# The operator set that torch's exporter writes without conversion.
+OPSET = 18
+# Largest difference between module and file, relative to the range of each action.
+TOLERANCE = 1e-5
+# How large the inputs of the comparison are, from nothing to nonsense.
+_SIZES = (0.0, 0.1, 1.0, 10.0, 1e3, 1e6)
+
+
+class _Flat(nn.Module):
+    """The policy with positional tensors in place of dictionaries, as ONNX has them."""
+
+    def __init__(self, policy: Policy, card: PolicyCard):
+        super().__init__()
+        self.policy = policy
+        self.fields = [field.name for field in card.contract.observation]
+        self.states = [field.name for field in card.recurrent_state]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        observation = dict(zip(self.fields, tensors, strict=False))
+        state = dict(zip(self.states, tensors[len(self.fields) :], strict=True))
+        action, following = self.policy(observation, state)
+        return action, *(following[name] for name in self.states)
+
+
+def export_onnx(policy: Policy, card: PolicyCard, path: str | Path) -> Path:
+    """Write `policy` with its card as one ONNX file at `path`, checked against the module.
+
+    Inputs are the observation fields by name, [B, *shape], and state/<name>; outputs are action
+    [B, A] and next_state/<name>; B is free. The file appears whole or not at all. Raises
+    PolicyFileError where ONNX Runtime does not give the module's numbers.
+    """
+    path = Path(path)
+    card = card.replace(opset=OPSET)
+    model = _graph(policy, card)
+    for key, value in card.to_metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_bytes(model.SerializeToString())
+    check_parity(partial, policy, card)
+    os.replace(partial, path)
+    return path
+
+
+def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
+    """Compare ONNX Runtime with the module on random and extreme inputs, in batches of 1 and 7.
+
+    Returns the largest difference, for actions relative to their range. Raises PolicyFileError
+    where it exceeds TOLERANCE or is not finite.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        Path(path).read_bytes(), options, providers=['CPUExecutionProvider']
+    )
+    flat, rng, worst = _Flat(policy, card).cpu().eval(), np.random.default_rng(0), 0.0
+    span = (card.contract.action_upper - card.contract.action_lower).astype(np.float32)
+    for batch, size in itertools.product((1, 7), _SIZES):
+        inputs = {name: size * rng.standard_normal(shape) for name, shape in _inputs(card, batch)}
+        inputs = {name: np.float32(values) for name, values in inputs.items()}
+        with torch.no_grad():
+            right = [output.numpy() for output in flat(*map(torch.from_numpy, inputs.values()))]
+        found = session.run(None, inputs)
+        scales = [span] + [1.0] * (len(right) - 1)
+        error = max(
+            float(np.abs((f - r) / scale).max())
+            for f, r, scale in zip(found, right, scales, strict=True)
+        )
+        if not error <= TOLERANCE:  # written so that NaN fails as well
+            raise PolicyFileError(
+                f'{path}: ONNX Runtime and torch differ by {error:.1e} of the action range on '
+                f'inputs of size {size:g}; at most {TOLERANCE:g} is right'
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def git_revision() -> str:
+    """Return the revision of the checkout that this package runs from; '' outside of one."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short=12', 'HEAD']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
+    return done.stdout.strip() if done.returncode == 0 else ''
+
+
+def _inputs(card: PolicyCard, batch: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the graph's inputs: names and shapes."""
+    fields = [(f.name, (batch, *f.full_shape)) for f in card.contract.observation]
+    return fields + [(f'state/{f.name}', (batch, *f.shape)) for f in card.recurrent_state]
+
+
+def _graph(policy: Policy, card: PolicyCard) -> onnx.ModelProto:
+    """Trace the policy."""
+    inputs = _inputs(card, batch=2)
+    batch = torch.export.Dim('batch')
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Flat(policy, card).eval(),
+            tuple(torch.zeros(shape) for _, shape in inputs),
+            dynamo=True,  # by name: the default exporter has changed between versions of torch
+            opset_version=OPSET,
+            input_names=[name for name, _ in inputs],
+            output_names=['action', *(f'next_state/{f.name}' for f in card.recurrent_state)],
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            verbose=False,
+        )
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the exporter's remarks on packages that nobody asked for."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

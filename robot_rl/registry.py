@@ -1,0 +1,64 @@
+"""Agents and tasks by name; what a name stands for is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from robot_rl.errors import UnknownName
+
+if TYPE_CHECKING:
+    from robot_rl.sim.environment import Environment
+    from robot_rl.sim.reach import ReachTask
+
+AGENTS = {'d4pg': 'robot_rl.policies.d4pg:D4PG'}
+TASKS = {'ur5e/reach': 'robot_rl.sim.reach:ReachTask'}
+_TABLES = {'agent': AGENTS, 'task': TASKS}
+# Names that begin so are dm_control's.
+DM_CONTROL = ('suite/', 'manipulation/')
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Return what the agent or task called `name` stands for. Raises UnknownName."""
+    table = _TABLES[kind]
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    module, attribute = table[name].split(':')
+    return getattr(importlib.import_module(module), attribute)
+
+
+def task_names() -> dict[str, list[str]]:
+    """Return the names of all tasks by family: 'arm' and, where installed, dm_control's."""
+    from robot_rl.sim import dm_control
+
+    return {'arm': sorted(TASKS), **dm_control.task_names()}
+
+
+def make_task(name: str) -> ReachTask:
+    """Return an arm task: what the twin, the recorder's reader and the simulation share.
+
+    `name` may also be the path of a task's YAML file. Raises UnknownName.
+    """
+    if name.endswith(('.yaml', '.yml')):
+        return resolve('task', 'ur5e/reach').load(name)
+    if name not in TASKS:
+        raise UnknownName('task', name, _known())
+    return resolve('task', name).load(name)
+
+
+def make_environment(task: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Environment:
+    """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
+
+    Raises UnknownName, and RobotRLError where dm_control is needed and missing.
+    """
+    if task.startswith(DM_CONTROL):
+        from robot_rl.sim.dm_control import DmControlEnvironment
+
+        return DmControlEnvironment(task, num_envs, seed, **options)
+    from robot_rl.sim.arm import ArmEnvironment
+
+    return ArmEnvironment(make_task(task), num_envs, seed, **options)
+
+
+def _known() -> list[str]:
+    return [name for names in task_names().values() for name in names]

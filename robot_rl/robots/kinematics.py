@@ -1,0 +1,249 @@
+"""Forward and inverse kinematics of a chain of joints, read once from an MJCF, in pure NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import mujoco
+import numpy as np
+
+from robot_rl import resources
+from robot_rl.errors import RobotRLError, SpecError
+from robot_rl.robots import quaternions
+from robot_rl.specs import RobotSpec
+
+_HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
+# Steps per start, and starts, before a pose is called unreachable.
+_STEPS, _STARTS = 100, 20
+# Damping per squared error (Sugihara, IEEE T-RO 27(5), 2011): bold near the goal, careful far off.
+_DAMPING = 0.05
+# Largest change of a joint in one step [rad or m]: keeps far targets from overshooting.
+_LARGEST_STEP = 0.4
+_POSITION_TOLERANCE, _ROTATION_TOLERANCE = 1e-6, 1e-6
+
+
+@dataclass(frozen=True)
+class KinematicChain:
+    """A serial chain from a base frame to a tool site.
+
+    In the chain's own order k = 0..n-1, joint k's frame stands at the constant transform
+    `fixed[k]` from joint k-1's moved frame (from the base for k = 0); the tool stands at
+    `fixed[n]` from the last. Joint k turns about, or slides along, its unit `axes[k]`.
+    """
+
+    joints: tuple[str, ...]  # order of q
+    order: tuple[int, ...]  # where the chain's k-th joint stands in q
+    fixed: np.ndarray  # [n + 1, 4, 4]
+    axes: np.ndarray  # [n, 3], in the joint's own frame
+    hinge: np.ndarray  # [n] bool; else slide
+    offset: np.ndarray  # [n] joint value at which the joint's transform is the identity
+    lower: np.ndarray  # [n] limits, order of q
+    upper: np.ndarray  # [n]
+
+    @classmethod
+    def from_spec(cls, robot: RobotSpec) -> Self:
+        """Read the chain of `robot` from its MJCF, in the robot's base frame and joint order.
+
+        Raises SpecError where the model lacks the joints, the tool site or the base frame.
+        """
+        path = resources.model(robot.mjcf)
+        try:
+            model = mujoco.MjModel.from_xml_path(str(path))
+        except ValueError as error:
+            raise SpecError(f'{path}: MuJoCo cannot read it ({error})') from None
+        chain = cls.from_model(model, robot.joints, robot.tool_site, robot.base_frame)
+        lower = np.maximum(chain.lower, robot.lower)
+        upper = np.minimum(chain.upper, robot.upper)
+        return cls(**{**vars(chain), 'lower': lower, 'upper': upper})
+
+    @classmethod
+    def from_model(
+        cls,
+        model: mujoco.MjModel,
+        joints: Sequence[str],
+        site: str,
+        base: str | None = None,
+    ) -> Self:
+        """Read the chain from body `base` (None: the world) to `site`; `joints` orders q.
+
+        Raises SpecError where a name is unknown, or `joints` are not the chain's joints.
+        """
+        site_id = _named(model, 'site', site)
+        root = 0 if base is None else _named(model, 'body', base)
+        fixed, ids = _walk(model, site_id, root)
+        names = [model.joint(i).name for i in ids]
+        if sorted(names) != sorted(joints):
+            raise SpecError(
+                f'joints {list(joints)} are not those between {base or "the world"} and site '
+                f'{site!r}, which are {names}'
+            )
+        limits = np.array([_limits(model, i) for i in ids]).reshape(-1, 2)
+        back = [names.index(joint) for joint in joints]
+        return cls(
+            joints=tuple(joints),
+            order=tuple(list(joints).index(name) for name in names),
+            fixed=np.array(fixed),
+            axes=model.jnt_axis[ids].reshape(-1, 3).copy(),
+            hinge=model.jnt_type[ids] == _HINGE,
+            offset=model.qpos0[model.jnt_qposadr[ids]].copy(),
+            lower=limits[back, 0],
+            upper=limits[back, 1],
+        )
+
+    def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tool's position [..., 3] [m] and orientation wxyz [..., 4] at q [..., n]."""
+        tool = self._frames(q)[-1]
+        return tool[..., :3, 3].copy(), quaternions.from_matrix(tool[..., :3, :3])
+
+    def position(self, q: np.ndarray) -> np.ndarray:
+        """Return the tool's position [..., 3] [m] at q [..., n]."""
+        return self._frames(q)[-1][..., :3, 3].copy()
+
+    def jacobian(self, q: np.ndarray) -> np.ndarray:
+        """Return the geometric Jacobian [6, n] at q [n]: linear, then angular velocity."""
+        frames = self._frames(q)
+        columns = np.zeros((6, len(self.joints)))
+        for k, index in enumerate(self.order):
+            axis = frames[k][:3, :3] @ self.axes[k]
+            if self.hinge[k]:
+                arm = frames[-1][:3, 3] - frames[k][:3, 3]
+                columns[:, index] = np.concatenate([np.cross(axis, arm), axis])
+            else:
+                columns[:3, index] = axis
+        return columns
+
+    def inverse(
+        self,
+        position: np.ndarray,
+        quaternion: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return joint values [n] within the limits whose tool stands at `position` [3].
+
+        With `quaternion` (wxyz) the orientation is met too. Damped least squares (Wampler, IEEE
+        SMC 16(1), 1986) from `start` (default: the middle of the limits), then from fixed random
+        starts. Raises RobotRLError where none arrives: the pose is then most likely unreachable.
+        """
+        rng = np.random.default_rng(0)
+        lower, upper = np.clip(self.lower, -np.pi, np.pi), np.clip(self.upper, -np.pi, np.pi)
+        q = (lower + upper) / 2 if start is None else np.asarray(start, dtype=float)
+        rotation = None if quaternion is None else quaternions.to_matrix(quaternion)
+        for _ in range(_STARTS):
+            q = self._descend(q, np.asarray(position, dtype=float), rotation)
+            if q is not None:
+                return q
+            q = rng.uniform(lower, upper)
+        pose = f'position {np.round(position, 4).tolist()}'
+        if quaternion is not None:
+            pose += f' with orientation wxyz {np.round(quaternion, 4).tolist()}'
+        raise RobotRLError(f'inverse kinematics: no joint positions within limits reach {pose}')
+
+    def _descend(
+        self, q: np.ndarray, position: np.ndarray, rotation: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Follow damped least-squares steps from q; None where they do not arrive."""
+        rows = 3 if rotation is None else 6
+        for _ in range(_STEPS):
+            tool = self._frames(q)[-1]
+            error = np.zeros(rows)
+            error[:3] = position - tool[:3, 3]
+            if rotation is not None:
+                error[3:] = _rotation_vector(rotation @ tool[:3, :3].T)
+            close = np.linalg.norm(error[:3]) < _POSITION_TOLERANCE
+            if close and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
+                return q
+            jacobian = self.jacobian(q)[:rows]
+            gram = jacobian @ jacobian.T + _DAMPING * (error @ error) * np.eye(rows)
+            step = jacobian.T @ np.linalg.solve(gram, error)
+            step *= min(1.0, _LARGEST_STEP / max(np.abs(step).max(), 1e-12))
+            q = np.clip(q + step, self.lower, self.upper)
+        return None
+
+    def _frames(self, q: np.ndarray) -> list[np.ndarray]:
+        """Return each joint's frame, moved by the joint, and the tool's: n + 1 of [..., 4, 4]."""
+        q = np.asarray(q, dtype=float)
+        if q.shape[-1:] != (len(self.joints),):
+            raise ValueError(f'q has shape {q.shape}, expected [..., {len(self.joints)}]')
+        moved = self._joint_transforms(q[..., list(self.order)] - self.offset)
+        frames = []
+        frame = np.eye(4)
+        for k in range(len(self.joints)):
+            frame = frame @ self.fixed[k] @ moved[..., k, :, :]
+            frames.append(frame)
+        frames.append(frame @ self.fixed[-1])
+        return frames
+
+    def _joint_transforms(self, values: np.ndarray) -> np.ndarray:
+        """Return each joint's own motion [..., n, 4, 4] (Rodrigues' formula for hinges)."""
+        x, y, z = self.axes.T
+        zero = np.zeros_like(x)
+        cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
+        angle = np.where(self.hinge, values, 0.0)[..., None, None]
+        transforms = np.zeros((*values.shape, 4, 4))
+        transforms[..., :3, :3] = (
+            np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
+        )
+        transforms[..., :3, 3] = np.where(self.hinge, 0.0, values)[..., None] * self.axes
+        transforms[..., 3, 3] = 1.0
+        return transforms
+
+
+def _walk(model: mujoco.MjModel, site: int, root: int) -> tuple[list[np.ndarray], list[int]]:
+    """Follow the bodies from `site` up to `root` -> constant transforms [n + 1], joint ids [n]."""
+    fixed: list[np.ndarray] = []
+    ids: list[int] = []
+    since = _transform(model.site_pos[site], model.site_quat[site])
+    body = model.site_bodyid[site]
+    while body != root:
+        if body == 0:
+            raise SpecError(
+                f'site {model.site(site).name!r} does not hang below {model.body(root).name!r}'
+            )
+        first, count = model.body_jntadr[body], model.body_jntnum[body]
+        for joint in reversed(range(first, first + count)):
+            anchor = _transform(model.jnt_pos[joint], np.array([1.0, 0, 0, 0]))
+            fixed.insert(0, np.linalg.inv(anchor) @ since)
+            ids.insert(0, joint)
+            since = anchor
+        since = _transform(model.body_pos[body], model.body_quat[body]) @ since
+        body = model.body_parentid[body]
+    fixed.insert(0, since)
+    return fixed, ids
+
+
+def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    """Return the homogeneous transform [4, 4] of a position and a wxyz quaternion."""
+    transform = np.eye(4)
+    transform[:3, :3] = quaternions.to_matrix(quaternion)
+    transform[:3, 3] = position
+    return transform
+
+
+def _named(model: mujoco.MjModel, kind: str, name: str) -> int:
+    """Return the id of a named element. Raises SpecError that lists the names there are."""
+    index = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}'), name)
+    if index < 0:
+        count = getattr(model, f'n{kind}')
+        names = [getattr(model, kind)(i).name for i in range(count)]
+        raise SpecError(f'the model has no {kind} {name!r}; it has {names}')
+    return index
+
+
+def _limits(model: mujoco.MjModel, joint: int) -> np.ndarray:
+    """Return a joint's range [2], infinite where it has none. Raises SpecError for a ball."""
+    if model.jnt_type[joint] not in (_HINGE, _SLIDE):
+        raise SpecError(f'joint {model.joint(joint).name!r} is neither a hinge nor a slide')
+    if model.jnt_limited[joint]:
+        return model.jnt_range[joint].copy()
+    return np.array([-np.inf, np.inf])
+
+
+def _rotation_vector(matrix: np.ndarray) -> np.ndarray:
+    """Return the rotation vector [3] [rad] of a rotation matrix [3, 3]."""
+    w, *xyz = quaternions.from_matrix(matrix)
+    sine = np.linalg.norm(xyz)
+    if sine < 1e-12:
+        return np.zeros(3)
+    return 2 * np.arctan2(sine, w) * np.asarray(xyz) / sine

@@ -1,0 +1,52 @@
+"""Unit quaternions: MuJoCo writes them wxyz, ROS writes them xyzw; this is where they meet."""
+
+import numpy as np
+
+
+def wxyz_to_xyzw(quaternion: np.ndarray) -> np.ndarray:
+    """Turn MuJoCo's order [..., 4] into ROS's."""
+    return np.roll(np.asarray(quaternion), -1, axis=-1)
+
+
+def xyzw_to_wxyz(quaternion: np.ndarray) -> np.ndarray:
+    """Turn ROS's order [..., 4] into MuJoCo's."""
+    return np.roll(np.asarray(quaternion), 1, axis=-1)
+
+
+def to_matrix(quaternion: np.ndarray) -> np.ndarray:
+    """Turn unit quaternions, wxyz [..., 4], into rotation matrices [..., 3, 3]."""
+    w, x, y, z = np.moveaxis(np.asarray(quaternion, dtype=float), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def from_matrix(matrix: np.ndarray) -> np.ndarray:
+    """Turn rotation matrices [..., 3, 3] into unit quaternions, wxyz [..., 4], with w >= 0.
+
+    Every entry of 4 q qᵀ is a sum of matrix entries; the row of the largest diagonal entry,
+    normalised, is q without loss of precision (Shepperd, J. Guidance and Control 1(3), 1978).
+    """
+    m = np.asarray(matrix, dtype=float)
+    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    outer = np.empty((*m.shape[:-2], 4, 4))
+    outer[..., 0, 0] = 1 + xx + yy + zz
+    outer[..., 1, 1] = 1 + xx - yy - zz
+    outer[..., 2, 2] = 1 - xx + yy - zz
+    outer[..., 3, 3] = 1 - xx - yy + zz
+    for i, j, value in (
+        (0, 1, m[..., 2, 1] - m[..., 1, 2]),
+        (0, 2, m[..., 0, 2] - m[..., 2, 0]),
+        (0, 3, m[..., 1, 0] - m[..., 0, 1]),
+        (1, 2, m[..., 0, 1] + m[..., 1, 0]),
+        (1, 3, m[..., 0, 2] + m[..., 2, 0]),
+        (2, 3, m[..., 1, 2] + m[..., 2, 1]),
+    ):
+        outer[..., i, j] = outer[..., j, i] = value
+    largest = np.argmax(np.diagonal(outer, axis1=-2, axis2=-1), axis=-1)
+    quaternion = np.take_along_axis(outer, largest[..., None, None], axis=-2)[..., 0, :]
+    quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    return np.where(quaternion[..., :1] < 0, -quaternion, quaternion)

@@ -1,0 +1,181 @@
+"""N simulated arms, stepped together on all cores, behind the batched environment interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import mujoco
+import mujoco.rollout
+import numpy as np
+
+from robot_rl.control.actions import joint_target, require_supported
+from robot_rl.control.limiter import Limits, interpolate, limit
+from robot_rl.control.observation import History, observe
+from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
+from robot_rl.sim.reach import TARGET, TOOL, ReachTask
+from robot_rl.sim.scene import ArmIndex
+from robot_rl.specs import Contract, require_fit
+
+_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+
+
+class ArmEnvironment:
+    """An arm task over `num_envs` environments; see sim.environment.Environment.
+
+    A step is what happens beside the arm, without delay: the action becomes a joint target, is
+    limited, and reaches the servos at the controller's rate, interpolated, as command_guard
+    sends it. `contract` (default: the task's) may be any that the task's streams serve.
+    """
+
+    def __init__(
+        self,
+        task: ReachTask,
+        num_envs: int = 1,
+        seed: int = 0,
+        threads: int | None = None,
+        contract: Contract | None = None,
+    ):
+        self.task, self.num_envs = task, num_envs
+        self.contract = contract or task.contract()
+        self.reward_range, self.max_steps = task.reward_range, task.max_steps
+        _require_served(self.contract, task)
+        self._limits = Limits.from_spec(task.robot)
+        self._history = History(self.contract)
+        self._rng = np.random.default_rng(seed)
+        self._fractions = np.arange(1, task.ticks + 1)[:, None] / task.ticks
+        self._start_physics(threads)
+        n = len(task.robot.joints)
+        self._command = np.zeros((num_envs, n))
+        self._target = np.zeros((num_envs, 3))
+        self._steps = np.zeros(num_envs, dtype=int)
+        self._ended = np.ones(num_envs, dtype=bool)
+        self._streams: dict[str, dict[str, np.ndarray]] = {}
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The present state as float64 columns '<stream>.<quantity>' -> [N, ...]."""
+        return {
+            f'{stream}.{quantity}': values.copy()
+            for stream, quantities in self._streams.items()
+            for quantity, values in quantities.items()
+        }
+
+    def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
+        """Start N new episodes, from these N episode seeds where given; all FIRST."""
+        everyone = np.ones(self.num_envs, dtype=bool)
+        self._begin(everyone, seeds)
+        self._sense()
+        return self._timestep(np.zeros(self.num_envs), first=everyone)
+
+    def step(self, action: np.ndarray) -> TimeStep:
+        """Take action [N, A] in contract units; see Environment.step."""
+        if not self._streams:
+            raise RobotRLError(f'{self.task.name}: call reset before the first step')
+        action = np.asarray(action)
+        if action.shape != (self.num_envs, self.contract.action_size):
+            raise ContractMismatch(
+                f'action: shape {list(action.shape)}, right is '
+                f'[{self.num_envs}, {self.contract.action_size}]'
+            )
+        first = self._ended
+        action = np.where(first[:, None], 0.0, action)
+        self._move(action, ~first)
+        self._begin(first)
+        self._sense()
+        reward = self.task.reward({TOOL: self._tool, TARGET: self._target}, action)
+        return self._timestep(np.where(first, 0.0, reward), first)
+
+    def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Return the model and the present state of environment `index`, to be drawn only."""
+        data = self._data[0]
+        mujoco.mj_setState(self._model, data, self._state[index], _STATE)
+        data.mocap_pos[self._arm.marker] = self._target[index]
+        mujoco.mj_forward(self._model, data)
+        return self._model, data
+
+    def close(self) -> None:
+        """Release the threads."""
+        self._rollout.close()
+
+    def _start_physics(self, threads: int | None) -> None:
+        """Compile the scene and start the thread pool, no wider than the batch."""
+        self._model = self.task.model()
+        self._arm = ArmIndex.of(self._model, self.task.robot.joints)
+        cores = threads or len(os.sched_getaffinity(0))
+        threads = max(1, min(cores, self.num_envs))
+        self._data = [mujoco.MjData(self._model) for _ in range(threads)]
+        # One thread is the caller's own: no pool, no hand-over.
+        self._rollout = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
+        self._rest = np.empty(mujoco.mj_stateSize(self._model, _STATE))
+        mujoco.mj_getState(self._model, self._data[0], self._rest, _STATE)
+        self._state = np.tile(self._rest, (self.num_envs, 1))
+        # FULLPHYSICS begins with time, then qpos, then qvel.
+        self._qpos = 1 + self._arm.qpos
+        self._qvel = 1 + self._model.nq + self._arm.qvel
+
+    def _begin(self, lanes: np.ndarray, seeds: Sequence[int] | None = None) -> None:
+        """Start an episode in every lane where `lanes` [N] is true."""
+        index = np.flatnonzero(lanes)
+        if seeds is None:
+            seeds = self._rng.integers(HELD_OUT, size=len(index)).tolist()
+        if len(seeds) != len(index):
+            raise ValueError(f'{len(seeds)} seeds for {len(index)} environments')
+        for lane, seed in zip(index, seeds, strict=True):
+            start = self.task.initial(int(seed))
+            self._state[lane] = self._rest
+            self._state[lane, self._qpos] = start.joint_position
+            self._command[lane] = start.joint_position
+            self._target[lane] = start.target
+        self._steps[index] = 0
+
+    def _move(self, action: np.ndarray, lanes: np.ndarray) -> None:
+        """Let one control period pass in the lanes where `lanes` [N] is true."""
+        if not lanes.any():
+            return
+        wanted = joint_target(self.contract, action, self._command, self.task.robot)
+        target = limit(wanted, self._command, self.contract.period_s, self._limits)
+        path = interpolate(self._command[:, None], target[:, None], self._fractions)
+        control = np.zeros((self.num_envs, self.task.ticks * self.task.substeps, self._model.nu))
+        control[..., self._arm.ctrl] = np.repeat(path, self.task.substeps, axis=1)
+        states, _ = self._rollout.rollout(
+            self._model, self._data, self._state[lanes], control[lanes]
+        )
+        self._state[lanes] = states[:, -1]
+        self._command[lanes] = target[lanes]
+        self._steps[lanes] += 1
+
+    def _sense(self) -> None:
+        """Read the streams off the physics state."""
+        position = self._state[:, self._qpos]
+        self._tool, orientation = self.task.chain.forward(position)
+        upright = np.tile([1.0, 0.0, 0.0, 0.0], (self.num_envs, 1))
+        self._streams = {
+            'joint_states': {'position': position, 'velocity': self._state[:, self._qvel]},
+            'command': {'position': self._command},
+            'tool': {'position': self._tool, 'orientation': orientation},
+            'target_pose': {'position': self._target, 'orientation': upright},
+        }
+
+    def _timestep(self, reward: np.ndarray, first: np.ndarray) -> TimeStep:
+        observation = observe(self.contract, self.task.chain, self._streams)
+        self._ended = ~first & (self._steps >= self.max_steps)
+        step_type = np.where(self._ended, StepType.LAST, StepType.MID)
+        return TimeStep(
+            step_type=np.where(first, StepType.FIRST, step_type).astype(np.int8),
+            reward=reward.astype(np.float32),
+            discount=np.ones(self.num_envs, dtype=np.float32),
+            observation=self._history.push(observation, first),
+        )
+
+
+def _require_served(contract: Contract, task: ReachTask) -> None:
+    """Raise ContractMismatch where the task cannot serve `contract`."""
+    require_fit(contract, task.streams(), where=f'task {task.name}')
+    require_supported(contract, task.robot)
+    if contract.rate_hz != task.config.rate_hz:
+        raise ContractMismatch(
+            f'task {task.name}: decides at {task.config.rate_hz} Hz, the contract at '
+            f'{contract.rate_hz} Hz'
+        )

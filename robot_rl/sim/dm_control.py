@@ -1,0 +1,208 @@
+"""The tasks of the dm_control suite, and manipulation tasks with features, as Environments."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robot_rl.errors import ContractMismatch, RobotRLError, UnknownName
+from robot_rl.sim.environment import HELD_OUT, TimeStep
+from robot_rl.specs import ActionField, Contract, ObservationField
+
+# dm_control states 1e10 for an actuator without limits.
+_UNBOUNDED = 1e9
+
+
+class DmControlEnvironment:
+    """A dm_control task over `num_envs` environments, one after the other in this process.
+
+    An observation field stands for each of the task's observations, in its own shape (a scalar
+    as (1,)), named after it with '/' written '_'; the action is one generic field in the task's
+    own units. See sim.environment.Environment for the semantics.
+    """
+
+    # The suite's and the manipulation tasks' design: rewards of one step lie in [0, 1].
+    reward_range = (0.0, 1.0)
+
+    def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
+        self.num_envs = num_envs
+        self._envs = [_load(task) for _ in range(num_envs)]
+        self.contract = _contract(task, self._envs[0])
+        self.max_steps = _max_steps(self._envs[0])
+        self._sources = [(field.name, field.quantity) for field in self.contract.observation]
+        self._lower, self._upper = self.contract.action_lower, self.contract.action_upper
+        self._rng = np.random.default_rng(seed)
+        self._last: list[Any] = [None] * num_envs
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Nothing: these tasks have no streams."""
+        return {}
+
+    def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
+        """Start N new episodes, from these N episode seeds where given; all FIRST."""
+        if seeds is None:
+            seeds = self._rng.integers(HELD_OUT, size=self.num_envs)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f'{len(seeds)} seeds for {self.num_envs} environments')
+        self._last = [_begin(env, int(seed)) for env, seed in zip(self._envs, seeds, strict=True)]
+        return self._timestep()
+
+    def step(self, action: np.ndarray) -> TimeStep:
+        """Take action [N, A] in contract units; see Environment.step."""
+        action = np.asarray(action, dtype=float)
+        if action.shape != (self.num_envs, len(self._lower)):
+            raise ContractMismatch(
+                f'action: shape {list(action.shape)}, right is '
+                f'[{self.num_envs}, {len(self._lower)}]'
+            )
+        for i, env in enumerate(self._envs):
+            if self._last[i] is None:
+                raise RobotRLError('call reset before the first step')
+            if self._last[i].last():
+                self._last[i] = _begin(env, int(self._rng.integers(HELD_OUT)))
+                continue
+            if not np.isfinite(action[i]).all():
+                raise ContractMismatch(f'action: not finite: {action[i].tolist()}')
+            self._last[i] = env.step(np.clip(action[i], self._lower, self._upper))
+        return self._timestep()
+
+    def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Return the model and the present state of environment `index`, to be drawn only."""
+        physics = self._envs[index].physics
+        return physics.model.ptr, physics.data.ptr
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+    def _timestep(self) -> TimeStep:
+        last = self._last
+        reward = [step.reward or 0.0 for step in last]
+        discount = [1.0 if step.discount is None else step.discount for step in last]
+        return TimeStep(
+            step_type=np.array([int(step.step_type) for step in last], dtype=np.int8),
+            reward=np.array(reward, dtype=np.float32),
+            discount=np.array(discount, dtype=np.float32),
+            observation={
+                name: np.stack([np.atleast_1d(step.observation[key]) for step in last]).astype(
+                    np.float32
+                )
+                for name, key in self._sources
+            },
+        )
+
+
+def task_names() -> dict[str, list[str]]:
+    """Return the names of all tasks as {'suite': [...], 'manipulation': [...]}.
+
+    Without dm_control there are none: {}.
+    """
+    try:
+        suite, manipulation = _package('suite'), _package('manipulation')
+    except RobotRLError:
+        return {}
+    return {
+        'suite': sorted(f'suite/{domain}-{task}' for domain, task in suite.ALL_TASKS),
+        'manipulation': sorted(
+            f'manipulation/{name}' for name in manipulation.get_environments_by_tag('features')
+        ),
+    }
+
+
+@functools.cache
+def _package(name: str) -> Any:
+    """Import dm_control.<name>. Raises RobotRLError that says how to install it."""
+    try:
+        if 'MUJOCO_GL' in os.environ:
+            return importlib.import_module(f'dm_control.{name}')
+        return _import_without_window(f'dm_control.{name}')
+    except ModuleNotFoundError as error:
+        raise RobotRLError(
+            f'suite and manipulation tasks need the package {error.name!r}: '
+            "pip install 'robot_rl[train]'"
+        ) from None
+
+
+def _import_without_window(module: str) -> Any:
+    """Import with dm_control's own OpenGL offscreen, or off where that does not work.
+
+    It would look for a display, and complain where there is none. sim.rendering draws instead,
+    but a few tasks (quadruped-escape) open a context of dm_control's by themselves.
+    """
+    try:
+        os.environ['MUJOCO_GL'] = 'egl'
+        try:
+            return importlib.import_module(module)
+        except Exception:  # PyOpenGL fails in many ways where libraries are missing
+            os.environ['MUJOCO_GL'] = 'disabled'
+            return importlib.import_module(module)
+    finally:
+        del os.environ['MUJOCO_GL']
+
+
+def _load(task: str) -> Any:
+    """Return a new dm_control environment. Raises UnknownName."""
+    family, _, name = task.partition('/')
+    package = _package(family)
+    known = [name for names in task_names().values() for name in names]
+    if task not in known:
+        raise UnknownName('task', task, known)
+    # The seed fixes what is drawn once, at construction; episodes are seeded as they begin.
+    if family == 'manipulation':
+        return package.load(name, seed=0)
+    return package.load(*name.split('-', 1), task_kwargs={'random': 0})
+
+
+def _begin(env: Any, seed: int) -> Any:
+    """Start the episode of this seed -> dm_env.TimeStep. Raises RobotRLError with the reason."""
+    composer = hasattr(env, 'random_state')
+    (env.random_state if composer else env.task.random).seed(seed)
+    # The reassemble tasks shuffle the order of the last episode, not a fresh one.
+    order = getattr(env.task, '_initial_order', None)
+    if order is not None:
+        order.sort()
+    try:
+        return env.reset()
+    except RuntimeError as error:  # no OpenGL, where the task itself draws; physics that diverge
+        raise RobotRLError(
+            f'dm_control cannot start the episode of seed {seed}: {error}'
+        ) from None
+
+
+def _max_steps(env: Any) -> int | None:
+    """Return how many steps the time limit allows; neither family tells it in public."""
+    if hasattr(env, '_step_limit'):
+        return None if math.isinf(env._step_limit) else int(env._step_limit)
+    return round(env._time_limit / env.control_timestep())
+
+
+def _contract(task: str, env: Any) -> Contract:
+    """Describe what the environment shows and takes. Raises ContractMismatch: no bounds."""
+    observation = tuple(
+        ObservationField(
+            name=key.replace('/', '_'), source=f'env.{key}', shape=tuple(spec.shape) or (1,)
+        )
+        for key, spec in env.observation_spec().items()
+    )
+    spec = env.action_spec()
+    size = math.prod(spec.shape)
+    lower, upper = (np.broadcast_to(b, size).tolist() for b in (spec.minimum, spec.maximum))
+    if max(map(abs, lower + upper)) > _UNBOUNDED:
+        raise ContractMismatch(
+            f'task {task}: its actuators have no limits, and a policy needs bounds for its '
+            'actions; choose a task whose actuators are limited'
+        )
+    names = (spec.name or '').split('\t')
+    if len(set(names)) != size or not all(names):
+        names = [f'action_{i}' for i in range(size)]
+    action = ActionField(name='action', kind='generic', names=names, lower=lower, upper=upper)
+    return Contract(
+        rate_hz=1.0 / env.control_timestep(), observation=observation, action=(action,)
+    )

@@ -1,0 +1,77 @@
+"""What a task says of a recorded episode: its observations, rewards and success.
+
+Rewards are never recorded; they are computed here, from columns that were, with the functions
+that simulation uses.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from robot_rl.control.observation import observe
+from robot_rl.sim.environment import StepType
+from robot_rl.sim.reach import ReachTask
+from robot_rl.specs import Contract
+
+Columns = Mapping[str, np.ndarray]
+
+
+def with_tool(task: ReachTask, columns: Columns) -> dict[str, np.ndarray]:
+    """Add tool.position and tool.orientation, the forward kinematics of the measured joints."""
+    position, orientation = task.chain.forward(columns['joint_states.position'])
+    return {**columns, 'tool.position': position, 'tool.orientation': orientation}
+
+
+def judge(task: ReachTask, columns: Columns) -> tuple[bool, float]:
+    """Tell from an episode's columns [T + 1, ...] whether it succeeded, and its final distance."""
+    columns = with_tool(task, columns)
+    return bool(task.success(columns)), float(task.final_distance(columns))
+
+
+def steps_of(
+    task: ReachTask,
+    columns: Columns,
+    contract: Contract,
+    action: Literal['requested', 'applied'] = 'requested',
+) -> dict[str, np.ndarray]:
+    """Return an episode as columns of storage.Steps, [T + 1, ...], rewarded by `task`.
+
+    `columns` are those of storage.columns, of an episode recorded for this or another task whose
+    streams serve `contract`. The last row is LAST with discount 1: a recording is cut, whatever
+    the task, by time. Of the two actions RL learns from the requested one, imitation from the
+    one that was applied.
+    """
+    columns = with_tool(task, columns)
+    actions = columns[f'action/{action}']
+    steps = len(actions)
+    arrivals = {name: column[1:] for name, column in columns.items() if '.' in name}
+    rewards = task.reward(arrivals, actions)
+    step_type = np.full(steps + 1, StepType.MID, dtype=np.int8)
+    step_type[0], step_type[-1] = StepType.FIRST, StepType.LAST
+    observation = observe(contract, task.chain, _streams(columns))
+    return {
+        **{f'observation/{name}': values for name, values in observation.items()},
+        'action': _with_last_row(actions),
+        'reward': _with_last_row(rewards),
+        'discount': np.ones(steps + 1, dtype=np.float32),
+        'step_type': step_type,
+    }
+
+
+def _with_last_row(values: np.ndarray) -> np.ndarray:
+    """Append a row of zeros: the LAST row has no action and no reward."""
+    return np.concatenate([values, np.zeros_like(values[:1])]).astype(np.float32)
+
+
+def _streams(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
+    """Turn '<stream>.<quantity>' columns into nested streams."""
+    streams: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for name, column in columns.items():
+        if '.' in name:
+            stream, quantity = name.split('.', 1)
+            streams[stream][quantity] = column
+    return dict(streams)

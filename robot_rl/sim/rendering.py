@@ -1,0 +1,108 @@
+"""Pictures of MuJoCo models without a window, through EGL: a GPU's, or Mesa's in software."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robot_rl.errors import RobotRLError
+
+# The camera that a scene may name for pictures; else its first, else MuJoCo's free camera.
+CAMERA = 'overview'
+
+
+class Renderer:
+    """Draws any model's states at one size. Raises RobotRLError where offscreen OpenGL fails.
+
+    mujoco.Renderer takes its backend from MUJOCO_GL when mujoco is first imported, which is too
+    late to mend here: hence MuJoCo's own drawing functions on an EGL context. The context lives
+    in a thread of its own, because dm_control believes that it alone changes its thread's
+    current context, and would draw and delete in this one.
+    """
+
+    def __init__(self, width: int = 640, height: int = 480):
+        self.width, self.height = width, height
+        self._thread = ThreadPoolExecutor(1, 'renderer')
+        self._gl = self._thread.submit(_offscreen_context, width, height).result()
+        # Also at exit: PyOpenGL is gone by the time that __del__ methods run.
+        self._free_gl = weakref.finalize(self, self._gl.free)
+        self._model: mujoco.MjModel | None = None
+        self._context: mujoco.MjrContext | None = None
+        self._options = mujoco.MjvOption()
+
+    def frame(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        """Return a picture [height, width, 3] uint8 of `data`, on which mj_forward has run."""
+        return self._thread.submit(self._draw, model, data).result()
+
+    def close(self) -> None:
+        """Release the graphics context and all that lives in it."""
+        if self._free_gl.alive:
+            self._thread.submit(self._free).result()
+            self._thread.shutdown()
+
+    def _draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        if model is not self._model:
+            self._prepare(model)
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            model, data, self._options, None, self._camera, everything, self._scene
+        )
+        area = mujoco.MjrRect(0, 0, self.width, self.height)
+        mujoco.mjr_render(area, self._scene, self._context)
+        picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, area, self._context)
+        return picture[::-1].copy()  # OpenGL counts rows from below
+
+    def _free(self) -> None:
+        if self._context is not None:
+            self._context.free()
+        self._free_gl()
+
+    def _prepare(self, model: mujoco.MjModel) -> None:
+        """Load the model's textures and meshes, and make room for the picture."""
+        size = model.vis.global_
+        size.offwidth = max(size.offwidth, self.width)
+        size.offheight = max(size.offheight, self.height)
+        if self._context is not None:
+            self._context.free()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=2000)
+        self._camera = _camera(model)
+        self._model = model
+
+
+def _offscreen_context(width: int, height: int) -> Any:
+    """Return an EGL context, current in this thread. Raises RobotRLError that says what to install."""
+    # PyOpenGL picks its platform once, at its first import.
+    os.environ.setdefault('PYOPENGL_PLATFORM', 'egl')
+    try:
+        from mujoco.egl import GLContext
+
+        context = GLContext(width, height)
+        context.make_current()
+        return context
+    except Exception as error:  # PyOpenGL fails in many ways where libraries are missing
+        raise RobotRLError(
+            f'pictures need offscreen OpenGL, which does not work here ({_brief(error)}); '
+            'install Mesa: apt install libegl1 libgl1-mesa-dri'
+        ) from None
+
+
+def _brief(error: Exception) -> str:
+    return ' '.join(str(error).split())[:120]
+
+
+def _camera(model: mujoco.MjModel) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
+    if index < 0 and model.ncam == 0:
+        mujoco.mjv_defaultFreeCamera(model, camera)
+        return camera
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, max(index, 0)
+    return camera

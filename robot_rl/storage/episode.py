@@ -1,0 +1,215 @@
+"""Episodes as directories, the only truth: episode.json and streams.mcap.
+
+An episode is written as '<id>.partial' and renamed to '<id>' when it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from robot_rl.errors import SpecError, StorageError
+from robot_rl.specs import Contract, RobotSpec, Spec
+from robot_rl.storage import streams
+from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, TopicReport
+
+HEADER_FILE = 'episode.json'
+STREAMS_FILE = 'streams.mcap'
+PARTIAL, DISCARDED = '.partial', '.discarded'
+
+ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
+Int64 = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+
+
+def new_episode_id() -> str:
+    """Return a new id; ids sort by the time (UTC) of their making."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f'{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}'
+
+
+class EpisodeHeader(Spec):
+    """episode.json: what an episode is, how it went and what its directory holds."""
+
+    schema_version: Literal[1] = 1
+    # Unique everywhere; it names the directory.
+    id: str = pydantic.Field(default_factory=new_episode_id, pattern=ID_PATTERN)
+    # The task's name, e.g. 'ur5e/reach'.
+    task: str = ''
+    # Who commanded: 'policy', 'teleop', ...
+    source: str = ''
+    # The policy's id ('random', 'constant' without a file) and the hash of its file.
+    policy: str = ''
+    policy_sha256: str = ''
+    # The person beside the arm.
+    operator: str = ''
+    # The arm's name, and its description as it was then.
+    robot: str = ''
+    robot_spec: RobotSpec | None = None
+    # A simulated arm or a real one.
+    world: Literal['sim', 'real'] = 'sim'
+    # Fixed the initial condition, where something did.
+    seed: Int64 | None = None
+    # What the source saw and commanded.
+    contract: Contract | None = None
+    # How the session ended: success, failure, truncated, estop, discarded.
+    result: str = ''
+    # Judged by a person or by the task's predicate; None: not judged.
+    success: bool | None = None
+    # Why it ended, in words.
+    termination: str = ''
+    tags: tuple[str, ...] = ()
+    # The version of robot_rl (git describe, or the package's version) that recorded it.
+    code_version: str = ''
+    # Nanoseconds since the epoch.
+    start_time_ns: Int64 = pydantic.Field(default_factory=time.time_ns)
+    end_time_ns: Int64 | None = None
+    # How each topic came in.
+    topics: dict[str, TopicReport] = pydantic.Field(default_factory=dict)
+    # The manifest of the primary data; what can be derived from it is not listed.
+    files: tuple[StoredFile, ...] = ()
+    # What came from elsewhere and has no field here.
+    extra: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from start to end; None while the end is not known."""
+        if self.end_time_ns is None:
+            return None
+        return (self.end_time_ns - self.start_time_ns) * 1e-9
+
+
+class EpisodeWriter:
+    """Records one episode below `root` (which is made where it is missing).
+
+    Until `commit` the directory is called '<id>.partial'; it keeps that name, and all that was
+    written, when the process dies or when `close` is called (leaving a `with` block calls it).
+    Raises StorageError where nothing can be written.
+    """
+
+    def __init__(self, root: str | Path, header: EpisodeHeader):
+        self.header = header
+        self.root = Path(root)
+        self.path = self.root / f'{header.id}{PARTIAL}'
+        if (self.root / header.id).exists():
+            raise StorageError(f'{self.root / header.id}: this episode exists already')
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+            # A killed recorder must not take along what is known at the start.
+            write_header(self.path, header)
+        except OSError as error:
+            raise StorageError(
+                f'{self.root}: no episode can be recorded here '
+                f'({error.strerror}); choose a folder that can be written'
+            ) from None
+        self._streams = StreamWriter(self.path / STREAMS_FILE)
+        # See StreamWriter: write(topic, type_name, definition, data, log_time_ns, ...), report().
+        self.write = self._streams.write
+        self.report = self._streams.report
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._streams.closed:
+            return  # whatever went wrong then has been raised
+        with contextlib.suppress(*[StorageError] if kind else []):  # the first error tells more
+            self.close()
+
+    def commit(self, **fields: Any) -> Path:
+        """Finish the episode and return its directory, '<id>'.
+
+        `fields` are those of EpisodeHeader that are known at the end (result, success,
+        termination, tags, end_time_ns; by default the time of the last message). Raises
+        StorageError, and leaves '<id>.partial', where it cannot be finished.
+        """
+        return self._finish('', fields)
+
+    def discard(self, **fields: Any) -> Path:
+        """Finish as `commit` does, but as '<id>.discarded': kept, and found by no query."""
+        return self._finish(DISCARDED, {'result': 'discarded', **fields})
+
+    def close(self) -> None:
+        """End the recording where it is; what was not committed stays '<id>.partial'."""
+        self._streams.close()
+
+    def _finish(self, suffix: str, fields: dict[str, Any]) -> Path:
+        fields = {'end_time_ns': self._streams.last_time_ns, **fields}
+        self.header.replace(**fields)  # a wrong field is refused before anything is closed
+        stored = self._streams.close()
+        self.header = self.header.replace(**fields, topics=self._streams.report(), files=(stored,))
+        final = self.root / f'{self.header.id}{suffix}'
+        try:
+            write_header(self.path, self.header)
+            self.path.rename(final)
+            sync_directory(self.root)
+        except OSError as error:
+            raise StorageError(f'{self.path}: cannot be committed ({error.strerror})') from None
+        self.path = final
+        return final
+
+
+class EpisodeReader:
+    """Reads an episode's directory, a partial or discarded one as well, without ROS."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.header = read_header(self.path)
+        self.streams_path = self.path / STREAMS_FILE
+
+    def messages(self, topics: Collection[str] | None = None) -> Iterator[StreamMessage]:
+        """Yield decoded messages (of `topics` only) in the order in which they arrived.
+
+        Raises StorageError after the last readable message where the file is cut or damaged.
+        """
+        return streams.read_messages(self.streams_path, topics)
+
+    def damage(self) -> str | None:
+        """Return what is wrong with the streams, in one line; None: they are whole."""
+        return streams.damage(self.streams_path)
+
+    def types(self) -> dict[str, str]:
+        """Return the message type of every topic, e.g. {'/joint_states': 'sensor_msgs/...'}."""
+        if self.header.topics:
+            return {topic: report.type for topic, report in self.header.topics.items()}
+        return streams.topic_types(self.streams_path)  # the recorder died before it could tell
+
+
+def read_header(path: Path) -> EpisodeHeader:
+    """Read the episode.json in `path`. Raises StorageError that names the file."""
+    file = path / HEADER_FILE
+    try:
+        return EpisodeHeader.from_json(file.read_text(encoding='utf-8'), origin=str(file))
+    except OSError as error:
+        raise StorageError(f'{file}: cannot be read ({error.strerror}); no episode?') from None
+    except (UnicodeDecodeError, SpecError) as error:
+        where = '' if isinstance(error, SpecError) else f'{file}: '
+        raise StorageError(f'{where}{error}') from None
+
+
+def write_header(path: Path, header: EpisodeHeader) -> None:
+    """Replace the episode.json in `path` at one stroke: a reader sees the old or the new one."""
+    new = path / f'{HEADER_FILE}.new'
+    with new.open('w', encoding='utf-8') as file:
+        file.write(header.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path / HEADER_FILE)
+    sync_directory(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

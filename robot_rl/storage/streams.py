@@ -1,0 +1,328 @@
+"""Message streams as MCAP files: raw CDR with true times, readable by Foxglove and rosbag2."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+from mcap.records import Channel, Message, Schema
+from mcap.stream_reader import StreamReader
+from mcap.writer import Writer
+from mcap_ros2.decoder import DecoderFactory
+
+from robot_rl.errors import StorageError
+from robot_rl.specs.base import Spec
+
+# A killed process loses what came since the last flush.
+FLUSH_PERIOD_S = 0.5
+
+
+class TopicReport(Spec):
+    """How one topic came in: times are those of arrival."""
+
+    # The message type, package/msg/Name.
+    type: str
+    # Messages stored.
+    count: pydantic.NonNegativeInt = 0
+    # Messages missing, by gaps in the publication sequence numbers (of one publisher).
+    lost: pydantic.NonNegativeInt = 0
+    # The longest time between two messages [s].
+    longest_gap_s: pydantic.NonNegativeFloat = 0.0
+    # Mean rate between the first and the last message [Hz].
+    rate_hz: pydantic.NonNegativeFloat = 0.0
+
+
+class StoredFile(Spec):
+    """One line of an episode's manifest."""
+
+    # The name inside the episode's directory.
+    file: str
+    sha256: str
+    bytes: pydantic.NonNegativeInt
+
+
+class StreamMessage(NamedTuple):
+    """One decoded message; `message` has the fields of the ROS type as attributes."""
+
+    topic: str
+    type: str
+    log_time_ns: int
+    publish_time_ns: int
+    sequence: int
+    message: Any
+
+
+class StreamWriter:
+    """Appends raw messages to an MCAP file; a thread brings them to the disk twice a second.
+
+    Each flush ends a chunk, so that the file can be read up to there whatever happens next.
+    `write` may be called from several threads. Raises StorageError where the file cannot be
+    written; a failure of the flushing thread is raised by the next call.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._topics: dict[str, _Topic] = {}
+        self._schemas: dict[str, int] = {}
+        self._failure: OSError | None = None
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        try:
+            self._file = _HashedFile(path)
+            self._mcap = Writer(self._file)
+            self._mcap.start(profile='ros2', library='robot_rl')
+        except OSError as error:
+            raise self._error(error) from None
+        self._thread = threading.Thread(target=self._keep_flushing, daemon=True)
+        self._thread.start()
+
+    def write(
+        self,
+        topic: str,
+        type_name: str,
+        definition: str,
+        data: bytes,
+        log_time_ns: int,
+        publish_time_ns: int | None = None,
+        sequence: int = 0,
+    ) -> None:
+        """Append one serialised message.
+
+        `definition` is schemas.message_definition(type_name), `sequence` the publication sequence
+        number (0: not known), the times are those of arrival and of publication.
+        """
+        with self._lock:
+            if self._failure or self.closed:
+                raise self._error(self._failure)
+            known = self._topics.get(topic)
+            if known and known.type != type_name:
+                raise StorageError(
+                    f'{self.path}: topic {topic} holds {known.type}, not {type_name}'
+                )
+            try:
+                known = known or self._register(topic, type_name, definition)
+                self._mcap.add_message(
+                    known.channel,
+                    log_time_ns,
+                    data,
+                    log_time_ns if publish_time_ns is None else publish_time_ns,
+                    sequence,
+                )
+            except OSError as error:
+                self._failure = error
+                raise self._error(error) from None
+            known.count_in(log_time_ns, sequence)
+
+    def report(self) -> dict[str, TopicReport]:
+        """Return what came in so far, by topic."""
+        with self._lock:
+            return {name: topic.report() for name, topic in sorted(self._topics.items())}
+
+    @property
+    def last_time_ns(self) -> int | None:
+        """The arrival time of the newest message."""
+        return max((topic.last_ns for topic in self._topics.values()), default=None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
+
+    def close(self) -> StoredFile:
+        """Finish the file, bring it to the disk and return its line for the manifest."""
+        if not self.closed:
+            self._closing.set()
+            self._thread.join()
+            try:
+                if not self._failure:
+                    self._mcap.finish()
+                    self._file.sync()
+            except OSError as error:
+                self._failure = error
+            with contextlib.suppress(OSError):  # what it cannot write is reported below
+                self._file.close()
+        if self._failure:
+            raise self._error(self._failure)
+        return StoredFile(
+            file=self.path.name, sha256=self._file.sha256.hexdigest(), bytes=self._file.bytes
+        )
+
+    def _register(self, topic: str, type_name: str, definition: str) -> _Topic:
+        if type_name not in self._schemas:
+            self._schemas[type_name] = self._mcap.register_schema(
+                type_name, 'ros2msg', definition.encode()
+            )
+        channel = self._mcap.register_channel(topic, 'cdr', self._schemas[type_name])
+        self._topics[topic] = _Topic(type_name, channel)
+        return self._topics[topic]
+
+    def _keep_flushing(self) -> None:
+        while not self._closing.wait(FLUSH_PERIOD_S):
+            try:
+                with self._lock:
+                    self._mcap.flush()
+                self._file.sync()  # slow, and so outside the lock
+            except OSError as error:
+                self._failure = error
+                return
+
+    def _error(self, error: OSError | None) -> StorageError:
+        reason = (error.strerror or str(error)) if error else 'it is closed'
+        return StorageError(f'{self.path}: cannot be written ({reason})')
+
+
+def read_messages(path: Path, topics: Collection[str] | None = None) -> Iterator[StreamMessage]:
+    """Yield the messages of an MCAP file (of `topics` only) in the order of arrival, decoded.
+
+    Raises StorageError, after the last message of the last whole chunk, where the file is cut
+    off or damaged; one line says where. Whatever a serialiser appended to a message is ignored.
+    """
+    schemas: dict[int, Schema] = {}
+    channels: dict[int, Channel] = {}
+    for record in _records(path):
+        if isinstance(record, Schema):
+            schemas[record.id] = record
+        elif isinstance(record, Channel):
+            channels[record.id] = record
+        elif isinstance(record, Message):
+            channel = channels[record.channel_id]
+            if topics is None or channel.topic in topics:
+                schema = schemas.get(channel.schema_id)
+                yield StreamMessage(
+                    channel.topic,
+                    schema.name if schema else '',
+                    record.log_time,
+                    record.publish_time,
+                    record.sequence,
+                    _decode(path, channel, schema, record.data),
+                )
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with an MCAP file, in one line; None: it is whole."""
+    try:
+        for _ in _records(path):
+            pass
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+def topic_types(path: Path) -> dict[str, str]:
+    """Return {topic: message type} of an MCAP file, of its readable part where it is damaged."""
+    schemas: dict[int, str] = {}
+    types: dict[str, str] = {}
+    with contextlib.suppress(StorageError):
+        for record in _records(path):
+            if isinstance(record, Schema):
+                schemas[record.id] = record.name
+            elif isinstance(record, Channel):
+                types[record.topic] = schemas.get(record.schema_id, '')
+    return types
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Yield the records of an MCAP file; raise StorageError where they end too early."""
+    try:
+        data = path.open('rb')
+    except OSError as error:
+        raise StorageError(f'{path}: cannot be read ({error.strerror})') from None
+    count = 0
+    with data:
+        # No record is longer than its file: a damaged length must not become an allocation.
+        size = os.fstat(data.fileno()).st_size
+        records = StreamReader(data, validate_crcs=True, record_size_limit=size).records
+        while True:
+            try:
+                record = next(records, None)
+            except Exception as error:  # damaged bytes make the library raise almost anything
+                reason = str(error) or type(error).__name__
+                raise StorageError(
+                    f'{path}: cut off or damaged after {count} messages '
+                    f'(byte {data.tell()} of {size}: {reason}); what stands before is readable'
+                ) from None
+            if record is None:
+                return
+            count += isinstance(record, Message)
+            yield record
+
+
+def _decode(path: Path, channel: Channel, schema: Schema | None, data: bytes) -> Any:
+    try:
+        if schema and (channel.message_encoding, schema.encoding) == ('cdr', 'ros2msg'):
+            return _decoder(schema.name, schema.data)(data)
+        reason = f'its encoding is {channel.message_encoding!r}, not CDR with a ros2msg schema'
+    except Exception as error:  # a definition or bytes that do not fit: any error of the parser
+        reason = str(error) or type(error).__name__
+    raise StorageError(f'{path}: a message on {channel.topic} cannot be decoded ({reason})')
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder(type_name: str, definition: bytes) -> Callable[[bytes], Any]:
+    """Return a decoder; parsing a definition takes longer than decoding a short episode."""
+    schema = Schema(id=0, name=type_name, encoding='ros2msg', data=definition)
+    return DecoderFactory().decoder_for('cdr', schema)
+
+
+class _Topic:
+    """The tally of one topic."""
+
+    def __init__(self, type_name: str, channel: int):
+        self.type, self.channel = type_name, channel
+        self.count = self.lost = self.sequence = 0
+        self.first_ns = self.last_ns = self.longest_gap_ns = 0
+
+    def count_in(self, log_time_ns: int, sequence: int) -> None:
+        if self.count:
+            self.longest_gap_ns = max(self.longest_gap_ns, log_time_ns - self.last_ns)
+            # A smaller number is a publisher that started anew.
+            if 0 < self.sequence < sequence:
+                self.lost += sequence - self.sequence - 1
+        else:
+            self.first_ns = log_time_ns
+        self.count += 1
+        self.sequence, self.last_ns = sequence, log_time_ns
+
+    def report(self) -> TopicReport:
+        span_s = (self.last_ns - self.first_ns) * 1e-9
+        return TopicReport(
+            type=self.type,
+            count=self.count,
+            lost=self.lost,
+            longest_gap_s=self.longest_gap_ns * 1e-9,
+            rate_hz=(self.count - 1) / span_s if span_s > 0 else 0.0,
+        )
+
+
+class _HashedFile:
+    """An append-only file that knows its SHA-256: closing a long recording stays short."""
+
+    def __init__(self, path: Path):
+        self._file = path.open('xb')
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

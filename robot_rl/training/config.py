@@ -1,0 +1,105 @@
+"""What a training run is made of, as one frozen config."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from robot_rl import registry, resources
+from robot_rl.errors import SpecError
+from robot_rl.policies.agent import OffPolicyConfig
+from robot_rl.specs import Spec
+from robot_rl.specs.base import load_yaml
+
+Count = pydantic.NonNegativeInt
+
+
+class TrainConfig(Spec):
+    """How a run goes, whatever the agent. All `every` count environment steps."""
+
+    num_envs: pydantic.PositiveInt = 1  # environments stepped together
+    threads: pydantic.PositiveInt = 1  # of torch; runs repeat bit by bit with one
+    evaluate_every: pydantic.PositiveInt = 10_000  # between evaluations
+    evaluation_episodes: pydantic.PositiveInt = 10  # in each, from held-out seeds
+    checkpoint_every: pydantic.PositiveInt = 20_000  # between checkpoints
+    snapshots: tuple[Count, ...] = ()  # when policies/step-<steps>.onnx is written as well
+    stop_at_success: float | None = pydantic.Field(None, gt=0, le=1)  # end early at this rate
+
+
+class RunConfig(Spec):
+    """One training run; DIR/config.yaml holds it."""
+
+    schema_version: Literal[1] = 1
+    task: str  # as `robot-rl tasks` lists it
+    agent: str = 'd4pg'  # as the registry lists it
+    seed: Count = 0  # of networks, exploration, sampling and episodes
+    steps: pydantic.PositiveInt = 100_000  # environment steps in all
+    training: TrainConfig = TrainConfig()
+    # The agent's own config; what is not given is filled in.
+    learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
+
+    @pydantic.field_validator('learner')
+    @classmethod
+    def _fits_the_agent(cls, value: dict, info: pydantic.ValidationInfo) -> dict[str, Any]:
+        if 'agent' not in info.data:  # which has an error of its own
+            return value
+        return registry.resolve('agent', info.data['agent']).config.parse(value).to_dict()
+
+    def learner_config(self) -> OffPolicyConfig:
+        """Return the agent's config as the agent takes it."""
+        return registry.resolve('agent', self.agent).config.parse(self.learner)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Return the fields in which `other` is another run; `steps` may differ."""
+        mine, theirs = (_flat(config.to_dict()) for config in (self, other))
+        keys = sorted(mine.keys() | theirs.keys())
+        return [key for key in keys if key != 'steps' and mine.get(key) != theirs.get(key)]
+
+
+def load_run_config(
+    agent: str, task: str, overrides: Sequence[str] = (), **options: Any
+) -> RunConfig:
+    """Build the config of a run from config/agents/<agent>.yaml (or a path of one).
+
+    `overrides` are 'training.num_envs=8' or 'learner.sigma=0.3', with values as YAML; `options`
+    are top-level fields, None where not given. Raises SpecError and UnknownName.
+    """
+    path = resources.find('config/agents', agent)
+    data = load_yaml(path) or {}
+    if not isinstance(data, dict):
+        raise SpecError(f'{path}: expected a mapping of fields, found {data!r}')
+    data |= {'task': task} | {key: value for key, value in options.items() if value is not None}
+    for override in overrides:
+        _set(data, override)
+    return RunConfig.parse(data, origin=str(path))
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    """Put one 'training.key=value' or 'learner.key=value' into `data`."""
+    name, equals, text = override.partition('=')
+    section, dot, key = name.partition('.')
+    if not (equals and dot and section in ('training', 'learner')):
+        raise SpecError(
+            f'--set {override}: expected training.<key>=<value> or learner.<key>=<value>'
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f'--set {override}: {text!r} is not a value in YAML') from None
+    if isinstance(value, str):  # YAML reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    data[section] = (data.get(section) or {}) | {key: value}
+
+
+def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted keys."""
+    flat = {}
+    for key, value in data.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f'{prefix}{key}.') if nested else {prefix + key: value}
+    return flat

@@ -1,0 +1,270 @@
+"""The training loop: act, remember, learn, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robot_rl import registry
+from robot_rl.errors import RobotRLError, SpecError, StorageError
+from robot_rl.policies.export import export_onnx, git_revision
+from robot_rl.policies.policy import Policy
+from robot_rl.sim.environment import Environment, StepType, TimeStep
+from robot_rl.specs import Contract, PolicyCard
+from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint
+from robot_rl.training.config import RunConfig
+from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
+from robot_rl.training.logs import METRICS, MetricsLog, ProgressBar, read_metrics
+from robot_rl.training.state import TrainingState, make_learner
+
+CONFIG, CHECKPOINT, POLICY = 'config.yaml', 'checkpoint.pt', 'policy.onnx'
+_BAR_EVERY = 500  # environment steps; drawing the bar costs more than a step
+
+
+class Trainer:
+    """One run in one folder, from its beginning or from the checkpoint that lies there.
+
+    The folder gets config.yaml, metrics.jsonl, tensorboard/, checkpoint.pt, policy.onnx and,
+    where asked for, policies/step-<steps>.onnx. Raises SpecError where the folder holds a run of
+    another config, and StorageError where it cannot be written.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path):
+        self.config, self.folder = config, folder
+        self.finished = False
+        self._task = task_of(config.task)
+        self._held_out = _environment(config, config.training.evaluation_episodes)
+        self.state = TrainingState(config, self._held_out.contract)
+        self._clock = _Clock()
+        if (folder / CHECKPOINT).is_file():
+            self._restore()
+        # A run that goes on draws episodes that it has not seen yet.
+        seeds = np.random.SeedSequence([config.seed, self.state.env_steps])
+        seed = int(seeds.generate_state(1)[0])
+        self._environment = _environment(config, config.training.num_envs, seed)
+        self._returns = _Returns(config.training.num_envs)
+
+    def run(self) -> bool:
+        """Train until the end or a signal (SIGINT, SIGTERM), save; tell whether the end came.
+
+        Raises RobotRLError where the learning diverges; the last checkpoint is left alone then.
+        """
+        torch.set_num_threads(self.config.training.threads)
+        self._write_config()
+        with contextlib.ExitStack() as stack:
+            for environment in (self._environment, self._held_out):
+                stack.callback(environment.close)
+            self._log = MetricsLog(self.folder, self.state.env_steps)
+            stack.callback(self._log.close)
+            self._bar = stack.enter_context(ProgressBar(self.config.task, self.config.steps))
+            stop = stack.enter_context(_stop_on_signals())
+            self._loop(stop)
+            self.save()
+            self.export(self.folder / POLICY)
+        return self.finished
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        data = {
+            'config': self.config.to_json(),
+            'contract': self.state.learner.policy.contract.to_json(),
+            'finished': self.finished,
+            'wall_s': self._clock.wall_s,
+            'state': self.state.save(),
+        }
+        save_checkpoint(self.folder / CHECKPOINT, data)
+
+    def export(self, path: Path) -> None:
+        """Write the present policy as an ONNX file with its card."""
+        export_policy(self.config, self.state.learner.policy, self.folder, path)
+
+    def _restore(self) -> None:
+        path = self.folder / CHECKPOINT
+        data = load_checkpoint(path)
+        saved = RunConfig.from_json(data['config'], str(path))
+        differing = self.config.differences(saved)
+        if differing:
+            raise SpecError(
+                f'{self.folder}: holds a run with another {", ".join(differing)}; choose another '
+                'folder, or --resume to go on with the config that lies there'
+            )
+        self.state.restore(data['state'])
+        self._clock = _Clock(data['wall_s'])
+        self.finished = data['finished'] and saved.steps == self.config.steps
+
+    def _write_config(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / CONFIG).write_text(self.config.to_yaml(), encoding='utf-8')
+        except OSError as error:
+            raise StorageError(f'{self.folder}: cannot be written ({error.strerror})') from None
+
+    def _loop(self, stop: threading.Event) -> None:
+        actor, environment = self.state.actor, self._environment
+        if self.state.env_steps == 0 and 0 in self.config.training.snapshots:
+            self._export_snapshot()
+        timestep = environment.reset()
+        actor.observe_first(timestep)
+        memory = actor.policy.initial_state(environment.num_envs)
+        self._clock.start(**self._counts())
+        while not (self.finished or stop.is_set()):
+            before = self.state.env_steps
+            action, memory, extras = actor.select(timestep.observation, memory)
+            timestep = environment.step(action)
+            actor.observe(action, extras, timestep)
+            actor.update()
+            self._returns.add(timestep)
+            self._do_what_is_due(before)
+
+    def _do_what_is_due(self, before: int) -> None:
+        """Evaluate, export and save at the steps that the config names, and at the end."""
+        training, now = self.config.training, self.state.env_steps
+
+        def crossed(every: int) -> bool:
+            return now // every > before // every
+
+        self.finished = now >= self.config.steps
+        if crossed(training.evaluate_every) or self.finished:
+            self._evaluate()
+        if any(before < step <= now for step in training.snapshots):
+            self._export_snapshot()
+        if crossed(training.checkpoint_every):
+            self.save()
+        if crossed(_BAR_EVERY):
+            self._bar.show(now)
+
+    def _export_snapshot(self) -> None:
+        self.export(self.folder / 'policies' / f'step-{self.state.env_steps:08d}.onnx')
+
+    def _evaluate(self) -> None:
+        """Run the held-out episodes, write a row of metrics, and end the run if that is enough."""
+        training, state = self.config.training, self.state
+        counts = self._counts()
+        rates = self._clock.rates(**counts)
+        seeds = held_out_seeds(training.evaluation_episodes)
+        result = evaluate(state.learner.policy, self._held_out, seeds, self._task)
+        row = counts | {
+            'wall_s': round(self._clock.wall_s, 3),
+            'eval_return_mean': float(result.returns.mean()),
+            'eval_return_std': float(result.returns.std()),
+            'updates_per_s': rates['learner_steps'],
+            'env_steps_per_s': rates['env_steps'],
+        }
+        row |= {f'eval_{name}': value for name, value in result.judged().items()}
+        row |= self._returns.take()
+        row |= {name: float(value) for name, value in state.metrics.items()}
+        self._require_finite(row)
+        self._log.write(row)
+        self._bar.note(f'return {row["eval_return_mean"]:.1f}')
+        enough = training.stop_at_success
+        self.finished |= enough is not None and row.get('eval_success_rate', 0.0) >= enough
+        self._clock.start(**counts)
+
+    def _counts(self) -> dict[str, int]:
+        return {'env_steps': self.state.env_steps, 'learner_steps': self.state.learner.steps}
+
+    def _require_finite(self, row: dict[str, Any]) -> None:
+        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        if wrong:
+            raise RobotRLError(
+                f'{self.folder}: not finite after {self.state.env_steps} steps: '
+                f'{", ".join(wrong)}; a lower learning rate or smaller rewards would be right'
+            )
+
+
+def export_policy(config: RunConfig, policy: Policy, folder: Path, path: Path) -> None:
+    """Write `policy` of the run in `folder` as an ONNX file; its card holds the last metrics."""
+    rows, task = read_metrics(folder / METRICS), task_of(config.task)
+    training = {'seed': config.seed} | (rows[-1] if rows else {'env_steps': 0})
+    name = f'{config.task}-{config.agent}-seed{config.seed}-step{training["env_steps"]}'
+    card = PolicyCard(
+        id=name.replace('/', '-'),
+        contract=policy.contract,
+        task=config.task,
+        robot=task.robot.name if task else '',
+        agent=config.agent,
+        git_revision=git_revision(),
+        training=training,
+    )
+    export_onnx(policy, card, path)
+
+
+def load_policy(folder: Path) -> tuple[RunConfig, Policy]:
+    """Return the config and the policy of the checkpoint in `folder`. Raises StorageError."""
+    path = folder / CHECKPOINT
+    data = load_checkpoint(path)
+    config = RunConfig.from_json(data['config'], str(path))
+    learner = make_learner(config, Contract.from_json(data['contract'], str(path)))
+    learner.restore(data['state']['learner'])
+    return config, learner.policy
+
+
+def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:
+    return registry.make_environment(config.task, num_envs=num_envs, seed=seed)
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; the second acts as ever."""
+    stop, previous = threading.Event(), {}
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Returns:
+    """Returns of the training episodes that ended since the last row of metrics."""
+
+    def __init__(self, num_envs: int):
+        self._running, self._ended = np.zeros(num_envs), []
+
+    def add(self, timestep: TimeStep) -> None:
+        self._running = np.where(timestep.step_type == StepType.FIRST, 0, self._running)
+        self._running += timestep.reward
+        self._ended += self._running[timestep.step_type == StepType.LAST].tolist()
+
+    def take(self) -> dict[str, float]:
+        """Return their mean, if there are any, and forget them."""
+        ended, self._ended = self._ended, []
+        return {'train_return_mean': float(np.mean(ended))} if ended else {}
+
+
+class _Clock:
+    """Seconds of the whole run, resumptions included, and rates of counters."""
+
+    def __init__(self, before_s: float = 0.0):
+        self._origin = time.monotonic() - before_s
+
+    @property
+    def wall_s(self) -> float:
+        return time.monotonic() - self._origin
+
+    def start(self, **counts: int) -> None:
+        self._since, self._counts = time.monotonic(), counts
+
+    def rates(self, **counts: int) -> dict[str, float]:
+        """Return each counter's growth a second since `start`."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        return {
+            name: round((count - self._counts[name]) / seconds, 2)
+            for name, count in counts.items()
+        }

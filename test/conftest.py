@@ -1,0 +1,95 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from robot_rl.specs import Contract, PolicyCard, StateField
+
+
+@pytest.fixture
+def policy_file(tmp_path: Path) -> Callable[..., Path]:
+    """Return `build(contract, seed=0, hidden=16, memory=0, card=...)`, which writes a policy file.
+
+    A random two-layer tanh network on the flattened, concatenated observation fields, scaled to
+    the action bounds; with `memory` > 0 it has a recurrent state 'memory' of that size, which
+    becomes tanh(state + w3 @ first field). Needs no torch.
+    """
+
+    def build(contract: Contract, seed: int = 0, name: str = '', **options) -> Path:
+        path = tmp_path / (name or f'policy-{seed}.onnx')
+        path.write_bytes(random_policy(contract, seed, **options).SerializeToString())
+        return path
+
+    return build
+
+
+def random_policy(
+    contract: Contract,
+    seed: int = 0,
+    hidden: int = 16,
+    memory: int = 0,
+    card: PolicyCard | None = None,
+) -> onnx.ModelProto:
+    """Build the ONNX model of the `policy_file` fixture; `card` replaces the true card."""
+    rng = np.random.default_rng(seed)
+    state = StateField(name='memory', shape=(memory,), initial=(0.5,) * memory) if memory else None
+    size = sum(field.size for field in contract.observation) + memory
+    lower, upper = contract.action_lower, contract.action_upper
+    weights = {
+        'w1': rng.normal(0, size**-0.5, (size, hidden)),
+        'w2': rng.normal(0, hidden**-0.5, (hidden, contract.action_size)),
+        'w3': rng.normal(0, 1, (contract.observation[0].size, memory)),
+        'scale': (upper - lower) / 2,
+        'middle': (upper + lower) / 2,
+    }
+    inputs, nodes, parts = [], [], []
+    for field in contract.observation:
+        dtype = TensorProto.UINT8 if field.dtype == 'uint8' else TensorProto.FLOAT
+        inputs.append(helper.make_tensor_value_info(field.name, dtype, ['B', *field.full_shape]))
+        parts.append(f'flat/{field.name}')
+        nodes += [
+            helper.make_node('Cast', [field.name], [f'{parts[-1]}/cast'], to=TensorProto.FLOAT),
+            helper.make_node('Flatten', [f'{parts[-1]}/cast'], [parts[-1]], axis=1),
+        ]
+    outputs = [_tensor('action', contract.action_size)]
+    if state:
+        inputs.append(_tensor('state/memory', memory))
+        outputs.append(_tensor('next_state/memory', memory))
+        parts.append('state/memory')
+        nodes += [
+            helper.make_node('MatMul', [parts[0], 'w3'], ['news']),
+            helper.make_node('Add', ['state/memory', 'news'], ['sum']),
+            helper.make_node('Tanh', ['sum'], ['next_state/memory']),
+        ]
+    nodes += [
+        helper.make_node('Concat', parts, ['all'], axis=1),
+        helper.make_node('MatMul', ['all', 'w1'], ['z1']),
+        helper.make_node('Tanh', ['z1'], ['h1']),
+        helper.make_node('MatMul', ['h1', 'w2'], ['z2']),
+        helper.make_node('Tanh', ['z2'], ['h2']),
+        helper.make_node('Mul', ['h2', 'scale'], ['scaled']),
+        helper.make_node('Add', ['scaled', 'middle'], ['action']),
+    ]
+    constants = [
+        numpy_helper.from_array(values.astype(np.float32), key)
+        for key, values in weights.items()
+        if values.size
+    ]
+    graph = helper.make_graph(nodes, 'policy', inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
+    card = card or PolicyCard(
+        id=f'random-{seed}', contract=contract, recurrent_state=(state,) if state else ()
+    )
+    helper.set_model_props(model, card.to_metadata())
+    return model
+
+
+def _tensor(name: str, size: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ['B', size])

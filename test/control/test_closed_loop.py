@@ -1,0 +1,143 @@
+"""The two closed loops are one: the simulated environment, and the control path on the twin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.control.clocks import VirtualClock
+from robot_rl.control.guard import CommandGuard, GuardConfig
+from robot_rl.control.loop import Command, ControlLoop
+from robot_rl.control.observation import observe
+from robot_rl.control.runtime import OnnxPolicy
+from robot_rl.sim.environment import HELD_OUT, StepType
+from robot_rl.sim.twin import Twin
+
+EPISODES = 9  # of 60 steps
+AGREE = {'rtol': 0, 'atol': 1e-6}
+
+
+@pytest.fixture(scope='module')
+def task():
+    return registry.make_task('ur5e/reach')
+
+
+class Path:
+    """policy -> command guard -> arm without ROS and without delay, on a virtual clock."""
+
+    def __init__(self, task, contract, policy, start_gate=0.1):
+        self.task, self.twin, self.clock = task, Twin(task), VirtualClock(start_s=1234.5)
+        self.guard = CommandGuard(task.robot, GuardConfig(start_gate=start_gate))
+        self.loop = ControlLoop(contract, task.robot, task.chain, policy)
+
+    def begin(self, seed: int) -> None:
+        self.twin.reset(seed)
+        self.guard.reset()
+        self.loop.observations.reset()
+        self.sense()
+        self.loop.begin(self.loop.observations.latest('joint_states')['position'])
+
+    def sense(self) -> None:
+        """Let the arm's messages come, its joints in another order than the robot's."""
+        now, names = self.clock.now(), self.task.robot.joints[::-1]
+        values = {
+            'position': self.twin.joint_position[::-1],
+            'velocity': self.twin.joint_velocity[::-1],
+        }
+        self.loop.observations.put('joint_states', now, values, names)
+        pose = {'position': self.twin.target_position, 'orientation': self.twin.target_orientation}
+        self.loop.observations.put('target_pose', now, pose)
+        assert self.guard.measured(names, values['position'], now) is None
+
+    def step(self) -> Command:
+        command, now = self.loop.tick(self.clock.now()), self.clock.now()
+        joints, period_s = self.task.robot.joints, self.loop.contract.period_s
+        assert self.guard.command(joints, command.target, period_s, now, 'policy', now) is None
+        for _ in range(self.task.ticks):
+            self.twin.set_command(self.guard.tick(self.clock.now()).positions)
+            self.twin.advance(self.guard.period_s)
+            self.clock.advance(self.guard.period_s)
+        self.sense()
+        return command
+
+    def columns(self) -> dict[str, np.ndarray]:
+        tool, _ = self.task.chain.forward(self.twin.joint_position)
+        return {'tool.position': tool, 'target_pose.position': self.twin.target_position}
+
+
+def with_history(contract):
+    fields = [
+        field.replace(history=3) if field.name in ('joint_position', 'command') else field
+        for field in contract.observation
+    ]
+    return contract.model_copy(update={'observation': tuple(fields)})
+
+
+def with_large_steps(contract):
+    """Ask for steps that the position and velocity limits cut short."""
+    action = contract.action[0]
+    action = action.replace(lower=(-0.3,) * len(action.names), upper=(0.3,) * len(action.names))
+    return contract.model_copy(update={'action': (action,)})
+
+
+CASES = {
+    'feedforward': (lambda contract: contract, 0, 0.1),
+    'recurrent, with history': (with_history, 8, 0.1),
+    'limited': (with_large_steps, 0, 1.0),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_environment_and_control_loop_give_the_same_numbers(policy_file, task, case):
+    change, memory, start_gate = CASES[case]
+    contract = change(task.contract())
+    file = policy_file(contract, seed=5, memory=memory)
+    policy = OnnxPolicy(file)
+    environment = registry.make_environment('ur5e/reach', seed=0, contract=contract)
+    path = Path(task, contract, OnnxPolicy(file), start_gate)
+    travelled, steps, cut = 0.0, 0, 0
+    for episode in range(EPISODES):
+        seed = HELD_OUT + episode
+        timestep, state = environment.reset(seeds=[seed]), policy.initial_state(1)
+        path.begin(seed)
+        start = path.twin.joint_position.copy()
+        while timestep.step_type[0] != StepType.LAST:
+            action, state = policy.select(timestep.observation, state)
+            seen = timestep.observation
+            command = path.step()
+            timestep = environment.step(action)
+            for name, values in command.observation.items():
+                np.testing.assert_allclose(values, seen[name][0], err_msg=name, **AGREE)
+            np.testing.assert_allclose(command.requested, action[0], **AGREE)
+            reward = task.reward(path.columns(), command.requested)
+            np.testing.assert_allclose(reward, timestep.reward[0], **AGREE)
+            steps += 1
+            cut += np.abs(command.applied - command.requested).max() > 1e-6
+        for column, values in path.columns().items():
+            np.testing.assert_allclose(values, environment.columns[column][0], **AGREE)
+        travelled = max(travelled, np.abs(path.twin.joint_position - start).max())
+    environment.close()
+    assert steps == EPISODES * task.max_steps >= 500
+    assert travelled > 0.3  # the arm has moved
+    assert bool(cut) == (case == 'limited')
+    counts = path.guard.diagnostics()
+    assert (counts['refused'], counts['ramped'], counts['held']) == (0, 0, 0)
+
+
+def test_the_last_observation_of_the_environment_is_what_the_streams_say(task, policy_file):
+    contract = task.contract()
+    path = Path(task, contract, OnnxPolicy(policy_file(contract)))
+    environment = registry.make_environment('ur5e/reach')
+    timestep = environment.reset(seeds=[3])
+    path.begin(3)
+    for _ in range(5):
+        timestep = environment.step(path.step().requested[None])
+    streams = {
+        'joint_states': path.loop.observations.latest('joint_states'),
+        'target_pose': path.loop.observations.latest('target_pose'),
+        'command': {'position': path.guard.published},
+    }
+    for name, values in observe(contract, task.chain, streams).items():
+        np.testing.assert_allclose(values, timestep.observation[name][0], **AGREE)
+    environment.close()

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robot_rl.control.observation import History, ObservationAssembler, observe
+from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.specs import Contract, ObservationField
+
+NAMES = ('shoulder', 'elbow', 'wrist')
+
+
+def with_fields(contract: Contract, *fields: dict) -> Contract:
+    fields = tuple(ObservationField(**field) for field in fields)
+    return contract.model_copy(update={'observation': fields})
+
+
+def streams(*axes: int) -> dict:
+    rng = np.random.default_rng(1)
+    return {
+        'joint_states': {
+            'position': rng.normal(size=(*axes, 3)),
+            'velocity': rng.normal(size=(*axes, 3)),
+        },
+        'command': {'position': rng.normal(size=(*axes, 3))},
+        'target_pose': {
+            'position': rng.normal(size=(*axes, 3)),
+            'orientation': rng.normal(size=(*axes, 4)),
+        },
+    }
+
+
+def tip(q: np.ndarray) -> list[float]:
+    """Planar forward kinematics with sines and cosines, one pose at a time."""
+    x = y = heading = 0.0
+    for angle, length in zip(q, (0.4, 0.3, 0.2), strict=True):
+        heading += angle
+        x, y = x + length * np.cos(heading), y + length * np.sin(heading)
+    return [x, y, 0.0]
+
+
+@pytest.mark.parametrize('axes', [(), (4,), (2, 3)])
+def test_fields_are_picked_from_streams_with_any_leading_axes(contract, chain, axes):
+    given_streams = streams(*axes)
+    seen = observe(contract, chain, given_streams)
+    assert list(seen) == [field.name for field in contract.observation]
+    for index in np.ndindex(axes):
+        q = given_streams['joint_states']['position'][index]
+        np.testing.assert_allclose(seen['joint_position'][index], q, rtol=1e-6)
+        np.testing.assert_allclose(seen['tool'][index], tip(q), atol=1e-6)
+    assert all(values.dtype == np.float32 for values in seen.values())
+    assert np.array_equal(seen['target'], given_streams['target_pose']['position'].astype('f4'))
+
+
+def test_elements_come_in_the_order_of_the_field_names(contract, chain):
+    contract = with_fields(
+        contract,
+        {
+            'name': 'q',
+            'source': 'joint_states.position',
+            'names': ('wrist', 'shoulder'),
+            'shape': (2,),
+        },
+        {'name': 'height', 'source': 'target_pose.position', 'names': ('z',), 'shape': (1,)},
+        {'name': 'turn', 'source': 'tool.orientation', 'names': ('x', 'w'), 'shape': (2,)},
+    )
+    given_streams = streams(2)
+    seen = observe(contract, chain, given_streams)
+    q = given_streams['joint_states']['position']
+    np.testing.assert_allclose(seen['q'], q[:, [2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(seen['height'], given_streams['target_pose']['position'][:, 2:])
+    half = q.sum(axis=1) / 2
+    np.testing.assert_allclose(seen['turn'], np.stack([0 * half, np.cos(half)], 1), atol=1e-6)
+
+
+def test_a_tool_stream_that_is_there_is_taken_as_it_is(contract):
+    contract = with_fields(contract, {'name': 't', 'source': 'tool.position', 'shape': (3,)})
+    assert observe(contract, None, {'tool': {'position': [1, 2, 3]}})['t'].tolist() == [1, 2, 3]
+
+
+def test_suites_without_streams_read_env_keys(contract):
+    contract = with_fields(
+        contract,
+        {'name': 'a', 'source': 'env.jaco_arm/joints_pos', 'names': ('p', 'q'), 'shape': (2,)},
+        {'name': 'b', 'source': 'env.height', 'shape': ()},
+    )
+    given_streams = {'env': {'jaco_arm/joints_pos': np.ones((5, 2)), 'height': np.ones(5)}}
+    seen = observe(contract, None, given_streams)
+    assert (seen['a'].shape, seen['b'].shape) == ((5, 2), (5,))
+
+
+@pytest.mark.parametrize(
+    ('field', 'told'),
+    [
+        ({'source': 'wrench.force', 'shape': (3,)}, "no 'wrench.force'; found joint_states.pos"),
+        ({'source': 'joint_states.effort', 'shape': (3,)}, "no 'joint_states.effort'; found"),
+        (
+            {'source': 'joint_states.position', 'names': ('knee',), 'shape': (1,)},
+            r"\['knee'\] missing in joint_states.position, which has \['shoulder'",
+        ),
+        (
+            {'source': 'target_pose.position', 'names': ('w',), 'shape': (1,)},
+            r"\['w'\] missing in target_pose.position, which has \['x', 'y', 'z'\]",
+        ),
+        (
+            {'source': 'joint_states.position', 'shape': (6,)},
+            r'joint_states.position has shape \[2, 3\], right is \[..., 6\]',
+        ),
+        (
+            {'source': 'command.position', 'shape': (9, 9, 3)},
+            r'command.position has shape \[2, 3\], right is \[..., 9, 9, 3\]',
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(contract, chain, field, told):
+    contract = with_fields(contract, {'name': 'x', **field})
+    with pytest.raises(ContractMismatch, match=f'observation x: {told}'):
+        observe(contract, chain, streams(2))
+
+
+@given(
+    st.integers(2, 4),
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=12),
+)
+def test_history_holds_each_lane_s_own_steps_oldest_first(contract, length, begins):
+    contract = with_fields(
+        contract,
+        {'name': 'q', 'source': 'command.position', 'shape': (2,), 'history': length},
+        {'name': 'now', 'source': 'command.position', 'shape': (2,)},
+    )
+    history = History(contract)
+    lanes: list[list] = [[], [], []]
+    for k, first in enumerate(begins):
+        step = np.arange(6.0).reshape(3, 2) + 10 * k
+        seen = history.push({'q': step, 'now': step}, np.array(first))
+        assert np.array_equal(seen['now'], step)
+        for lane, (steps, begin) in enumerate(zip(lanes, first, strict=True)):
+            if begin:
+                steps.clear()
+            steps.append(step[lane])
+            padded = [steps[0]] * length + steps
+            assert np.array_equal(seen['q'][lane], padded[-length:])
+    history.reset()
+    again = history.push({'q': step + 1, 'now': step})['q']
+    assert np.array_equal(again, np.stack([step + 1] * length, axis=1))
+
+
+@pytest.fixture
+def assembler(contract, robot, chain) -> ObservationAssembler:
+    return ObservationAssembler(contract, robot, chain)
+
+
+def put_all(assembler: ObservationAssembler, stamp: float, offset: float = 0.0) -> None:
+    position = np.array([0.1, 0.2, 0.3]) + offset
+    values = {'position': position, 'velocity': [1.0, 2.0, 3.0]}
+    assembler.put('joint_states', stamp, values, NAMES)
+    assembler.put('target_pose', stamp, {'position': [4, 5, 6], 'orientation': [1, 0, 0, 0]})
+
+
+def test_messages_become_the_observation_by_joint_name(assembler, chain):
+    values = {'position': [0.3, 9.0, 0.1, 0.2], 'velocity': [3.0, np.nan, 1.0, 2.0]}
+    assembler.put('joint_states', 1.0, values, ['wrist', 'finger', 'shoulder', 'elbow'])
+    assembler.put('target_pose', 0.9, {'position': [4, 5, 6]})
+    seen, stamp = assembler.assemble(1.02, [0.0, -0.1, -0.2])
+    assert stamp == 1.0
+    np.testing.assert_allclose(seen['joint_position'], [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(seen['joint_velocity'], [1, 2, 3])
+    np.testing.assert_allclose(seen['tool'], tip([0.1, 0.2, 0.3]), atol=1e-6)
+    np.testing.assert_allclose(seen['target'], [4, 5, 6])
+    np.testing.assert_allclose(seen['command'], [[0, -0.1, -0.2]] * 2)
+
+
+def test_history_moves_on_with_every_assembly_and_begins_anew(assembler):
+    put_all(assembler, 1.0)
+    for k in range(3):
+        seen, _ = assembler.assemble(1.0, np.full(3, float(k)))
+    assert seen['command'].tolist() == [[1, 1, 1], [2, 2, 2]]
+    assembler.reset_history()
+    assert assembler.assemble(1.0, np.full(3, 7.0))[0]['command'].tolist() == [[7] * 3] * 2
+
+
+def test_absent_and_old_streams_are_told_with_their_ages(assembler):
+    assert assembler.missing(1.0) == ['joint_states: none has come', 'target_pose: none has come']
+    put_all(assembler, 1.0)
+    assert assembler.missing(1.09) == []
+    assert assembler.missing(1.2) == ['joint_states: 0.200 s old, at most 0.1 s']
+    assert len(assembler.missing(2.5)) == 2
+    assert assembler.missing(0.5) == ['joint_states: 0.500 s in the future, at most 0.1 s']
+    with pytest.raises(ContractMismatch, match=r'joint_states: 0\.200 s old'):
+        assembler.assemble(1.2, np.zeros(3))
+    assembler.reset()
+    assert len(assembler.missing(1.0)) == 2
+    assert assembler.latest('joint_states') is None
+
+
+@pytest.mark.parametrize(
+    ('names', 'values', 'told'),
+    [
+        (('a', 'elbow', 'wrist'), {'position': [0, 0, 0]}, r"\['shoulder'\] of robot planar are"),
+        (NAMES[:2], {'position': [0, 0]}, r"\['wrist'\] of robot planar are missing; found"),
+        (NAMES, {'position': [0, 0]}, 'position: 2 values for 3 joint names'),
+        (NAMES, {}, 'position: 0 values for 3 joint names'),
+        (NAMES, {'position': [0, np.nan, 0]}, 'joint_states.position: not finite'),
+        (NAMES, {'position': [0, 0, 0], 'velocity': [1]}, 'velocity: 1 values for 3 joint names'),
+    ],
+)
+def test_bad_joint_states_are_refused_and_the_former_ones_stay(assembler, names, values, told):
+    put_all(assembler, 1.0)
+    with pytest.raises((SpecError, ContractMismatch), match=told):
+        assembler.put('joint_states', 2.0, values, names)
+    assert assembler.assemble(1.0, np.zeros(3))[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ('values', 'told'),
+    [
+        ({'position': [0, np.inf, 0]}, 'target_pose.position: not finite'),
+        ({'position': [0, 0]}, r'target_pose.position: shape \[2\], right is \[3\]'),
+        ({'orientation': [0, 0, 1]}, r'target_pose.orientation: shape \[3\], right is \[4\]'),
+    ],
+)
+def test_bad_poses_are_refused(assembler, values, told):
+    with pytest.raises(ContractMismatch, match=told):
+        assembler.put('target_pose', 1.0, values)
+    assert assembler.latest('target_pose') is None
+
+
+def filling(contract, robot, chain, fill: str) -> ObservationAssembler:
+    fields = [
+        field.replace(fill=fill) if field.quantity == 'velocity' else field
+        for field in contract.observation
+    ]
+    contract = contract.model_copy(update={'observation': tuple(fields)})
+    return ObservationAssembler(contract, robot, chain)
+
+
+@pytest.mark.parametrize('velocity', [[], [np.nan] * 3, None])
+def test_velocities_that_the_driver_leaves_out_follow_the_fill_rule(
+    contract, robot, chain, velocity
+):
+    def send(assembler, stamp, position):
+        values = {'position': position} | ({} if velocity is None else {'velocity': velocity})
+        assembler.put('joint_states', stamp, values, NAMES)
+        return assembler.latest('joint_states')['velocity'].tolist()
+
+    zero = filling(contract, robot, chain, 'zero')
+    assert send(zero, 1.0, [0, 0, 0]) == send(zero, 1.1, [1, 1, 1]) == [0, 0, 0]
+    difference = filling(contract, robot, chain, 'difference')
+    assert send(difference, 1.0, [0, 0, 0]) == [0, 0, 0]
+    assert send(difference, 1.5, [0.1, 0.2, -0.3]) == pytest.approx([0.2, 0.4, -0.6])
+    assert send(difference, 1.5, [9, 9, 9]) == pytest.approx([0.2, 0.4, -0.6])  # no time passed
+    with pytest.raises(ContractMismatch, match='velocity: empty or not finite, and the contract'):
+        send(filling(contract, robot, chain, 'none'), 1.0, [0, 0, 0])
+
+
+def test_a_single_missing_velocity_is_filled_alone(contract, robot, chain):
+    assembler = filling(contract, robot, chain, 'zero')
+    values = {'position': [0, 0, 0], 'velocity': [1.0, np.nan, 3.0]}
+    assembler.put('joint_states', 1.0, values, NAMES)
+    assert assembler.latest('joint_states')['velocity'].tolist() == [1, 0, 3]
+
+
+def test_a_contract_without_velocities_does_not_ask_for_them(contract, robot, chain):
+    contract = with_fields(
+        contract, {'name': 'q', 'source': 'joint_states.position', 'shape': (3,)}
+    )
+    assembler = ObservationAssembler(contract, robot, chain)
+    assembler.put('joint_states', 1.0, {'position': [1, 2, 3], 'velocity': [np.nan] * 3}, NAMES)
+    assert assembler.assemble(99.0, np.zeros(3))[0]['q'].tolist() == [1, 2, 3]

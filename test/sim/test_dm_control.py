@@ -1,0 +1,163 @@
+import sys
+
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.errors import ContractMismatch, RobotRLError, UnknownName
+from robot_rl.sim import dm_control as adapter
+from robot_rl.sim.environment import HELD_OUT, StepType
+
+suite = pytest.importorskip('dm_control.suite')
+NAMES = registry.task_names()
+LQR = ['suite/lqr-lqr_2_1', 'suite/lqr-lqr_6_2']
+# One of each kind of observation: vectors, scalars, matrices, nested names, a height field.
+FEW = [
+    'suite/cartpole-swingup',
+    'suite/fish-swim',
+    'suite/stacker-stack_2',
+    'suite/quadruped-escape',
+    'manipulation/reach_site_features',
+]
+
+
+def random_actions(environment, steps, seed=0):
+    contract = environment.contract
+    size = (steps, environment.num_envs, contract.action_size)
+    rng = np.random.default_rng(seed)
+    return rng.uniform(contract.action_lower, contract.action_upper, size).astype(np.float32)
+
+
+def require_served(environment, step):
+    contract = environment.contract
+    assert list(step.observation) == [field.name for field in contract.observation]
+    for field in contract.observation:
+        values = step.observation[field.name]
+        assert values.dtype == np.float32
+        assert values.shape == (environment.num_envs, *field.full_shape)
+        assert field.name.replace('/', '') == field.name and field.stream == 'env'
+    assert step.step_type.dtype == np.int8
+    assert step.reward.dtype == step.discount.dtype == np.float32
+
+
+@pytest.mark.parametrize('name', FEW)
+def test_an_episode_repeats_from_its_seed(name):
+    environment = registry.make_environment(name, num_envs=2, seed=1)
+    actions = random_actions(environment, 4)
+    runs = []
+    for seeds in ([5, HELD_OUT], [6, 6], [5, HELD_OUT]):
+        steps = [environment.reset(seeds)] + [environment.step(a) for a in actions]
+        require_served(environment, steps[-1])
+        assert all((step.reward >= 0).all() and (step.reward <= 1).all() for step in steps)
+        runs.append(steps)
+    for one, other in zip(runs[0], runs[2], strict=True):
+        for key, values in one.observation.items():
+            np.testing.assert_array_equal(values, other.observation[key])
+    different = [
+        not np.array_equal(values, runs[1][0].observation[key])
+        for key, values in runs[0][0].observation.items()
+    ]
+    assert any(different)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(set(NAMES['suite'] + NAMES['manipulation']) - set(LQR)))
+def test_every_task_is_served_and_repeats(name):
+    environment = registry.make_environment(name)
+    actions = random_actions(environment, 2)
+    first = environment.reset([3])
+    for action in actions:
+        require_served(environment, environment.step(action))
+    environment.reset([4])
+    again = environment.reset([3])
+    for key, values in first.observation.items():
+        np.testing.assert_array_equal(values, again.observation[key])
+
+
+def test_numbers_are_those_of_the_task_itself():
+    environment = registry.make_environment('suite/walker-walk')
+    own = suite.load('walker', 'walk', task_kwargs={'random': 9})
+    step, expected = environment.reset([9]), own.reset()
+    for action in random_actions(environment, 30):
+        for key, values in expected.observation.items():
+            found = step.observation[key][0]
+            np.testing.assert_array_equal(found, np.atleast_1d(values).astype(np.float32))
+        step, expected = environment.step(action), own.step(action[0])
+        assert step.reward[0] == np.float32(expected.reward)
+        assert step.discount[0] == expected.discount
+    assert environment.contract.rate_hz == pytest.approx(40)
+    field = environment.contract.observation[1]
+    assert (field.name, field.source, field.shape) == ('height', 'env.height', (1,))
+
+
+def test_the_time_limit_truncates_and_the_next_step_starts_anew():
+    environment = registry.make_environment('suite/pendulum-swingup', num_envs=2)
+    environment.reset()
+    for _ in range(environment.max_steps - 1):
+        assert (environment.step(np.zeros((2, 1))).step_type == StepType.MID).all()
+    last = environment.step(np.zeros((2, 1)))
+    assert (last.step_type == StepType.LAST).all() and (last.discount == 1).all()
+    first = environment.step(np.full((2, 1), np.nan))
+    assert (first.step_type == StepType.FIRST).all()
+    assert (first.reward == 0).all() and (first.discount == 1).all()
+
+
+def test_discount_0_is_termination():
+    environment = registry.make_environment('suite/cartpole-balance')
+    environment.reset()
+    own = environment._envs[0]
+    own.task.get_termination = lambda physics: 0.0
+    step = environment.step(np.zeros((1, 1)))
+    assert step.step_type[0] == StepType.LAST and step.discount[0] == 0
+
+
+def test_names_are_fit_for_onnx_and_sources_keep_the_tasks_keys():
+    contract = registry.make_environment('manipulation/reach_site_features').contract
+    sources = {field.name: field.source for field in contract.observation}
+    assert sources['jaco_arm_jaco_hand_joints_pos'] == 'env.jaco_arm/jaco_hand/joints_pos'
+    assert contract.observation_shapes['jaco_arm_joints_pos'] == (1, 6, 2)
+    assert contract.action_names[0] == 'jaco_arm/joint_1'
+    assert contract.action[0].kind == 'generic'
+
+
+@pytest.mark.parametrize('name', LQR)
+def test_a_task_without_action_bounds_is_refused(name):
+    with pytest.raises(ContractMismatch, match=f'task {name}: its actuators have no limits'):
+        registry.make_environment(name)
+
+
+def test_bad_actions_are_one_clear_line():
+    environment = registry.make_environment('suite/cartpole-balance', num_envs=2)
+    with pytest.raises(RobotRLError, match='call reset'):
+        environment.step(np.zeros((2, 1)))
+    environment.reset()
+    with pytest.raises(ContractMismatch, match=r'shape \[2\], right is \[2, 1\]'):
+        environment.step(np.zeros(2))
+    with pytest.raises(ContractMismatch, match='not finite'):
+        environment.step(np.full((2, 1), np.inf))
+
+
+def test_unknown_names_get_the_nearest_known_ones():
+    with pytest.raises(UnknownName, match=r"'suite/walker-wlak'.*'suite/walker-walk'"):
+        registry.make_environment('suite/walker-wlak')
+    with pytest.raises(UnknownName, match="'manipulation/reach_site_features'"):
+        registry.make_environment('manipulation/reach_site')
+    with pytest.raises(UnknownName, match="'ur5e/reach'"):
+        registry.make_environment('ur5/reach')
+    with pytest.raises(UnknownName, match=r"unknown agent 'd4gp'.*'d4pg'"):
+        registry.resolve('agent', 'd4gp')
+
+
+def test_without_dm_control_the_arms_remain_and_the_rest_says_what_to_install(monkeypatch):
+    adapter._package.cache_clear()
+    for module in [name for name in sys.modules if name.split('.')[0] == 'dm_control']:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, 'dm_control', None)
+    try:
+        assert registry.task_names() == {'arm': ['ur5e/reach']}
+        with pytest.raises(RobotRLError, match=r"pip install 'robot_rl\[train\]'"):
+            registry.make_environment('suite/cartpole-swingup')
+        with pytest.raises(UnknownName, match="'ur5e/reach'"):
+            registry.make_environment('ur5e/rech')
+    finally:
+        adapter._package.cache_clear()

@@ -1,0 +1,129 @@
+import json
+
+import cv2
+import mujoco
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.cli import main as command_line
+from robot_rl.errors import RobotRLError
+from robot_rl.sim import rendering
+
+
+@pytest.fixture(scope='module')
+def renderer():
+    try:
+        renderer = rendering.Renderer(160, 120)
+    except RobotRLError as error:
+        pytest.skip(str(error))
+    yield renderer
+    renderer.close()
+
+
+def orange(picture):
+    """Pixels of the target marker's colour."""
+    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
+    return ((red > 180) & (green < 140) & (blue < 110)).sum()
+
+
+def test_a_picture_shows_the_target_where_it_is(renderer, reach):
+    environment = registry.make_environment('ur5e/reach', num_envs=2)
+    environment.reset([1, 2])
+    model, data = environment.scene(0)
+    one = renderer.frame(model, data)
+    other = renderer.frame(*environment.scene(1))
+    assert one.shape == (120, 160, 3) and one.dtype == np.uint8
+    assert orange(one) > 3 and orange(other) > 3
+    assert (one != other).any()
+    model, data = environment.scene(0)
+    np.testing.assert_array_equal(renderer.frame(model, data), one)
+    data.mocap_pos[:] = [0, 0, -5]
+    assert orange(renderer.frame(*_forwarded(model, data))) == 0
+
+
+def _forwarded(model, data):
+    mujoco.mj_forward(model, data)
+    return model, data
+
+
+def test_one_renderer_draws_several_models_in_turn(renderer):
+    pytest.importorskip('dm_control')
+    arm = registry.make_environment('ur5e/reach')
+    pole = registry.make_environment('suite/cartpole-swingup')
+    arm.reset([0])
+    pole.reset([0])
+    before = renderer.frame(*arm.scene())
+    assert (renderer.frame(*pole.scene()) != before).mean() > 0.5
+    np.testing.assert_array_equal(renderer.frame(*arm.scene()), before)
+
+
+def test_drawing_and_dm_controls_own_contexts_leave_one_another_alone(renderer):
+    pytest.importorskip('dm_control')
+    arm = registry.make_environment('ur5e/reach')
+    arm.reset([0])
+    before = renderer.frame(*arm.scene())
+    for _ in range(2):  # this task opens a context at each reset; the second frees the first's
+        registry.make_environment('suite/quadruped-escape').reset([1])
+        np.testing.assert_array_equal(renderer.frame(*arm.scene()), before)
+
+
+def test_missing_opengl_is_one_clear_line(monkeypatch):
+    import mujoco.egl
+
+    def broken(*_):
+        raise ImportError('Cannot initialize\na EGL device display')
+
+    monkeypatch.setattr(mujoco.egl, 'GLContext', broken)
+    with pytest.raises(RobotRLError, match='apt install libegl1') as caught:
+        rendering.Renderer()
+    assert '\n' not in str(caught.value)
+
+
+def test_play_writes_a_film_that_can_be_read(renderer, tmp_path, capsys):
+    out = tmp_path / 'films' / 'reach.mp4'
+    words = ['play', '--policy', 'random', '--task', 'ur5e/reach', '--out', str(out), '--json']
+    assert command_line.main([*words, '--width', '160', '--height', '120']) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer['task'] == 'ur5e/reach' and len(answer['returns']) == 1
+    film = cv2.VideoCapture(str(out))
+    frames = []
+    while (read := film.read())[0]:
+        frames.append(read[1])
+    assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    assert len(frames) == 61 and frames[0].shape == (120, 160, 3)
+    assert (frames[0] != frames[-1]).any()
+    # Blue caps on a grey arm: the channels are in the right order.
+    blue, _, red = frames[0][..., 0], frames[0][..., 1], frames[0][..., 2]
+    assert (blue.astype(int) - red > 60).sum() > 20
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--policy', 'random'], 'name one'),
+        (['--policy', 'random', '--task', 'ur5e/reach'], 'there is no display'),
+        (['--policy', 'random', '--task', 'ur5e/rech'], "did you mean 'ur5e/reach'"),
+        (['--policy', 'lost.onnx', '--task', 'ur5e/reach'], 'lost.onnx: cannot be read'),
+        (['--policy', 'random', '--task', 'ur5e/reach', '--out', 'a.avi'], 'an .mp4 file'),
+        (['--policy', 'random', '--task', 'ur5e/reach', '--out', '/proc/x/a.mp4'], 'be written'),
+    ],
+)
+def test_play_says_what_is_wrong(renderer, words, message, capsys, monkeypatch):
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    assert command_line.main(['play', *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.count('\n') == 0
+
+
+def test_tasks_lists_every_name(capsys):
+    pytest.importorskip('dm_control')
+    assert command_line.main(['tasks', '--json']) == 0
+    families = json.loads(capsys.readouterr().out)['tasks']
+    assert families['arm'] == ['ur5e/reach']
+    assert 'suite/cartpole-swingup' in families['suite'] and len(families['suite']) == 51
+    assert 'manipulation/reach_site_features' in families['manipulation']
+    assert command_line.main(['tasks']) == 0
+    printed = capsys.readouterr().out.split()
+    assert {name for names in families.values() for name in names} <= set(printed)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from robot_rl import resources
+from robot_rl.errors import SpecError, UnknownName
+from robot_rl.specs import Box, RobotSpec
+
+
+def test_arrays_follow_the_order_of_joints(robot_data):
+    robot_data['joints'].reverse()
+    robot = RobotSpec.parse(robot_data)
+    assert robot.joints == ('elbow', 'shoulder')
+    assert robot.lower.tolist() == [-1.5, -2.0]
+    assert robot.upper.tolist() == [1.0, 2.0]
+    assert robot.max_velocity.tolist() == [2.0, 1.0]
+    assert robot.home_position.tolist() == [0.5, 0.0]
+
+
+def test_joints_are_found_by_name_among_others_and_missing_ones_are_told(robot_data):
+    robot = RobotSpec.parse(robot_data)
+    assert robot.indices(['finger', 'elbow', 'shoulder']) == [2, 1]
+    with pytest.raises(SpecError, match=r"\['elbow'\] of robot planar are missing; found \['sh"):
+        robot.indices(['shoulder', 'elbow_joint'])
+
+
+def test_a_box_tells_which_points_lie_inside():
+    box = Box(lower=(0, 0, 0), upper=(1, 2, 3))
+    points = [[[0.5, 1, 1], [1, 2, 3]], [[-0.1, 1, 1], [0.5, 2.1, 1]]]
+    assert box.contains(points).tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize('name', resources.names('config/robots'))
+def test_every_robot_that_ships_is_valid(name):
+    robot = RobotSpec.load(name)
+    assert robot.name == name
+    assert resources.model(robot.mjcf).is_file()
+
+
+def test_robots_are_loaded_by_name_or_path(tmp_path, robot_data):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(RobotSpec.parse(robot_data).to_yaml())
+    assert RobotSpec.load(str(path)).name == 'planar'
+    with pytest.raises(UnknownName, match="unknown robot 'ur5'; did you mean 'ur5e'"):
+        RobotSpec.load('ur5')

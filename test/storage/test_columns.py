@@ -1,0 +1,336 @@
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+
+from robot_rl.errors import ContractMismatch, StorageError
+from robot_rl.storage import columns as columns_module
+from robot_rl.storage.columns import CACHE_FILE, aligned_columns
+from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+
+START_NS = 1_700_000_000_000_000_000
+MS = 1_000_000
+JOINTS = ('shoulder', 'elbow')
+
+
+class Recording:
+    """A simulated arm, policy and guard; everything that they publish, in arrival order."""
+
+    def __init__(self, ros, rng, ticks=12, namespace='', tail_ms=100):
+        self.ros, self.namespace, self.sent = ros, namespace, []
+        self.states, self.poses, self.ticks, self.applied = [], [], [], {}
+        self.end_ms = 503 + 50 * ticks + tail_ms
+        for at in range(0, self.end_ms, 10):  # the arm, 100 Hz with jitter
+            self._state(START_NS + at * MS + int(rng.integers(0, MS)), rng)
+        for at in range(3, self.end_ms, 50):  # the target, 20 Hz
+            stamp, values = START_NS + at * MS, rng.normal(size=7)
+            self.poses.append((stamp, values))
+            self._send('target_pose', ros.pose(stamp, values[:3], values[3:]), stamp)
+        for tick in range(ticks):  # the policy, from the newest state at 503, 553, ... ms
+            self._tick(START_NS + (503 + 50 * tick) * MS, rng)
+        self.sent.sort(key=lambda item: item[0])
+
+    def _send(self, topic, message, stamp):
+        self.sent.append((stamp + 300_000, self.namespace + topic, message))
+
+    def _state(self, stamp, rng):
+        values = {name: tuple(rng.normal(size=2)) for name in (*JOINTS, 'gripper')}
+        order = list(rng.permutation(list(values)))
+        self.states.append((stamp, values))
+        position, velocity = zip(*(values[name] for name in order), strict=True)
+        self._send('joint_states', self.ros.joint_state(stamp, order, position, velocity), stamp)
+
+    def _tick(self, now, rng):
+        stamp = max(stamp for stamp, _ in self.states if stamp <= now)
+        action, target = rng.normal(size=(2, 2))
+        self.ticks.append((stamp, action, target))
+        trajectory = self.ros.trajectory
+        # Names in another order than the contract's and the robot's: names decide.
+        self._send('policy/action', trajectory(stamp, JOINTS, action), now)
+        self._send('policy/command', trajectory(stamp, JOINTS[::-1], target[::-1]), now)
+        for part in range(5):
+            self.applied[stamp] = rng.normal(size=2)
+            message = trajectory(stamp, JOINTS, self.applied[stamp], 'policy')
+            self._send('command_guard/applied', message, now + part * 10 * MS)
+
+    def without(self, *topics):
+        self.sent = [item for item in self.sent if item[1] not in topics]
+        return self
+
+    def write(self, root, header, drop=()):
+        with EpisodeWriter(root, header) as writer:
+            for index, (time_ns, topic, message) in enumerate(self.sent):
+                if index not in drop:
+                    self.ros.write(writer, topic, message, time_ns)
+            return EpisodeReader(writer.commit())
+
+
+@pytest.fixture
+def recording(ros, rng):
+    return Recording(ros, rng)
+
+
+def brute_force(recording):
+    """Walk the rows one by one over the plain lists."""
+    stamps = [stamp for stamp, _, _ in recording.ticks]
+    after = min(recording.states, key=lambda state: abs(state[0] - stamps[-1] - 50 * MS))[0]
+    rows = {'time': [], 'q': [], 'qd': [], 'place': [], 'turn': []}
+    for now in [*stamps, after]:
+        state = [values for stamp, values in recording.states if stamp <= now][-1]
+        pose = [values for stamp, values in recording.poses if stamp <= now][-1]
+        rows['time'].append(now * 1e-9)
+        rows['q'].append([state[name][0] for name in JOINTS])
+        rows['qd'].append([state[name][1] for name in JOINTS])
+        rows['place'].append(pose[:3])
+        rows['turn'].append([pose[6], *pose[3:6]])
+    path = [rows['q'][0], *(recording.applied[stamp] for stamp in stamps)]
+    return rows | {
+        'command': [rows['q'][0], *(target for _, _, target in recording.ticks)],
+        # The contract's action names are (elbow, shoulder).
+        'requested': [action[::-1] for _, action, _ in recording.ticks],
+        'applied': [(b - np.asarray(a))[::-1] for a, b in itertools.pairwise(path)],
+    }
+
+
+@pytest.mark.parametrize('namespace', ['', '/', '/left_arm/'])
+def test_columns_equal_a_walk_over_the_messages(tmp_path, ros, rng, header, namespace):
+    recording = Recording(ros, rng, namespace=namespace)
+    found = aligned_columns(recording.write(tmp_path, header()))
+    expected = brute_force(recording)
+    names = {
+        'time': 'time',
+        'q': 'joint_states.position',
+        'qd': 'joint_states.velocity',
+        'place': 'target_pose.position',
+        'turn': 'target_pose.orientation',
+        'command': 'command.position',
+        'requested': 'action/requested',
+        'applied': 'action/applied',
+    }
+    assert set(found) == set(names.values())
+    for short, name in names.items():
+        assert found[name].dtype == np.float64
+        np.testing.assert_allclose(found[name], expected[short], rtol=0, atol=1e-12, err_msg=name)
+    assert len(found['time']) == len(found['action/requested']) + 1 == 13
+
+
+@pytest.mark.parametrize('topic', ['broadcaster/joint_states', '/elsewhere/joint_states'])
+def test_joint_states_are_found_where_the_robot_says(tmp_path, recording, header, robot, topic):
+    expected = aligned_columns(recording.write(tmp_path, header()))
+    recording.sent = [
+        (time_ns, topic if name == 'joint_states' else name, message)
+        for time_ns, name, message in recording.sent
+    ]
+    moved = header(robot_spec=robot.replace(joint_states_topic=topic))
+    found = aligned_columns(recording.write(tmp_path, moved))
+    np.testing.assert_array_equal(
+        found['joint_states.position'], expected['joint_states.position']
+    )
+
+
+def test_joint_positions_are_applied_as_they_are(tmp_path, recording, header, contract):
+    action = contract.action[0].replace(kind='joint_position')
+    reader = recording.write(tmp_path, header())
+    found = aligned_columns(reader, contract.replace(action=[action.to_dict()]))
+    last = [recording.applied[stamp][::-1] for stamp, _, _ in recording.ticks]
+    np.testing.assert_array_equal(found['action/applied'], last)
+
+
+def test_a_recording_that_ends_too_early_leaves_out_the_last_action(tmp_path, ros, rng, header):
+    recording = Recording(ros, rng, ticks=4, tail_ms=-45)
+    found = aligned_columns(recording.write(tmp_path, header()))
+    stamps = np.array([stamp for stamp, _, _ in recording.ticks])
+    np.testing.assert_array_equal(found['time'], stamps * 1e-9)
+    assert found['action/requested'].shape == found['action/applied'].shape == (3, 2)
+    assert found['command.position'].shape == (4, 2)
+    with pytest.raises(StorageError, match='no steps'):
+        recording = Recording(ros, rng, ticks=1, tail_ms=-45)
+        aligned_columns(recording.write(tmp_path, header()))
+
+
+def test_two_ticks_on_one_sample_are_paired_by_their_order(tmp_path, ros, rng, header):
+    recording = Recording(ros, rng, ticks=0)
+    first, second, third = (state[0] for state in recording.states[20:35:5][:3])
+    targets = {}
+    for number, stamp in enumerate((first, second, second, third)):
+        now = START_NS + (300 + number) * MS
+        targets[number] = rng.normal(size=2)
+        for topic in ('policy/action', 'policy/command', 'command_guard/applied'):
+            recording._send(topic, ros.trajectory(stamp, JOINTS, targets[number]), now)
+    recording.sent.sort(key=lambda item: item[0])
+    found = aligned_columns(recording.write(tmp_path, header()))
+    np.testing.assert_array_equal(
+        found['command.position'][1:], [targets[number] for number in range(4)]
+    )
+
+
+def test_a_lost_command_leaves_the_one_before_it(tmp_path, recording, header):
+    commands = [i for i, item in enumerate(recording.sent) if item[1] == 'policy/command']
+    found = aligned_columns(recording.write(tmp_path, header(), drop={commands[0], commands[5]}))
+    targets = np.array([target for _, _, target in recording.ticks])
+    targets[5] = targets[4]
+    targets[0] = found['joint_states.position'][0]
+    np.testing.assert_array_equal(found['command.position'][1:], targets)
+
+
+def with_velocity(contract, fill):
+    fields = [
+        field.replace(fill=fill) if field.name == 'qd' else field for field in contract.observation
+    ]
+    return contract.replace(observation=[field.to_dict() for field in fields])
+
+
+@pytest.mark.parametrize('empty', [True, False])
+def test_velocities_that_the_driver_leaves_out_are_filled_by_rule(
+    tmp_path, recording, header, contract, empty
+):
+    positions, stamps, given = [], [], []
+    for _, topic, message in recording.sent:
+        if topic == 'joint_states':
+            elbow = list(message.name).index('elbow')
+            given.append(message.velocity[list(message.name).index('shoulder')])
+            if empty:
+                message.velocity = []
+            else:
+                message.velocity[elbow] = np.nan
+            where = [list(message.name).index(name) for name in JOINTS]
+            positions.append(np.array(message.position)[where])
+            stamps.append(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
+    reader = recording.write(tmp_path, header())
+    difference = np.diff(positions, axis=0) / (np.diff(stamps)[:, None] * 1e-9)
+    if not empty:
+        difference[:, 0] = given[1:]
+    found = aligned_columns(reader, with_velocity(contract, 'difference'))
+    rows = np.searchsorted(stamps, np.round(found['time'] * 1e9).astype(int) + 200) - 1
+    np.testing.assert_allclose(found['joint_states.velocity'], difference[rows - 1], rtol=1e-9)
+    found = aligned_columns(reader, with_velocity(contract, 'zero'))
+    np.testing.assert_array_equal(found['joint_states.velocity'][:, 1], 0)
+    with pytest.raises(StorageError, match=r"'joint_states.velocity' has no value"):
+        aligned_columns(reader, with_velocity(contract, 'none'))
+
+
+@pytest.mark.parametrize(
+    ('topic', 'said'),
+    [
+        ('policy/action', 'needs one topic policy/action, found none among'),
+        ('policy/command', 'no topic policy/command'),
+        ('command_guard/applied', 'no topic command_guard/applied'),
+        ('joint_states', 'no topic joint_states'),
+        ('target_pose', "nothing recorded for 'target_pose.position', which the contract reads"),
+    ],
+)
+def test_a_missing_topic_is_named(tmp_path, recording, header, topic, said):
+    reader = recording.without(topic).write(tmp_path, header())
+    with pytest.raises(StorageError, match=said) as caught:
+        aligned_columns(reader)
+    assert str(reader.path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_goal_that_came_too_late_is_told(tmp_path, recording, header):
+    late = [i for i, item in enumerate(recording.sent) if item[1] == 'target_pose'][:-3]
+    reader = recording.write(tmp_path, header(), drop=set(late))
+    with pytest.raises(StorageError, match=r"'target_pose\.position' has no value at some"):
+        aligned_columns(reader)
+
+
+@pytest.mark.parametrize(
+    ('names', 'values', 'said'),
+    [
+        (('elbow', 'wrist'), (0, 0), r"\['shoulder'\] missing among the names \['elbow', 'wris"),
+        (JOINTS, (0, 0, 0), '3 values for 2 names'),
+    ],
+)
+def test_messages_that_do_not_fit_are_told_with_their_topic(
+    tmp_path, ros, recording, header, names, values, said
+):
+    recording._send('policy/action', ros.trajectory(START_NS + 1, names, values), START_NS)
+    reader = recording.write(tmp_path, header())
+    with pytest.raises(StorageError, match=f'policy/action: {said}'):
+        aligned_columns(reader)
+
+
+def test_an_action_kind_of_later_versions_and_a_bare_header_are_refused(
+    tmp_path, recording, header, contract
+):
+    action = contract.action[0].replace(kind='cartesian_twist').to_dict()
+    reader = recording.write(tmp_path, header())
+    with pytest.raises(ContractMismatch, match='delta is a cartesian_twist'):
+        aligned_columns(reader, contract.replace(action=[action]))
+    bare = recording.write(tmp_path, header(robot_spec=None))
+    with pytest.raises(StorageError, match='robot_spec'):
+        aligned_columns(bare)
+
+
+def test_the_cache_serves_until_contract_or_streams_change(
+    tmp_path, recording, header, contract, monkeypatch
+):
+    reader = recording.write(tmp_path, header())
+    first = aligned_columns(reader)
+    reads = []
+    read = columns_module._read
+    monkeypatch.setattr(columns_module, '_read', lambda *a: reads.append(1) or read(*a))
+    again = aligned_columns(reader)
+    assert not reads
+    assert set(again) == set(first)
+    for name, column in first.items():
+        np.testing.assert_array_equal(again[name], column)
+    aligned_columns(reader, with_velocity(contract, 'zero'))
+    assert len(reads) == 1
+    aligned_columns(reader)
+    assert len(reads) == 2
+    with reader.streams_path.open('ab') as file:
+        file.write(b'x')
+    aligned_columns(reader)
+    assert len(reads) == 3
+    cache = reader.path / CACHE_FILE
+    assert {path.name for path in reader.path.iterdir()} == {
+        'episode.json', 'streams.mcap', cache.name
+    }  # fmt: skip
+    for damaged in (b'', b'PK\3\4 no archive', cache.read_bytes()[:-40]):
+        cache.write_bytes(damaged)
+        np.testing.assert_array_equal(aligned_columns(reader)['time'], first['time'])
+    assert len(reads) == 6
+
+
+def test_a_store_that_cannot_be_written_serves_without_a_cache(
+    tmp_path, recording, header, monkeypatch
+):
+    reader = recording.write(tmp_path, header())
+
+    def refuse(*args, **columns):
+        raise PermissionError
+
+    monkeypatch.setattr(np, 'savez', refuse)
+    assert len(aligned_columns(reader)['time']) == 13
+    assert not (reader.path / CACHE_FILE).exists()
+
+
+def test_a_cut_recording_is_refused_and_a_partial_one_can_be_aligned(
+    tmp_path, recording, header, ros
+):
+    with EpisodeWriter(tmp_path, header(id='p')) as writer:
+        for time_ns, topic, message in recording.sent:
+            ros.write(writer, topic, message, time_ns)
+    found = aligned_columns(EpisodeReader(tmp_path / 'p.partial'))
+    assert len(found['time']) == 13
+    whole = recording.write(tmp_path, header())
+    broken = tmp_path / 'broken'
+    shutil.copytree(whole.path, broken)
+    data = (broken / 'streams.mcap').read_bytes()
+    (broken / 'streams.mcap').write_bytes(data[: len(data) // 3])
+    with pytest.raises(StorageError, match='cut off'):
+        aligned_columns(EpisodeReader(broken))
+
+
+def test_a_message_without_a_stamp_counts_from_its_publication(tmp_path, ros, rng, header):
+    recording = Recording(ros, rng)
+    for _, topic, message in recording.sent:
+        if topic == 'target_pose':
+            message.header.stamp.sec = message.header.stamp.nanosec = 0
+    reader = recording.write(tmp_path, header())
+    found = aligned_columns(reader)
+    published = [stamp + 300_000 for stamp, _ in recording.poses]
+    rows = np.searchsorted(published, np.round(found['time'] * 1e9).astype(int)) - 1
+    expected = np.array([recording.poses[row][1][:3] for row in rows])
+    np.testing.assert_allclose(found['target_pose.position'], expected)

@@ -1,0 +1,403 @@
+import errno
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import mcap.writer
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mcap.reader import make_reader
+from mcap_ros2.decoder import DecoderFactory
+
+from robot_rl.errors import SpecError, StorageError
+from robot_rl.storage import streams
+from robot_rl.storage.episode import (
+    EpisodeHeader,
+    EpisodeReader,
+    EpisodeWriter,
+    new_episode_id,
+    read_header,
+    write_header,
+)
+from robot_rl.storage.schemas import message_definition
+
+START_NS = 1_700_000_000_000_000_000
+
+
+def test_ids_sort_by_time_and_never_repeat():
+    ids = [new_episode_id() for _ in range(200)]
+    assert len(set(ids)) == 200
+    times = [id.rsplit('-', 1)[0] for id in ids]
+    assert times == sorted(times)
+    assert all(re.fullmatch(r'\d{8}-\d{6}-\d{6}-[0-9a-f]{6}', id) for id in ids)
+
+
+def test_header_round_trips_and_refuses_what_it_does_not_know(header):
+    made = header(tags=('a', 'b'), success=True, seed=2**31 + 5, extra={'from': [1, 2]})
+    assert EpisodeHeader.from_json(made.to_json()) == made
+    with pytest.raises(SpecError, match="did you mean 'success'"):
+        EpisodeHeader.parse({'sucess': True})
+    for bad in ('../up', '', 'a b', '.hidden', 'x.partial'):
+        with pytest.raises(SpecError, match='id'):
+            EpisodeHeader.parse({'id': bad})
+
+
+def test_a_committed_episode_reads_back_with_every_message_and_its_times(tmp_path, ros, header):
+    sent = [
+        ros.joint_state(START_NS + i * 10**7 - 500, ['b', 'a'], [i + 0.5, -i], [0.25, i])
+        for i in range(40)
+    ]
+    with EpisodeWriter(tmp_path / 'sto re/ü', header()) as writer:
+        for i, message in enumerate(sent):
+            ros.write(writer, '/joint_states', message, START_NS + i * 10**7, sequence=i + 1)
+        path = writer.commit(result='success', success=True, termination='held the target')
+    reader = EpisodeReader(path)
+    assert path.name == reader.header.id
+    assert (reader.header.result, reader.header.success) == ('success', True)
+    assert reader.header.duration_s == pytest.approx(0.39)
+    assert reader.types() == {'/joint_states': 'sensor_msgs/msg/JointState'}
+    assert reader.damage() is None
+    received = list(reader.messages())
+    assert len(received) == 40
+    for i, (item, message) in enumerate(zip(received, sent, strict=True)):
+        assert (item.topic, item.type) == ('/joint_states', 'sensor_msgs/msg/JointState')
+        assert item.log_time_ns == item.publish_time_ns == START_NS + i * 10**7
+        assert item.sequence == i + 1
+        assert item.message.header.stamp.nanosec == message.header.stamp.nanosec
+        assert list(item.message.name) == list(message.name)
+        np.testing.assert_array_equal(item.message.position, message.position)
+        np.testing.assert_array_equal(item.message.velocity, message.velocity)
+
+
+def test_whatever_a_serialiser_appends_is_ignored(tmp_path, ros, header):
+    message = ros.trajectory(START_NS, ['a', 'b'], [1.5, 2.5], 'policy')
+    definition = definition_of(ros, message)
+    with EpisodeWriter(tmp_path, header()) as writer:
+        for extra in (b'', b'\0', b'\0' * 16):
+            data = ros.serialize(message) + extra
+            writer.write('t', ros.type_name(message), definition, data, START_NS)
+        path = writer.commit()
+    for item in EpisodeReader(path).messages():
+        assert list(item.message.points[0].positions) == [1.5, 2.5]
+        assert item.message.header.frame_id == 'policy'
+
+
+def definition_of(ros, message):
+    return message_definition(ros.type_name(message))
+
+
+def test_the_mcap_library_reads_the_file_by_its_index(tmp_path, record_short):
+    """What Foxglove and rosbag2 rely on: profile, summary, schemas, CRCs."""
+    with (record_short(tmp_path) / 'streams.mcap').open('rb') as file:
+        reader = make_reader(file, decoder_factories=[DecoderFactory()], validate_crcs=True)
+        assert reader.get_header().profile == 'ros2'
+        summary = reader.get_summary()
+        (channel,), (schema,) = summary.channels.values(), summary.schemas.values()
+        assert (channel.topic, channel.message_encoding) == ('/note', 'cdr')
+        assert (schema.name, schema.encoding) == ('std_msgs/msg/String', 'ros2msg')
+        assert summary.statistics.message_count == 5
+        texts = [item.decoded_message.data for item in reader.iter_decoded_messages(['/note'])]
+    assert texts == [f'note {i}' for i in range(5)]
+
+
+def test_the_manifest_names_size_and_hash_of_the_streams(tmp_path, record_short):
+    path = record_short(tmp_path)
+    (stored,) = read_header(path).files
+    data = (path / stored.file).read_bytes()
+    assert (stored.bytes, stored.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_report_tells_losses_gaps_and_rates(tmp_path, ros, header):
+    # Numbers 1 2 5 (two lost), then a publisher that started anew at 1, then 0: not known.
+    arrivals = [(0.0, 1), (0.1, 2), (0.2, 5), (1.0, 1), (1.1, 2), (1.2, 0), (1.3, 9)]
+    with EpisodeWriter(tmp_path, header()) as writer:
+        assert writer.report() == {}
+        for seconds, sequence in arrivals:
+            ros.write(writer, '/a', ros.string('x'), START_NS + int(seconds * 1e9), sequence)
+        ros.write(writer, '/b', ros.string('x'), START_NS)
+        live = writer.report()
+        report = read_header(writer.commit()).topics
+    assert live == report
+    assert (report['/a'].count, report['/a'].lost) == (7, 2)
+    assert report['/a'].longest_gap_s == pytest.approx(0.8)
+    assert report['/a'].rate_hz == pytest.approx(6 / 1.3)
+    assert (report['/b'].count, report['/b'].longest_gap_s, report['/b'].rate_hz) == (1, 0, 0)
+
+
+def test_what_is_not_committed_stays_partial_and_what_is_discarded_is_kept(
+    tmp_path, ros, header, record_short
+):
+    with EpisodeWriter(tmp_path, header(id='left')) as writer:
+        ros.write(writer, '/note', ros.string('kept'), START_NS)
+    assert [item.message.data for item in EpisodeReader(writer.path).messages()] == ['kept']
+    assert writer.path.name == 'left.partial'
+    with EpisodeWriter(tmp_path, header(id='thrown')) as writer:
+        ros.write(writer, '/note', ros.string('kept too'), START_NS)
+        path = writer.discard(termination='the operator said so')
+    reader = EpisodeReader(path)
+    assert path.name == 'thrown.discarded'
+    assert reader.header.result == 'discarded'
+    assert [item.message.data for item in reader.messages()] == ['kept too']
+
+
+def test_an_error_while_recording_leaves_a_readable_partial(tmp_path, ros, header):
+    with pytest.raises(ZeroDivisionError), EpisodeWriter(tmp_path, header(id='e')) as writer:
+        ros.write(writer, '/note', ros.string('before'), START_NS)
+        raise ZeroDivisionError
+    reader = EpisodeReader(tmp_path / 'e.partial')
+    assert reader.types() == {'/note': 'std_msgs/msg/String'}
+    assert reader.damage() is None
+
+
+def test_misuse_of_a_writer_is_refused_in_one_line_and_loses_nothing(tmp_path, ros, header):
+    with EpisodeWriter(tmp_path, header(id='e')) as writer:
+        ros.write(writer, '/note', ros.string('x'), START_NS)
+        with pytest.raises(StorageError, match='/note holds std_msgs/msg/String, not sensor'):
+            ros.write(writer, '/note', ros.joint_state(START_NS, [], []), START_NS)
+        with pytest.raises(SpecError, match="did you mean 'success'"):
+            writer.commit(sucess=True)
+        ros.write(writer, '/note', ros.string('y'), START_NS)
+        with pytest.raises(StorageError, match='no episode can be recorded here'):
+            EpisodeWriter(tmp_path, header(id='e'))
+        path = writer.commit()
+        with pytest.raises(StorageError, match='closed'):
+            ros.write(writer, '/note', ros.string('z'), START_NS)
+    with pytest.raises(StorageError, match='exists already'):
+        EpisodeWriter(tmp_path, header(id='e'))
+    assert len(list(EpisodeReader(path).messages())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, header):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(StorageError, match=r'file/x: no episode can be recorded here \(Not a dir'):
+        EpisodeWriter(tmp_path / 'file' / 'x', header())
+
+
+def test_a_full_disk_is_told_by_the_next_write_and_by_commit(tmp_path, ros, header, monkeypatch):
+    monkeypatch.setattr(streams, 'FLUSH_PERIOD_S', 0.01)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with EpisodeWriter(tmp_path, header(id='e')) as writer:
+        ros.write(writer, '/note', ros.string('stored'), START_NS)
+        wait_for(lambda: (tmp_path / 'e.partial/streams.mcap').stat().st_size > 100)
+        monkeypatch.setattr(streams._HashedFile, 'sync', full)
+
+        def write_fails():
+            try:
+                ros.write(writer, '/note', ros.string('more'), START_NS)
+            except StorageError as error:
+                return 'streams.mcap: cannot be written (No space left' in str(error)
+            return False
+
+        wait_for(write_fails)
+        with pytest.raises(StorageError, match='No space left'):
+            writer.commit()
+        with pytest.raises(StorageError, match='No space left'):
+            writer.close()
+    first = next(EpisodeReader(tmp_path / 'e.partial').messages())
+    assert first.message.data == 'stored'
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen'
+        time.sleep(0.01)
+
+
+def test_several_threads_may_write(tmp_path, ros, header):
+    with EpisodeWriter(tmp_path, header()) as writer:
+
+        def work(number):
+            for i in range(200):
+                ros.write(writer, f'/t{number}', ros.string('x' * 100), START_NS + i, i + 1)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        reader = EpisodeReader(writer.commit())
+    assert reader.damage() is None
+    assert len(list(reader.messages())) == 800
+    assert all(report.lost == 0 for report in reader.header.topics.values())
+
+
+@pytest.fixture(scope='module')
+def chunked(tmp_path_factory, ros):
+    """An MCAP file of 300 messages in many chunks."""
+    path = tmp_path_factory.mktemp('chunked') / 'streams.mcap'
+    definition = definition_of(ros, ros.string(''))
+    writer = streams.StreamWriter(path)
+    for i in range(300):
+        data = ros.serialize(ros.string(f'note {i} ' + 'x' * (i % 50)))
+        writer.write('/note', 'std_msgs/msg/String', definition, data, START_NS + i)
+        if i % 20 == 19:
+            with writer._lock:
+                writer._mcap.flush()
+    writer.close()
+    return path
+
+
+def read_all(path):
+    """Return the texts that can be read and the error that ends them, if any."""
+    texts = []
+    try:
+        for item in streams.read_messages(path):
+            texts.append(item.message.data.split()[1])
+    except StorageError as error:
+        return texts, str(error)
+    return texts, None
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_anywhere_is_read_up_to_its_last_whole_chunk(chunked, tmp_path, cut):
+    data = chunked.read_bytes()
+    path = tmp_path / 'cut.mcap'
+    path.write_bytes(data[: int(len(data) * cut)])
+    texts, error = read_all(path)
+    assert texts == [str(i) for i in range(len(texts))] and len(texts) % 20 == 0
+    assert '\n' not in error and str(path) in error and 'cut off or damaged' in error
+    assert streams.damage(path) == error
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_flipped_byte_never_gives_a_wrong_message_or_another_error(
+    chunked, tmp_path, place, flip
+):
+    data = bytearray(chunked.read_bytes())
+    data[int(len(data) * place)] ^= flip
+    path = tmp_path / 'flipped.mcap'
+    path.write_bytes(data)
+    texts, error = read_all(path)
+    assert texts == [str(i) for i in range(len(texts))]
+    if error is None:
+        assert len(texts) == 300
+    else:
+        assert '\n' not in error and str(path) in error
+
+
+def test_a_foreign_or_missing_file_is_told_in_one_line(tmp_path, record_short):
+    path = record_short(tmp_path)
+    (path / 'streams.mcap').write_text('not an MCAP file at all')
+    assert 'invalid magic' in EpisodeReader(path).damage()
+    (path / 'streams.mcap').unlink()
+    with pytest.raises(StorageError, match=r'streams.mcap: cannot be read \(No such file'):
+        list(EpisodeReader(path).messages())
+    for text, reason in (('{', 'not valid JSON'), ('[]', 'expected a mapping'), ('\xff', '')):
+        (path / 'episode.json').write_bytes(text.encode('latin-1'))
+        with pytest.raises(StorageError, match=rf'episode\.json.*{reason}'):
+            read_header(path)
+    with pytest.raises(StorageError, match='absent'):
+        EpisodeReader(tmp_path / 'absent')
+
+
+def test_messages_that_cannot_be_decoded_are_told_with_their_topic(tmp_path, ros):
+    for number, (encoding, schema, data, said) in enumerate(
+        [
+            ('json', 'jsonschema', b'{}', "its encoding is 'json', not CDR with a ros2msg"),
+            ('cdr', 'ros2msg', b'\0\1', 'a message on /t cannot be decoded'),
+        ]
+    ):
+        path = tmp_path / f'{number}.mcap'
+        writer = mcap.writer.Writer(str(path))
+        writer.start()
+        definition = definition_of(ros, ros.string('')).encode()
+        schema_id = writer.register_schema('std_msgs/msg/String', schema, definition)
+        channel = writer.register_channel('/t', encoding, schema_id)
+        writer.add_message(channel, 1, data, 1)
+        writer.finish()
+        with pytest.raises(StorageError, match=said):
+            list(streams.read_messages(path))
+        assert list(streams.read_messages(path, topics=['/other'])) == []
+        assert streams.topic_types(path) == {'/t': 'std_msgs/msg/String'}
+
+
+KILLED = textwrap.dedent("""
+    import sys, time
+    from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+    root, definition, data = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
+    for number in range(3):
+        writer = EpisodeWriter(root, EpisodeHeader(id=f'e{number}', task='killed'))
+        for i in range(50 if number < 2 else 10**9):
+            writer.write('/note', 'std_msgs/msg/String', definition, data, time.time_ns())
+            time.sleep(0.001)
+            if number == 2 and i % 100 == 0:
+                print(i, time.time_ns(), flush=True)
+        if number < 2:
+            writer.commit(result='success')
+""")
+
+
+def run_and_kill(root, ros, seconds):
+    """Record in another process, kill it in its third episode; return the time of the kill."""
+    message = ros.string('hello')
+    arguments = [str(root), definition_of(ros, message), ros.serialize(message).hex()]
+    with subprocess.Popen(
+        [sys.executable, '-c', KILLED, *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        time.sleep(seconds)
+        killed_ns = time.time_ns()
+        process.send_signal(signal.SIGKILL)
+    return killed_ns
+
+
+def check_after_kill(root, killed_ns):
+    for number in range(2):
+        reader = EpisodeReader(root / f'e{number}')
+        assert reader.damage() is None
+        assert len(list(reader.messages())) == 50
+    partial = EpisodeReader(root / 'e2.partial')
+    assert partial.header.task == 'killed'
+    assert 'cut off' in partial.damage()
+    times = []
+    with pytest.raises(StorageError, match='what stands before is readable'):
+        for item in partial.messages():
+            assert item.message.data == 'hello'
+            times.append(item.log_time_ns)
+    return (killed_ns - times[-1]) * 1e-9
+
+
+def test_a_killed_recorder_loses_at_most_the_tail_of_the_episode_in_hand(tmp_path, ros):
+    lost_s = check_after_kill(tmp_path, run_and_kill(tmp_path, ros, seconds=1.5))
+    assert lost_s < 3  # half a second between flushes, and a busy machine
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kills_at_many_moments(tmp_path, ros, rng):
+    for run in range(20):
+        root = tmp_path / str(run)
+        lost_s = check_after_kill(root, run_and_kill(root, ros, rng.uniform(0.7, 2.0)))
+        assert lost_s < 3
+
+
+def test_a_header_is_replaced_at_one_stroke(tmp_path, record_short, monkeypatch):
+    path = record_short(tmp_path)
+    before = read_header(path)
+
+    def dies(self, target):
+        raise OSError(errno.EIO, 'the machine died')
+
+    monkeypatch.setattr(Path, 'replace', dies)
+    with pytest.raises(OSError, match='died'):
+        write_header(path, before.replace(success=True))
+    assert read_header(path) == before

@@ -1,0 +1,79 @@
+import pytest
+
+from robot_rl import resources
+from robot_rl.errors import SpecError, UnknownName
+from robot_rl.policies.d4pg import D4PGConfig
+from robot_rl.training.config import RunConfig, load_run_config
+
+
+def test_the_agents_defaults_are_written_out():
+    config = RunConfig.parse({'task': 'suite/walker-walk', 'learner': {'sigma': 0.4}})
+    assert config.learner == D4PGConfig(sigma=0.4).to_dict()
+    assert config.learner_config() == D4PGConfig(sigma=0.4)
+    assert RunConfig.parse({'task': 'suite/walker-walk'}).learner == D4PGConfig().to_dict()
+
+
+@pytest.mark.parametrize('name', resources.names('config/agents'))
+def test_the_files_of_agents_are_whole(name):
+    load_run_config(name, 'suite/walker-walk')
+
+
+def test_the_file_of_d4pg_lists_every_default():
+    config = load_run_config('d4pg', 'suite/walker-walk')
+    assert config == RunConfig(task='suite/walker-walk')
+
+
+def test_overrides_and_options_win_over_the_file(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    path.write_text('agent: d4pg\nsteps: 5000\ntraining: {num_envs: 4}\nlearner: {sigma: 0.5}\n')
+    config = load_run_config(
+        str(path),
+        'suite/walker-walk',
+        ['learner.policy_learning_rate=1e-3', 'training.num_envs=2', 'learner.policy_layers=[8]'],
+        seed=3,
+        steps=None,
+    )
+    learner = config.learner_config()
+    assert (config.steps, config.seed, config.training.num_envs) == (5000, 3, 2)
+    assert (learner.sigma, learner.policy_learning_rate) == (0.5, 1e-3)
+    assert learner.policy_layers == (8,)
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        (['learner.sigmma=0.3'], r'sigmma: unknown key; did you mean .sigma.'),
+        (['training.num_env=3'], r'training.num_env: unknown key; did you mean .num_envs.'),
+        (['sigma=0.3'], r'--set sigma=0.3: expected'),
+        (['learner.sigma'], r'--set learner.sigma: expected'),
+        (['learner.sigma=[1'], r'not a value'),
+        (['learner.sigma=much'], r'sigma: .*much'),
+        (['learner.v_min=200'], r'v_min 200.0 must be below v_max'),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, message):
+    with pytest.raises(SpecError, match=message):
+        load_run_config('d4pg', 'suite/walker-walk', overrides)
+
+
+def test_an_unknown_agent_is_named(tmp_path):
+    with pytest.raises(UnknownName, match="unknown agent 'd4gp'; did you mean 'd4pg'"):
+        load_run_config('d4gp', 'suite/walker-walk')
+    with pytest.raises(UnknownName, match="unknown agent 'mpoo'"):
+        RunConfig.parse({'task': 'suite/walker-walk', 'agent': 'mpoo'})
+    empty = tmp_path / 'x.yaml'
+    empty.write_text('- 1\n')
+    with pytest.raises(SpecError, match='expected a mapping'):
+        load_run_config(str(empty), 'suite/walker-walk')
+
+
+def test_yaml_round_trip(run_config):
+    config = run_config(training={'snapshots': [1, 2]})
+    assert RunConfig.parse(__import__('yaml').safe_load(config.to_yaml())) == config
+
+
+def test_differences_name_the_fields_and_leave_steps_out(run_config):
+    one = run_config()
+    other = run_config(steps=999, learner={'sigma': 0.9}, training={'num_envs': 2})
+    assert one.differences(other) == ['learner.sigma', 'training.num_envs']
+    assert one.differences(run_config(steps=999)) == []

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from robot_rl.sim.reach import ReachTask
 
 AGENTS = {'d4pg': 'robot_rl.policies.d4pg:D4PG'}
+# Those that learn from recorded episodes alone.
+OFFLINE_AGENTS = {
+    'bc': 'robot_rl.imitation.bc:BC',
+    'crr': 'robot_rl.policies.crr:CRR',
+    'd4pg': 'robot_rl.policies.d4pg:D4PG',
+}
 TASKS = {'ur5e/reach': 'robot_rl.sim.reach:ReachTask'}
-_TABLES = {'agent': AGENTS, 'task': TASKS}
+_TABLES = {'agent': AGENTS, 'offline agent': OFFLINE_AGENTS, 'task': TASKS}
 # Names that begin so are dm_control's.
 DM_CONTROL = ('suite/', 'manipulation/')
 

@@ -21,9 +21,8 @@ class Options(common.Options):
 def main(argv: list[str]) -> int:
     """Export, and check that ONNX Runtime and torch give the same actions."""
     options = common.parse(Options, argv, 'export', __doc__, EXAMPLE)
-    from robot_rl.training.loop import export_policy, load_policy
+    from robot_rl.training.loop import export_checkpoint
 
-    config, policy = load_policy(options.checkpoint)
-    export_policy(config, policy, options.checkpoint, options.out)
+    export_checkpoint(options.checkpoint, options.out)
     common.emit({'policy': str(options.out)}, options.as_json, f'wrote {options.out}')
     return 0

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from robot_rl.control.limiter import require_finite
 from robot_rl.errors import ContractMismatch
 from robot_rl.specs import Contract, ObservationField, RobotSpec
+from robot_rl.specs.contract import FROM_TOOL
 
 Streams = Mapping[str, Mapping[str, np.ndarray]]
 Observation = dict[str, np.ndarray]
@@ -46,10 +47,14 @@ def observe(contract: Contract, chain: Chain | None, streams: Streams) -> Observ
     ContractMismatch where a stream, a quantity or a name is missing or of another shape.
     """
     streams = dict(streams)
-    reads_tool = any(field.stream == 'tool' for field in contract.observation)
+    from_tool = {f.stream for f in contract.observation if f.quantity == FROM_TOOL}
+    reads_tool = from_tool or any(field.stream == 'tool' for field in contract.observation)
     if reads_tool and 'tool' not in streams and chain is not None and 'joint_states' in streams:
         position, orientation = chain.forward(streams['joint_states']['position'])
         streams['tool'] = {'position': position, 'orientation': orientation}
+    for stream in from_tool & streams.keys():
+        vector = np.asarray(streams[stream]['position']) - streams['tool']['position']
+        streams[stream] = {**streams[stream], FROM_TOOL: vector}
     joints = tuple(chain.joints) if chain is not None else ()
     return {field.name: _read(field, streams, joints) for field in contract.observation}
 

@@ -41,6 +41,11 @@ class End:
             self.code = code
             self._event.set()
 
+    @property
+    def asked(self) -> bool:
+        """Whether the end has been asked for."""
+        return self._event.is_set()
+
     def imported(self) -> None:
         """From here on a signal no longer interrupts, it only asks."""
         self._importing = False

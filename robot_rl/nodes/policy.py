@@ -45,6 +45,9 @@ class Parameters(Spec):
         'ur5e/reach', description="whose contract 'random' and 'constant' serve"
     )
     seed: pydantic.NonNegativeInt = pydantic.Field(0, description="of the policy 'random'")
+    max_age_s: pydantic.PositiveFloat = pydantic.Field(
+        0.25, description='age of the joint states beyond which the episode is broken off [s]'
+    )
     autostart: bool = pydantic.Field(
         True, description='configure and activate without a lifecycle manager'
     )
@@ -139,6 +142,7 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         parameters = support.read_parameters(self, Parameters)
         policy = open_policy(parameters.policy, parameters.task, parameters.seed)
+        self._max_age_s = parameters.max_age_s
         robot = RobotSpec.load(parameters.robot)
         self._loop = ControlLoop(policy.contract, robot, KinematicChain.from_spec(robot), policy)
         self._create_topics(robot, policy.contract)
@@ -162,7 +166,8 @@ class PolicyNode(LifecycleNode):
         self._command_message = support.trajectory(robot.joints, contract.period_s)
         self._command_message.header.frame_id = 'policy'
         self._action_message = support.trajectory(contract.action_names, contract.period_s)
-        self._stamp = Time()
+        self._stamp = Time()  # of the newest joint states
+        self._refusals: dict[str, str] = {}  # why a stream's newest message was no sample
 
     def _destroy_topics(self) -> None:
         for subscription in (self._joint_states, *self._poses.values()):
@@ -230,6 +235,7 @@ class PolicyNode(LifecycleNode):
         """
         self._poll()
         self._loop.observations.reset()
+        self._refusals = {}
         start, said = time.monotonic(), ''
         while self._stays(info, states, stop):
             missing = self._missing()
@@ -246,7 +252,8 @@ class PolicyNode(LifecycleNode):
 
     def _missing(self) -> str:
         """Say what keeps an episode from being run."""
-        problems = [self._poll(), *self._loop.observations.missing(self._now())]
+        self._poll()
+        problems = [*self._refusals.values(), *self._loop.observations.missing(self._now())]
         if not any(problems) and not self._commands.get_subscription_count():
             problems = [f'{support.POLICY_COMMAND}: no command_guard listens']
         return '; '.join(filter(None, problems))
@@ -262,6 +269,7 @@ class PolicyNode(LifecycleNode):
                 self._participant.report('done', f'{loop.steps} ticks, {late} late')
                 break
             self._poll()
+            self._require_fresh_joint_states()
             self._publish(loop.tick(self._now()))
             late += last is not None and now - last > 1.5 * period_s
             last = now
@@ -269,21 +277,34 @@ class PolicyNode(LifecycleNode):
             self._participant.report('error', 'policy: stopped while the episode ran')
         self._report(loop.steps, late)
 
-    def _poll(self) -> str:
-        """Take the newest sample of every stream; return why one is refused, if one is."""
-        refusal, put = '', self._loop.observations.put
-        try:
-            if (message := self._joint_states.newest()) is not None:
-                values = {'position': message.position, 'velocity': message.velocity}
-                put('joint_states', support.seconds(message.header.stamp), values, message.name)
+    def _require_fresh_joint_states(self) -> None:
+        age = self._now() - support.seconds(self._stamp)
+        if age > self._max_age_s:
+            raise ContractMismatch(
+                f'the newest joint states are {age:.2f} s old, at most {self._max_age_s} s are '
+                'allowed (parameter max_age_s)'
+            )
+
+    def _poll(self) -> None:
+        """Take the newest sample of every stream, or note why it is refused."""
+        if (message := self._joint_states.newest()) is not None:
+            values = {'position': message.position, 'velocity': message.velocity}
+            if self._put('joint_states', message, values, message.name):
                 self._stamp = message.header.stamp
-            for stream, subscription in self._poses.items():
-                if (message := subscription.newest()) is not None:
-                    put(stream, support.seconds(message.header.stamp), _pose(message.pose))
+        for stream, subscription in self._poses.items():
+            if (message := subscription.newest()) is not None:
+                self._put(stream, message, _pose(message.pose))
+
+    def _put(self, stream: str, message: Any, *values: Any) -> bool:
+        stamp_s = support.seconds(message.header.stamp)
+        try:
+            self._loop.observations.put(stream, stamp_s, *values)
         except RobotRLError as error:
-            refusal = str(error)
-            self.get_logger().error(refusal, throttle_duration_sec=1.0)
-        return refusal
+            self._refusals[stream] = str(error)
+            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+            return False
+        self._refusals.pop(stream, None)
+        return True
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9

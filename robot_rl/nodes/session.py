@@ -107,7 +107,7 @@ class SessionNode(Node):
         self._publisher = self.create_publisher(String, support.SESSION_STATE, support.LATCHED)
         for name in self._parameters.participants:
             self.create_subscription(
-                String, f'{name}/status', self._listener(name), support.LATCHED
+                String, f'{name}/status', self._listener(name), support.LATCHED_READER
             )
         for name in CALLS:
             self.create_service(Trigger, f'~/{name}', self._service(name))

@@ -145,10 +145,11 @@ class SimRobot(Node):
                 self._accepting = False
                 if info.seed is not None:
                     self._place(info.seed)
-            else:
+            elif not self._accepting:
                 self._commands.newest()  # what came before is for the former pose
                 self._accepting = True
-                self._until_target = 0.0
+            if info.state == 'running':
+                self._until_target = 0.0  # nobody shall wait for the target
         if info.state == 'prepare':
             self._participant.report('ready')
 

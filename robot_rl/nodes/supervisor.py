@@ -103,6 +103,7 @@ class Supervisor:
                     + '; '.join(map(self._last_words, waiting))
                 )
             time.sleep(_POLL_S)
+        self.check()
 
     def check(self) -> None:
         """Raise NodeFailure, with its last words, where a node has ended with an error."""

@@ -43,8 +43,14 @@ COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 STREAM = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 # How control reads sensors (REP 2003): the newest sample, from any publisher.
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# A state that newcomers get as well, the newest only; who is there gets every one of them.
 LATCHED = QoSProfile(
     depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+LATCHED_READER = QoSProfile(
+    depth=10,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
@@ -76,7 +82,8 @@ def run(node_class: Callable[[], Any], args: list[str] | None, end: End) -> int:
         spinning = Spinning(node, end)
         node.start(end)
         spinning.start()
-        report_ready()
+        if not end.asked:
+            report_ready()
     except (RobotRLError, ParameterException, rclpy_implementation.RCLError) as error:
         _print_error(node, error)
         end(2)
@@ -234,7 +241,7 @@ class Participant:
         self._node, self._on_session = node, on_session
         self.info = SessionInfo()
         self._status = node.create_publisher(String, f'{node.get_name()}/status', LATCHED)
-        node.create_subscription(String, SESSION_STATE, self._hear, LATCHED)
+        node.create_subscription(String, SESSION_STATE, self._hear, LATCHED_READER)
 
     def report(self, state: str, detail: str = '') -> None:
         """Say how far this node is with the episode in hand."""

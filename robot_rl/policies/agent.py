@@ -54,6 +54,7 @@ class Learner(Protocol):
     """What the training loop and offline learning ask of an algorithm."""
 
     policy: Policy  # what acts, is evaluated and is exported; follows the learning in place
+    steps: int  # updates done
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Do one step of gradient descent; metrics stay tensors, so that nothing waits."""

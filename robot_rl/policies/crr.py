@@ -9,7 +9,7 @@ B batch, D observation size, A action size, N sampled actions, K atoms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import pydantic

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import mujoco
@@ -24,7 +25,7 @@ _LARGEST_STEP = 0.4
 _POSITION_TOLERANCE, _ROTATION_TOLERANCE = 1e-6, 1e-6
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class KinematicChain:
     """A serial chain from a base frame to a tool site.
 
@@ -56,7 +57,7 @@ class KinematicChain:
         chain = cls.from_model(model, robot.joints, robot.tool_site, robot.base_frame)
         lower = np.maximum(chain.lower, robot.lower)
         upper = np.minimum(chain.upper, robot.upper)
-        return cls(**{**vars(chain), 'lower': lower, 'upper': upper})
+        return dataclasses.replace(chain, lower=lower, upper=upper)
 
     @classmethod
     def from_model(
@@ -167,27 +168,31 @@ class KinematicChain:
         if q.shape[-1:] != (len(self.joints),):
             raise ValueError(f'q has shape {q.shape}, expected [..., {len(self.joints)}]')
         moved = self._joint_transforms(q[..., list(self.order)] - self.offset)
-        frames = []
-        frame = np.eye(4)
-        for k in range(len(self.joints)):
-            frame = frame @ self.fixed[k] @ moved[..., k, :, :]
-            frames.append(frame)
-        frames.append(frame @ self.fixed[-1])
+        local = self.fixed[:-1] @ moved
+        frames = [local[..., 0, :, :]]
+        for k in range(1, len(self.joints)):
+            frames.append(frames[-1] @ local[..., k, :, :])
+        frames.append(frames[-1] @ self.fixed[-1])
         return frames
 
     def _joint_transforms(self, values: np.ndarray) -> np.ndarray:
         """Return each joint's own motion [..., n, 4, 4] (Rodrigues' formula for hinges)."""
-        x, y, z = self.axes.T
+        cross, square, slide = self._generators
+        angle = values[..., None, None]
+        transforms = np.empty((*values.shape, 4, 4))
+        transforms[..., :3, :3] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * square
+        transforms[..., :3, 3] = values[..., None] * slide
+        transforms[..., 3, :] = (0, 0, 0, 1)
+        return transforms
+
+    @functools.cached_property
+    def _generators(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The hinges' cross product matrices [n, 3, 3], their squares, the slides' axes [n, 3]."""
+        hinge = self.hinge[:, None]
+        x, y, z = np.where(hinge, self.axes, 0.0).T
         zero = np.zeros_like(x)
         cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
-        angle = np.where(self.hinge, values, 0.0)[..., None, None]
-        transforms = np.zeros((*values.shape, 4, 4))
-        transforms[..., :3, :3] = (
-            np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
-        )
-        transforms[..., :3, 3] = np.where(self.hinge, 0.0, values)[..., None] * self.axes
-        transforms[..., 3, 3] = 1.0
-        return transforms
+        return cross, cross @ cross, np.where(hinge, 0.0, self.axes)
 
 
 def _walk(model: mujoco.MjModel, site: int, root: int) -> tuple[list[np.ndarray], list[int]]:

@@ -119,32 +119,19 @@ def task_names() -> dict[str, list[str]]:
 @functools.cache
 def _package(name: str) -> Any:
     """Import dm_control.<name>. Raises RobotRLError that says how to install it."""
+    chosen = os.environ.get('MUJOCO_GL')
+    # On import dm_control looks for a display, and complains where there is none.
+    os.environ['MUJOCO_GL'] = chosen or 'disabled'
     try:
-        if 'MUJOCO_GL' in os.environ:
-            return importlib.import_module(f'dm_control.{name}')
-        return _import_without_window(f'dm_control.{name}')
+        return importlib.import_module(f'dm_control.{name}')
     except ModuleNotFoundError as error:
         raise RobotRLError(
             f'suite and manipulation tasks need the package {error.name!r}: '
             "pip install 'robot_rl[train]'"
         ) from None
-
-
-def _import_without_window(module: str) -> Any:
-    """Import with dm_control's own OpenGL offscreen, or off where that does not work.
-
-    It would look for a display, and complain where there is none. sim.rendering draws instead,
-    but a few tasks (quadruped-escape) open a context of dm_control's by themselves.
-    """
-    try:
-        os.environ['MUJOCO_GL'] = 'egl'
-        try:
-            return importlib.import_module(module)
-        except Exception:  # PyOpenGL fails in many ways where libraries are missing
-            os.environ['MUJOCO_GL'] = 'disabled'
-            return importlib.import_module(module)
     finally:
-        del os.environ['MUJOCO_GL']
+        if chosen is None:
+            del os.environ['MUJOCO_GL']
 
 
 def _load(task: str) -> Any:
@@ -157,23 +144,22 @@ def _load(task: str) -> Any:
     # The seed fixes what is drawn once, at construction; episodes are seeded as they begin.
     if family == 'manipulation':
         return package.load(name, seed=0)
-    return package.load(*name.split('-', 1), task_kwargs={'random': 0})
+    env = package.load(*name.split('-', 1), task_kwargs={'random': 0})
+    # quadruped-escape would open dm_control's OpenGL at every reset; sim.rendering draws instead.
+    physics = type(env.physics)
+    env.physics.__class__ = type(physics.__name__, (physics,), {'contexts': None})
+    return env
 
 
 def _begin(env: Any, seed: int) -> Any:
-    """Start the episode of this seed -> dm_env.TimeStep. Raises RobotRLError with the reason."""
+    """Start the episode of this seed -> dm_env.TimeStep."""
     composer = hasattr(env, 'random_state')
     (env.random_state if composer else env.task.random).seed(seed)
     # The reassemble tasks shuffle the order of the last episode, not a fresh one.
     order = getattr(env.task, '_initial_order', None)
     if order is not None:
         order.sort()
-    try:
-        return env.reset()
-    except RuntimeError as error:  # no OpenGL, where the task itself draws; physics that diverge
-        raise RobotRLError(
-            f'dm_control cannot start the episode of seed {seed}: {error}'
-        ) from None
+    return env.reset()
 
 
 def _max_steps(env: Any) -> int | None:

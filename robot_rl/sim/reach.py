@@ -109,7 +109,11 @@ class ReachTask:
             ObservationField(name='command', source='command.position', unit='rad', **vector),
             ObservationField(name='tool_position', source=TOOL, unit='m', shape=(3,)),
             ObservationField(
-                name='target_position', source=TARGET, unit='m', shape=(3,), goal=True
+                name='target_from_tool',
+                source='target_pose.from_tool',
+                unit='m',
+                shape=(3,),
+                goal=True,
             ),
         )
         action = ActionField(

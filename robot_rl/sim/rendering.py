@@ -21,8 +21,7 @@ class Renderer:
 
     mujoco.Renderer takes its backend from MUJOCO_GL when mujoco is first imported, which is too
     late to mend here: hence MuJoCo's own drawing functions on an EGL context. The context lives
-    in a thread of its own, because dm_control believes that it alone changes its thread's
-    current context, and would draw and delete in this one.
+    in a thread of its own, so that no other library's contexts are mixed up with it.
     """
 
     def __init__(self, width: int = 640, height: int = 480):
@@ -48,6 +47,8 @@ class Renderer:
     def _draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         if model is not self._model:
             self._prepare(model)
+        for field in range(model.nhfield):  # terrain may change between episodes
+            mujoco.mjr_uploadHField(model, self._context, field)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(
             model, data, self._options, None, self._camera, everything, self._scene
@@ -78,7 +79,7 @@ class Renderer:
 
 
 def _offscreen_context(width: int, height: int) -> Any:
-    """Return an EGL context, current in this thread. Raises RobotRLError that says what to install."""
+    """Return an EGL context, current in this thread. Raises RobotRLError: what to install."""
     # PyOpenGL picks its platform once, at its first import.
     os.environ.setdefault('PYOPENGL_PLATFORM', 'egl')
     try:

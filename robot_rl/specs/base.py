@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +91,43 @@ def load_yaml(path: str | Path) -> Any:
         line = f' line {mark.line + 1}:' if mark else ''
         problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
         raise SpecError(f'{path}:{line} not valid YAML ({problem})') from None
+
+
+def load_with_overrides(
+    path: str | Path, given: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read a YAML mapping, put `given` fields over it and then `overrides`.
+
+    An override is 'key=value' or 'section.key=value', with the value as YAML. Raises SpecError.
+    """
+    data = load_yaml(path) or {}
+    if not isinstance(data, dict):
+        raise SpecError(f'{path}: expected a mapping of fields, found {data!r}')
+    data |= given
+    for override in overrides:
+        name, equals, text = override.partition('=')
+        *sections, key = name.split('.')
+        if not (equals and key and all(sections)) or len(sections) > 1:
+            raise SpecError(
+                f'--set {override}: expected <key>=<value>, such as learner.discount=0.9'
+            )
+        inner = data
+        if sections:
+            inner = data[sections[0]] = dict(data.get(sections[0]) or {})
+        inner[key] = _value(text, override)
+    return data
+
+
+def _value(text: str, override: str) -> Any:
+    """Read one value as YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f'--set {override}: {text!r} is not a value in YAML') from None
+    if isinstance(value, str):  # YAML reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return value
 
 
 # What pydantic's own words for a wrong type do not say to somebody who writes YAML.

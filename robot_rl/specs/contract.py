@@ -13,14 +13,18 @@ import pydantic
 from robot_rl.errors import ContractMismatch
 from robot_rl.specs.base import Spec
 
+# The quantity of a pose stream that is its position less the tool's.
+FROM_TOOL = 'from_tool'
+
 
 class ObservationField(Spec):
     """One input of the policy.
 
     `source` is '<stream>.<quantity>': joint_states.position, joint_states.velocity,
     command.position (the last commanded joint positions), tool.position (forward kinematics of
-    the measured joints), <pose stream>.position, <pose stream>.orientation, or env.<key> for
-    simulated suites that have no streams.
+    the measured joints), <pose stream>.position, .orientation or .from_tool (its position less
+    the tool's, in the base frame: derived), or env.<key> for simulated suites, which have no
+    streams.
     `shape` is that of one step without history; the policy sees (history, *shape) where
     history > 1, oldest first.
     """
@@ -62,6 +66,11 @@ class ObservationField(Spec):
     def quantity(self) -> str:
         """The quantity part of `source`."""
         return self.source.split('.', 1)[1]
+
+    @property
+    def recorded(self) -> str:
+        """The source that has to be measured or recorded; what is derived needs its parts."""
+        return f'{self.stream}.position' if self.quantity == FROM_TOOL else self.source
 
     @property
     def full_shape(self) -> tuple[int, ...]:

@@ -154,15 +154,15 @@ def _require_columns(columns: Columns, contract: Contract, path: Path) -> None:
     for field in contract.observation:
         if field.stream == 'tool':
             continue  # forward kinematics of the joints: computed by whoever needs it
-        if field.source not in columns:
+        if field.recorded not in columns:
             streams = sorted(name for name in columns if '.' in name)
             raise StorageError(
-                f'{path}: nothing recorded for {field.source!r}, which the contract reads '
+                f'{path}: nothing recorded for {field.recorded!r}, which the contract reads '
                 f'(recorded: {", ".join(streams)})'
             )
-        if not np.isfinite(columns[field.source]).all():
+        if not np.isfinite(columns[field.recorded]).all():
             raise StorageError(
-                f'{path}: {field.source!r} has no value at some of the ticks '
+                f'{path}: {field.recorded!r} has no value at some of the ticks '
                 '(no sample before the first one, or a velocity that no fill rule replaces)'
             )
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import pydantic
-import yaml
 
 from robot_rl import registry, resources
-from robot_rl.errors import SpecError
 from robot_rl.policies.agent import OffPolicyConfig
 from robot_rl.specs import Spec
-from robot_rl.specs.base import load_yaml
+from robot_rl.specs.base import load_with_overrides
 
 Count = pydantic.NonNegativeInt
 
@@ -69,31 +66,9 @@ def load_run_config(
     are top-level fields, None where not given. Raises SpecError and UnknownName.
     """
     path = resources.find('config/agents', agent)
-    data = load_yaml(path) or {}
-    if not isinstance(data, dict):
-        raise SpecError(f'{path}: expected a mapping of fields, found {data!r}')
-    data |= {'task': task} | {key: value for key, value in options.items() if value is not None}
-    for override in overrides:
-        _set(data, override)
+    given = {'task': task} | {key: value for key, value in options.items() if value is not None}
+    data = load_with_overrides(path, given, overrides)
     return RunConfig.parse(data, origin=str(path))
-
-
-def _set(data: dict[str, Any], override: str) -> None:
-    """Put one 'training.key=value' or 'learner.key=value' into `data`."""
-    name, equals, text = override.partition('=')
-    section, dot, key = name.partition('.')
-    if not (equals and dot and section in ('training', 'learner')):
-        raise SpecError(
-            f'--set {override}: expected training.<key>=<value> or learner.<key>=<value>'
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SpecError(f'--set {override}: {text!r} is not a value in YAML') from None
-    if isinstance(value, str):  # YAML reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    data[section] = (data.get(section) or {}) | {key: value}
 
 
 def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -59,18 +59,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """Steps done of all, and the last evaluation, on stderr where that is a terminal."""
+    """Steps done of all and the last evaluation, on stderr: a bar, or lines where it is a file."""
 
     def __init__(self, title: str, total: int):
-        console = Console(stderr=True)
+        self._title, self._total, self._done = title, total, 0
+        self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn('{task.description}'),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn('{task.fields[note]}'),
-            console=console,
-            disable=not console.is_terminal,
+            console=self._console,
+            disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task(title, total=total, note='')
 
@@ -83,8 +84,11 @@ class ProgressBar:
 
     def show(self, done: int) -> None:
         """Move the bar."""
+        self._done = done
         self._progress.update(self._task, completed=done)
 
     def note(self, text: str) -> None:
-        """Show `text` beside the bar."""
+        """Say what an evaluation gave."""
         self._progress.update(self._task, note=text)
+        if not self._console.is_terminal:
+            self._console.print(f'{self._title}: {self._done}/{self._total} steps, {text}')

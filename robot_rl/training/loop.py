@@ -85,7 +85,9 @@ class Trainer:
 
     def export(self, path: Path) -> None:
         """Write the present policy as an ONNX file with its card."""
-        export_policy(self.config, self.state.learner.policy, self.folder, path)
+        export_policy(
+            self.config, self.state.learner.policy, self.state.env_steps, self.folder, path
+        )
 
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT
@@ -164,6 +166,7 @@ class Trainer:
         row |= {name: float(value) for name, value in state.metrics.items()}
         self._require_finite(row)
         self._log.write(row)
+        self._bar.show(state.env_steps)
         self._bar.note(f'return {row["eval_return_mean"]:.1f}')
         enough = training.stop_at_success
         self.finished |= enough is not None and row.get('eval_success_rate', 0.0) >= enough
@@ -181,11 +184,12 @@ class Trainer:
             )
 
 
-def export_policy(config: RunConfig, policy: Policy, folder: Path, path: Path) -> None:
-    """Write `policy` of the run in `folder` as an ONNX file; its card holds the last metrics."""
+def export_policy(
+    config: RunConfig, policy: Policy, env_steps: int, folder: Path, path: Path
+) -> None:
+    """Write `policy` of the run in `folder` as an ONNX file, its card with the last evaluation."""
     rows, task = read_metrics(folder / METRICS), task_of(config.task)
-    training = {'seed': config.seed} | (rows[-1] if rows else {'env_steps': 0})
-    name = f'{config.task}-{config.agent}-seed{config.seed}-step{training["env_steps"]}'
+    name = f'{config.task}-{config.agent}-seed{config.seed}-step{env_steps}'
     card = PolicyCard(
         id=name.replace('/', '-'),
         contract=policy.contract,
@@ -193,19 +197,23 @@ def export_policy(config: RunConfig, policy: Policy, folder: Path, path: Path) -
         robot=task.robot.name if task else '',
         agent=config.agent,
         git_revision=git_revision(),
-        training=training,
+        training={
+            'seed': config.seed,
+            'env_steps': env_steps,
+            'last_evaluation': rows[-1] if rows else {},
+        },
     )
     export_onnx(policy, card, path)
 
 
-def load_policy(folder: Path) -> tuple[RunConfig, Policy]:
-    """Return the config and the policy of the checkpoint in `folder`. Raises StorageError."""
-    path = folder / CHECKPOINT
-    data = load_checkpoint(path)
-    config = RunConfig.from_json(data['config'], str(path))
-    learner = make_learner(config, Contract.from_json(data['contract'], str(path)))
+def export_checkpoint(folder: Path, path: Path) -> None:
+    """Write the policy of the checkpoint in `folder` as an ONNX file. Raises StorageError."""
+    source = folder / CHECKPOINT
+    data = load_checkpoint(source)
+    config = RunConfig.from_json(data['config'], str(source))
+    learner = make_learner(config, Contract.from_json(data['contract'], str(source)))
     learner.restore(data['state']['learner'])
-    return config, learner.policy
+    export_policy(config, learner.policy, data['state']['replay']['inserted'], folder, path)
 
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:

@@ -85,7 +85,7 @@ def test_the_contract_bounds_the_delta_below_the_velocity_limit(reach):
     assert contract.action_names == reach.robot.joints
     speed = contract.action_upper * contract.rate_hz
     assert (speed < reach.robot.max_velocity).all()
-    assert [f.name for f in contract.observation if f.goal] == ['target_position']
+    assert [f.name for f in contract.observation if f.goal] == ['target_from_tool']
 
 
 def config_with(tmp_path, **changes):

@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path):
         'empty': b'',
         'text': b'hello world, this is no checkpoint',
         'cut': whole.read_bytes()[:2000],
-        'pickle': __import__('pickle').dumps({'a': os.system}),
+        'pickle': pickle.dumps({'a': os.system}, protocol=2),
     }
     for name, content in files.items():
         path = tmp_path / name

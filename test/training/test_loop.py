@@ -73,7 +73,7 @@ def test_a_run_leaves_config_metrics_checkpoint_board_and_policies(lines, run_co
     session = onnxruntime.InferenceSession(tmp_path / 'policy.onnx')
     card = PolicyCard.from_metadata(session.get_modelmeta().custom_metadata_map)
     assert card.id == 'suite-line-d4pg-seed0-step300'
-    assert card.training['eval_return_mean'] == rows[-1]['eval_return_mean']
+    assert card.training == {'seed': 0, 'env_steps': 300, 'last_evaluation': rows[-1]}
     assert sorted(os.listdir(tmp_path / 'policies')) == [
         'step-00000000.onnx',
         'step-00000100.onnx',

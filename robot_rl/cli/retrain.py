@@ -1,0 +1,57 @@
+"""Learn a policy from recorded episodes; rewards are computed anew from what was recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+
+from robot_rl import resources
+from robot_rl.cli import common
+from robot_rl.specs.base import load_with_overrides
+
+EXAMPLE = (
+    'robot-rl retrain --store runs/demo/episodes --task ur5e/reach --agent crr '
+    '--query "source=policy tag=half-trained" --out runs/retrained --set learner.beta=0.1'
+)
+
+
+class Options(common.Options):
+    """What to learn from, how, and where to put it."""
+
+    task: str = pydantic.Field(description='whose rewards and contract: see robot-rl tasks')
+    store: Path = pydantic.Field(Path('episodes'), description='folder of the episodes')
+    query: str = pydantic.Field('', description='which episodes, as robot-rl episodes ls takes it')
+    agent: str = pydantic.Field(
+        'crr', description='crr, d4pg or bc (files of config/offline), or the path of such a file'
+    )
+    updates: int | None = pydantic.Field(None, description='gradient steps')
+    seed: int = pydantic.Field(0, description='of networks and sampling')
+    out: Path = pydantic.Field(Path('runs/retrained'), description='folder of the result')
+    set: tuple[str, ...] = pydantic.Field(
+        (), description='changes to the config, as updates=500 or learner.<key>=<value>'
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Write config, metrics and policy.onnx into the result's folder."""
+    options = common.parse(Options, argv, 'retrain', __doc__, EXAMPLE)
+    # Here, and not above: torch takes seconds, and --help should not.
+    import torch
+
+    from robot_rl.imitation.retrain import POLICY, RetrainConfig, retrain
+    from robot_rl.storage.store import Store
+    from robot_rl.training.logs import ProgressBar
+
+    torch.set_num_threads(1)
+    given = {'task': options.task, 'query': options.query, 'seed': options.seed}
+    if options.updates is not None:
+        given['updates'] = options.updates
+    path = resources.find('config/offline', options.agent)
+    config = RetrainConfig.parse(load_with_overrides(path, given, options.set), str(path))
+    with ProgressBar(f'retrain {config.agent}', config.updates) as bar:
+        card = retrain(config, Store(options.store, create=False), options.out, bar.show)
+    data = {'policy': str(options.out / POLICY), 'id': card.id, 'training': card.training}
+    text = f'learned from {card.training["episodes"]} episodes; the policy is {data["policy"]}'
+    common.emit(data, options.as_json, text)
+    return 0

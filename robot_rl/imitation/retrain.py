@@ -1,0 +1,103 @@
+"""Retraining: a policy from recorded episodes, in a folder with config and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from robot_rl import registry
+from robot_rl.errors import StorageError
+from robot_rl.imitation.data import load_episodes, make_steps
+from robot_rl.imitation.offline import shuffle_rewards, train_offline
+from robot_rl.policies.export import export_onnx, git_revision
+from robot_rl.sim.reach import ReachTask
+from robot_rl.specs import PolicyCard, Spec
+from robot_rl.storage.store import Store
+
+CONFIG, METRICS, POLICY = 'config.yaml', 'metrics.jsonl', 'policy.onnx'
+
+
+class RetrainConfig(Spec):
+    """One policy from recorded episodes; the folder's config.yaml holds it."""
+
+    schema_version: Literal[1] = 1
+    task: str  # whose rewards, and whose contract
+    agent: str = 'crr'  # as the registry lists it among those that learn offline
+    query: str = ''  # which episodes; see robot-rl episodes ls
+    seed: pydantic.NonNegativeInt = 0  # of networks, sampling and hindsight goals
+    updates: pydantic.PositiveInt = 3000  # gradient steps
+    # What is learned from: what the source asked for, or what the guard let through.
+    action: Literal['requested', 'applied'] = 'requested'
+    hindsight_goals: pydantic.NonNegativeInt = 0  # further goals each episode is rewarded for
+    # The control: rewards in a random order. What is learned then owes nothing to them.
+    shuffle_rewards: bool = False
+    # The agent's own config; what is not given is filled in.
+    learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
+
+    @pydantic.field_validator('learner')
+    @classmethod
+    def _fits_the_agent(cls, value: dict, info: pydantic.ValidationInfo) -> dict[str, Any]:
+        if 'agent' not in info.data:  # which has an error of its own
+            return value
+        return registry.resolve('offline agent', info.data['agent']).config.parse(value).to_dict()
+
+
+def retrain(
+    config: RetrainConfig,
+    store: Store,
+    folder: Path,
+    report: Callable[[int], None] = lambda done: None,
+) -> PolicyCard:
+    """Learn from the episodes that the config's query finds; write the policy into `folder`.
+
+    `report(updates)` is called as learning goes on. Raises StorageError where there is no
+    episode or the folder cannot be written.
+    """
+    task = registry.make_task(config.task)
+    contract = task.contract()
+    agent = registry.resolve('offline agent', config.agent)
+    episodes = load_episodes(store, task, contract, config.query)
+    steps = make_steps(
+        task, contract, episodes, config.action, config.hindsight_goals, config.seed
+    )
+    if config.shuffle_rewards:
+        steps = shuffle_rewards(steps, config.seed)
+    learner = agent.learner(contract, agent.config.parse(config.learner), config.seed)
+    rows: list[dict[str, Any]] = []
+
+    def note(done: int, metrics: dict[str, float]) -> None:
+        rows.append({'learner_steps': done, **metrics})
+        report(done)
+
+    train_offline(learner, steps, config.updates, config.seed, note)
+    card = _card(config, task, len(episodes), rows[-1])
+    _write(folder, config, rows)
+    export_onnx(learner.policy, card, folder / POLICY)
+    return card
+
+
+def _card(config: RetrainConfig, task: ReachTask, episodes: int, last: dict) -> PolicyCard:
+    control = '-shuffled' if config.shuffle_rewards else ''
+    return PolicyCard(
+        id=f'{config.task.replace("/", "-")}-{config.agent}{control}-seed{config.seed}-offline',
+        contract=task.contract(),
+        task=config.task,
+        robot=task.robot.name,
+        agent=config.agent,
+        git_revision=git_revision(),
+        training={'episodes': episodes, 'query': config.query, **last},
+    )
+
+
+def _write(folder: Path, config: RetrainConfig, rows: list[dict[str, Any]]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(config.to_yaml(), encoding='utf-8')
+        lines = ''.join(json.dumps(row) + '\n' for row in rows)
+        (folder / METRICS).write_text(lines, encoding='utf-8')
+    except OSError as error:
+        raise StorageError(f'{folder}: cannot be written ({error.strerror})') from None

@@ -1,0 +1,185 @@
+"""Real nodes in real processes on loopback, each test in a ROS domain of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`, or a ROS installation)')
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.specs import RobotSpec
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+DEADLINE_S = 20.0
+
+_domains = itertools.count(os.getpid())
+
+
+class Observer:
+    """A node of the test: it listens, publishes and calls; every wait has a deadline."""
+
+    def __init__(self, domain_id: int):
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=domain_id)
+        self.node = Node('observer', context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._executor.create_task(lambda: None)
+        self._thread.join(DEADLINE_S)
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def listen(self, kind: type, topic: str, qos: QoSProfile | int = 100) -> list:
+        """Return a list that grows with every message."""
+        heard: list = []
+        self.node.create_subscription(kind, topic, heard.append, qos)
+        return heard
+
+    def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10) -> Any:
+        """Return a publisher once somebody listens to it."""
+        publisher = self.node.create_publisher(kind, topic, qos)
+        self.until(publisher.get_subscription_count, f'nobody listens to {topic}')
+        return publisher
+
+    def call(self, name: str, kind: type = Trigger, request: Any = None) -> Any:
+        """Call a service and return its response."""
+        client = self.node.create_client(kind, name)
+        self.until(client.service_is_ready, f'no service {name}')
+        future = client.call_async(request or kind.Request())
+        self.until(future.done, f'no response of {name}')
+        return future.result()
+
+    def until(
+        self, condition: Callable[[], Any], what: str = '', deadline_s: float = DEADLINE_S
+    ) -> Any:
+        """Wait for something true and return it."""
+        end = time.monotonic() + deadline_s
+        while not (found := condition()):
+            assert time.monotonic() < end, f'{what or condition} within {deadline_s} s'
+            time.sleep(0.01)
+        return found
+
+    def stamp(self) -> Any:
+        return self.node.get_clock().now().to_msg()
+
+    def _spin(self) -> None:
+        while not self._stop.is_set():
+            self._executor.spin_once()
+
+
+class Conductor:
+    """Plays the node session towards one other node."""
+
+    def __init__(self, observer: Observer, node: str):
+        self.observer, self.node = observer, node
+        self.fields = {'episode': 'e1', 'task': 'ur5e/reach', 'source': 'policy', 'robot': 'ur5e'}
+        self.answers = observer.listen(String, f'{node}/status', READER)
+        self._publisher = observer.publisher(String, 'session/state', LATCHED)
+
+    def say(self, state: str, result: str | None = None, **fields: Any) -> None:
+        self.fields |= fields
+        text = json.dumps(self.fields | {'state': state, 'result': result})
+        self._publisher.publish(String(data=text))
+
+    def hears(self, state: str, episode: str | None = None) -> str:
+        """Wait for an answer in `state` about the episode in hand; return its detail."""
+        episode = episode or self.fields['episode']
+
+        def answer() -> list[dict]:
+            answers = [json.loads(message.data) for message in self.answers]
+            return [a for a in answers if (a['episode'], a['state']) == (episode, state)]
+
+        told = lambda: [message.data for message in self.answers[-3:]]  # noqa: E731
+        try:
+            return self.observer.until(answer)[-1]['detail']
+        except AssertionError:
+            raise AssertionError(
+                f'{self.node} never was {state!r} for {episode}: {told()}'
+            ) from None
+
+
+class Arm:
+    """Publishes joint states at 100 Hz from a thread, as a driver would."""
+
+    def __init__(self, observer: Observer, names: list[str], positions: list[float]):
+        self.message = JointState(name=names, position=positions, velocity=[0.0] * len(names))
+        self.stamps: list[tuple[int, int]] = []
+        self._observer = observer
+        self._publisher = observer.node.create_publisher(JointState, 'joint_states', 10)
+        self._timer = observer.node.create_timer(0.01, self._publish)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _publish(self) -> None:
+        self.message.header.stamp = self._observer.stamp()
+        self.stamps.append((self.message.header.stamp.sec, self.message.header.stamp.nanosec))
+        self._publisher.publish(self.message)
+
+
+@pytest.fixture
+def domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    return next(_domains) % 100 + 1
+
+
+@pytest.fixture
+def supervisor(tmp_path, domain_id) -> Iterator[Supervisor]:
+    """Start nodes with it; whatever happens, none is left, and none has raised."""
+    with Supervisor(tmp_path / 'logs', domain_id) as supervisor:
+        yield supervisor
+        names = list(supervisor.children)
+    for name in names:
+        assert 'Traceback' not in supervisor.log(name), supervisor.log(name)
+
+
+@pytest.fixture
+def observer(domain_id) -> Iterator[Observer]:
+    observer = Observer(domain_id)
+    yield observer
+    observer.close()
+
+
+@pytest.fixture
+def conductor(observer) -> Callable[[str], Conductor]:
+    return lambda node: Conductor(observer, node)
+
+
+@pytest.fixture
+def ur5e() -> RobotSpec:
+    return RobotSpec.load('ur5e')
+
+
+@pytest.fixture
+def arm(observer, ur5e) -> Callable[..., Arm]:
+    """Return `make(names, positions)`; without arguments the UR5e at home."""
+
+    def make(names: list[str] | None = None, positions: list[float] | None = None) -> Arm:
+        home = [ur5e.home[name] for name in ur5e.joints]
+        return Arm(observer, list(names or ur5e.joints), list(positions or home))
+
+    return make

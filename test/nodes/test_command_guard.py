@@ -1,0 +1,137 @@
+"""The guard's node: what it lets through to the arm, and what not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+CONTROLLER = 'forward_position_controller/commands'
+
+
+@pytest.fixture
+def guard(supervisor, observer, arm):
+    """A running guard with an arm at home in front of it."""
+
+    class Guard:
+        def __init__(self):
+            supervisor.start('command_guard')
+            supervisor.wait_ready()
+            self.arm = arm()
+            self.to_arm = observer.listen(Float64MultiArray, CONTROLLER)
+            self.applied = observer.listen(JointTrajectory, 'command_guard/applied')
+            self.commands = observer.publisher(JointTrajectory, 'policy/command')
+            observer.until(lambda: observer.node.count_publishers(CONTROLLER), 'no guard')
+
+        def command(self, positions, names=None, points=1):
+            message = JointTrajectory(joint_names=list(names or self.arm.message.name))
+            message.header.stamp = observer.stamp()
+            point = JointTrajectoryPoint(positions=[float(p) for p in positions])
+            point.time_from_start.nanosec = 50_000_000
+            message.points = [point] * points
+            self.commands.publish(message)
+            return message.header.stamp
+
+        def refuses(self, words):
+            observer.until(lambda: words in supervisor.log('command_guard'), words)
+
+    return Guard()
+
+
+def test_a_target_is_interpolated_and_kept_within_the_velocity_limits(
+    guard, observer, conductor, ur5e
+):
+    session = conductor('command_guard')
+    session.say('prepare')
+    session.hears('ready')
+    target = ur5e.home_position + 0.09
+    stamp = guard.command(target)
+    observer.until(lambda: guard.applied and guard.applied[-1].points[0].positions[0] > 0.0899)
+    way = np.array([message.points[0].positions for message in guard.applied])
+    assert len(way) >= 3 and (np.diff(way, axis=0) >= -1e-12).all()
+    assert (np.abs(np.diff(way, axis=0)) <= ur5e.max_velocity * 0.02 + 1e-9).all()
+    assert guard.applied[0].header.stamp == stamp
+    assert guard.applied[0].header.frame_id == 'policy'
+    assert guard.applied[0].joint_names == list(ur5e.joints)
+    np.testing.assert_allclose(guard.applied[-1].points[0].positions, target, atol=1e-9)
+    # Nobody commands any more: it holds the last command, and says so.
+    observer.until(lambda: guard.applied[-1].header.frame_id == 'hold')
+    np.testing.assert_array_equal(guard.to_arm[-1].data, way[-1])
+    assert guard.applied[-1].header.stamp == stamp
+
+
+def test_bad_commands_are_refused_in_words_and_change_nothing(guard, observer, ur5e):
+    home = ur5e.home_position
+    guard.command(home + 0.01)
+    observer.until(lambda: guard.applied and guard.applied[-1].header.frame_id == 'hold')
+    held = list(guard.to_arm[-1].data)
+    guard.command([*home[:5], np.nan])
+    guard.refuses('refused: policy: not finite')
+    guard.command(home, names=['a', *ur5e.joints[1:]])
+    observer.until(lambda: guard.applied[-1].header.frame_id == 'hold')
+    guard.command(home, points=2)
+    guard.command(home[:5])
+    count = len(guard.to_arm)
+    observer.until(lambda: len(guard.to_arm) > count + 20)
+    assert all(list(message.data) == held for message in guard.to_arm[count:])
+
+
+def test_commands_by_name_may_come_in_any_order(guard, observer, ur5e):
+    names = list(reversed(ur5e.joints))
+    target = ur5e.home_position + np.linspace(0.01, 0.06, 6)
+    guard.command(target[::-1], names)
+    observer.until(lambda: guard.to_arm and abs(guard.to_arm[-1].data[5] - target[5]) < 1e-9)
+    np.testing.assert_allclose(guard.to_arm[-1].data, target, atol=1e-9)
+
+
+def test_the_emergency_stop_latches_until_a_person_resets_it(guard, observer, conductor, ur5e):
+    session = conductor('command_guard')
+    session.say('running')
+    guard.command(ur5e.home_position + 0.01)
+    observer.until(lambda: guard.applied)
+    assert observer.call('command_guard/estop').success
+    assert session.hears('error').startswith('estop')
+    observer.until(lambda: guard.applied[-1].header.frame_id == 'estop')
+    held = list(guard.to_arm[-1].data)
+    guard.command(ur5e.home_position + 0.05)
+    guard.refuses('the emergency stop is latched; reset it first')
+    assert list(guard.to_arm[-1].data) == held
+    session.say('prepare', episode='e2')
+    assert 'estop_reset' in session.hears('error')
+    observer.until(lambda: observer.call('command_guard/estop_reset').success)
+    assert not observer.call('command_guard/estop_reset').success
+    session.say('prepare', episode='e3')
+    session.hears('ready')
+
+
+def test_after_a_reset_nothing_is_published_until_the_next_command(guard, observer, ur5e):
+    guard.command(ur5e.home_position + 0.01)
+    observer.until(lambda: guard.to_arm)
+    assert observer.call('command_guard/reset').success
+    diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: len(diagnostics) >= 2)
+    count = len(guard.to_arm)
+    observer.until(lambda: len(diagnostics) >= 3)
+    assert len(guard.to_arm) == count
+    status = diagnostics[-1].status[0]
+    assert (status.name, status.message, status.hardware_id) == ('command_guard', 'idle', 'ur5e')
+    assert {value.key: value.value for value in status.values}['accepted'] == '1'
+
+
+def test_the_guard_is_not_ready_before_it_knows_where_the_arm_stands(
+    supervisor, observer, conductor, arm, ur5e
+):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    session = conductor('command_guard')
+    session.say('prepare')
+    assert 'joint states' in session.hears('preparing')
+    other = arm(['a', 'b', *ur5e.joints[2:]])
+    observer.until(lambda: 'refused: joint states: joint names' in supervisor.log('command_guard'))
+    observer.listen(Float64MultiArray, CONTROLLER)
+    other.stop()
+    order = [*reversed(ur5e.joints), 'gripper']
+    arm(order, [*reversed(ur5e.home_position.tolist()), 0.02])
+    session.hears('ready')

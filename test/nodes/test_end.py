@@ -1,0 +1,86 @@
+"""Every node ends cleanly on SIGINT and SIGTERM, at any time, and says what keeps it from work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robot_rl.nodes.main import NODES
+from robot_rl.nodes.supervisor import NodeFailure
+
+WAITING = {'session': {'participants': ['nobody']}}
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_every_node_ends_with_code_0(supervisor, tmp_path, number):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
+    try:
+        for node in NODES:
+            root = {'root': str(tmp_path / 'episodes')} if node == 'episode_recorder' else {}
+            supervisor.start(node, WAITING.get(node) or root)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    supervisor.wait_ready()
+    for child in supervisor.children.values():
+        os.kill(child.pid, number)
+    codes = {name: child.wait(20) for name, child in supervisor.children.items()}
+    assert codes == dict.fromkeys(NODES, 0)
+    for node in NODES:
+        assert 'Traceback' not in supervisor.log(node)
+
+
+def test_a_second_signal_does_not_turn_the_end_into_a_death(supervisor):
+    child = supervisor.start('command_guard')
+    supervisor.wait_ready()
+    while child.poll() is None:
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.002)
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize('after_s', [0.15, 0.4, 0.8])
+def test_a_signal_while_the_node_is_still_starting_ends_it(supervisor, after_s):
+    child = supervisor.start('policy')
+    time.sleep(after_s)
+    child.send_signal(signal.SIGTERM)
+    # Until Python runs the first line of ours, it is the system that ends the process.
+    assert child.wait(20) in (0, -signal.SIGTERM)
+    assert 'Traceback' not in supervisor.log('policy')
+
+
+@pytest.mark.parametrize(
+    ('node', 'parameters', 'words'),
+    [
+        ('sim_robot', {'task': 'ur5e/reech'}, "unknown task 'ur5e/reech'; did you mean"),
+        ('sim_robot', {'seed': -1}, 'parameters of sim_robot: seed: input should be greater'),
+        ('policy', {'polcy': 'random'}, 'parameter polcy: policy has none of that name; did you'),
+        ('policy', {'policy': 'no/such.onnx'}, 'no/such.onnx: cannot be read'),
+        ('policy', {'policy': 'ur5e_raech'}, "unknown pretrained 'ur5e_raech'"),
+        ('command_guard', {'robot': 'ur55e'}, "unknown robot 'ur55e'; did you mean 'ur5e'"),
+        ('command_guard', {'start': 'jump'}, "start: unknown value 'jump'; known: ramp, refuse"),
+        ('episode_recorder', {'min_free_gb': 1e9}, 'GB are wanted (parameter min_free_gb)'),
+        ('session', {'policy': 'no/such.onnx'}, 'no/such.onnx: cannot be read'),
+    ],
+)
+def test_a_node_that_cannot_work_says_so_in_one_line_and_ends_with_code_2(
+    supervisor, node, parameters, words
+):
+    child = supervisor.start(node, parameters)
+    assert child.wait(30) == 2
+    lines = [line for line in supervisor.log(node).splitlines() if line.strip()]
+    assert len(lines) == 1 and words in lines[0], lines
+    with pytest.raises(NodeFailure, match='ended with code 2'):
+        supervisor.wait_ready()
+
+
+def test_an_unknown_node_is_named():
+    done = subprocess.run(
+        [sys.executable, '-m', 'robot_rl.nodes', 'polcy'], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "robot_rl.nodes: unknown node 'polcy'; did you mean 'policy'?"

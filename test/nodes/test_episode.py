@@ -1,0 +1,132 @@
+"""The whole graph: twin, policy, guard, recorder and session, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl import registry
+from robot_rl.control.runtime import load_policy
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeReader
+
+SEED = 2**31
+
+
+@pytest.fixture
+def graph(supervisor, tmp_path):
+    """Return `start(policy, **session)`, which starts all nodes and then the session."""
+
+    def start(policy: str, namespace: str = '', **session):
+        supervisor.namespace = namespace
+        supervisor.start('sim_robot')
+        supervisor.start('policy', {'policy': policy})
+        supervisor.start('command_guard')
+        supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
+        supervisor.wait_ready()
+        return supervisor.start(
+            'session', {'policy': policy, 'first_seed': SEED, 'max_steps': 15} | session
+        )
+
+    return start
+
+
+def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_did(
+    graph, supervisor, policy_file, tmp_path
+):
+    task = registry.make_task('ur5e/reach')
+    path = policy_file(task.contract(), seed=1)
+    graph(str(path), episodes=2, tags=['smoke'], namespace='arm1')
+    lines = list(supervisor.follow('session', 40))
+    assert [line['seed'] for line in lines] == [SEED, SEED + 1]
+    assert sorted(tmp_path.joinpath('episodes').iterdir()) == [
+        tmp_path / 'episodes' / line['episode'] for line in lines
+    ]
+    for line in lines:
+        episode = EpisodeReader(line['path'])
+        header, columns = episode.header, aligned_columns(episode)
+        assert (header.task, header.source, header.policy) == ('ur5e/reach', 'policy', 'random-1')
+        assert (header.result, header.tags, header.robot) == ('truncated', ('smoke',), 'ur5e')
+        assert header.contract == task.contract() and episode.damage() is None
+        assert columns['action/requested'].shape == (15, 6)
+        start = task.initial(header.seed)
+        np.testing.assert_allclose(columns['joint_states.position'][0], start.joint_position)
+        np.testing.assert_allclose(columns['target_pose.position'] - start.target, 0, atol=1e-12)
+        _require_same_decisions(columns, task, load_policy(path))
+        assert {t for t in header.topics if not t.startswith('/arm1/')} == set()
+    assert supervisor.children['session'].returncode == 0
+    assert set(supervisor.stop().values()) == {0}
+
+
+def _require_same_decisions(columns, task, policy):
+    """Compare every requested action with the file's, on the columns of the row before it."""
+    position = columns['joint_states.position'][:-1]
+    tool, _ = task.chain.forward(position)
+    observation = {
+        'joint_position': position,
+        'joint_velocity': columns['joint_states.velocity'][:-1],
+        'command': columns['command.position'][:-1],
+        'tool_position': tool,
+        'target_position': columns['target_pose.position'][:-1],
+    }
+    batch = {name: values.astype(np.float32) for name, values in observation.items()}
+    expected, _ = policy.select(batch, {})
+    np.testing.assert_allclose(columns['action/requested'], expected, atol=1e-5)
+
+
+@pytest.fixture
+def watch(observer):
+    """What the arm is told and where it is, and how to wait until it stands still."""
+
+    class Watch:
+        def __init__(self):
+            self.states = observer.listen(JointState, 'joint_states')
+            self.applied = observer.listen(JointTrajectory, 'command_guard/applied')
+            self.to_arm = observer.listen(
+                Float64MultiArray, 'forward_position_controller/commands'
+            )
+
+        def moving(self):
+            observer.until(lambda: len(self.applied) > 30, 'nothing is applied')
+
+        def source(self, name):
+            observer.until(lambda: self.applied[-1].header.frame_id == name, name)
+
+    return Watch()
+
+
+@pytest.mark.slow
+def test_the_arm_holds_when_the_policy_is_killed(graph, supervisor, watch, observer):
+    graph('random', max_steps=400, run_margin_s=1.0)
+    watch.moving()
+    killed = time.time()
+    supervisor.children['policy'].kill()
+    watch.source('hold')
+    first = next(m for m in watch.applied if m.header.frame_id == 'hold')
+    held, count = list(first.points[0].positions), len(watch.to_arm)
+    # The guard itself says when: 0.1 s without a command, and its own period.
+    last = next(m for m in reversed(watch.applied) if m.header.frame_id == 'policy')
+    assert last.header.stamp.sec + last.header.stamp.nanosec * 1e-9 < killed + 0.1
+    observer.until(lambda: len(watch.to_arm) > count + 50, 'the guard has gone')
+    assert all(list(m.data) == held for m in watch.to_arm[count:])
+    observer.until(lambda: abs(np.array(watch.states[-1].position) - held).max() < 0.01)
+    del supervisor.children['policy']
+
+
+@pytest.mark.slow
+def test_an_episode_is_broken_off_when_the_arm_dies_and_kept(graph, supervisor, watch, tmp_path):
+    session = graph('random', max_steps=400)
+    watch.moving()
+    supervisor.children['sim_robot'].kill()
+    assert session.wait(40) == 0
+    line = json.loads((supervisor.log_dir / 'session.out').read_text())
+    assert line['result'] == 'truncated'
+    assert 'joint states are' in line['reason'] and 'allowed' in line['reason']
+    assert EpisodeReader(line['path']).header.termination == line['reason']
+    del supervisor.children['sim_robot']

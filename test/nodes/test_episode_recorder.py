@@ -1,0 +1,161 @@
+"""The recorder's node, with publishers of the test."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl import registry
+from robot_rl.storage.episode import EpisodeReader
+
+CONTROLLER = 'forward_position_controller/commands'
+
+
+@pytest.fixture
+def recorder(supervisor, observer, conductor, arm, tmp_path):
+    class Recorder:
+        def __init__(self, **parameters):
+            self.root = tmp_path / 'episodes'
+            self.child = supervisor.start(
+                'episode_recorder', {'root': str(self.root)} | parameters
+            )
+            supervisor.wait_ready()
+            self.session = conductor('episode_recorder')
+            contract = registry.make_task('ur5e/reach').contract().to_dict()
+            self.session.fields |= {'contract': contract, 'seed': 9, 'operator': 'ada'}
+
+        def graph(self):
+            """Let everything that an episode needs be published."""
+            self.arm = arm()
+            best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+            make = observer.node.create_publisher
+            make(PoseStamped, 'target_pose', best_effort)
+            make(Float64MultiArray, CONTROLLER, 1)
+            make(JointTrajectory, 'command_guard/applied', 10)
+            make(JointTrajectory, 'policy/command', 1)
+            self.actions = make(JointTrajectory, 'policy/action', 10)
+
+        def episode(self, name, actions=5):
+            self.session.say('prepare', episode=name)
+            self.session.hears('ready')
+            self.session.say('running')
+            for step in range(actions):
+                message = JointTrajectory()
+                message.header.stamp.sec = 100 + step
+                self.actions.publish(message)
+                time.sleep(0.02)
+
+        def end(self, result='truncated', **fields):
+            self.session.say('ended', result=result, **fields)
+            return json.loads(self.session.hears('done'))
+
+    return Recorder
+
+
+def test_an_episode_is_committed_with_every_message_and_true_times(recorder, observer):
+    recorder = recorder()
+    recorder.session.say('prepare', episode='e1')
+    assert '/policy/action' in recorder.session.hears('preparing')
+    before = time.time_ns()
+    recorder.graph()
+    recorder.session.hears('ready')
+    recorder.episode('e1')
+    about = recorder.end('success', reason='a person said so')
+    episode = EpisodeReader(recorder.root / 'e1')
+    header = episode.header
+    assert about == {
+        'path': str(recorder.root / 'e1'),
+        'messages': sum(topic.count for topic in header.topics.values()),
+        'lost': 0,
+    }
+    assert (header.result, header.success, header.termination) == (
+        'success',
+        True,
+        'a person said so',
+    )
+    assert (header.seed, header.operator, header.robot, header.world) == (9, 'ada', 'ur5e', 'sim')
+    assert header.robot_spec.name == 'ur5e' and header.contract.rate_hz == 20
+    assert header.topics['/policy/action'].count == 5
+    assert header.topics['/joint_states'].type == 'sensor_msgs/msg/JointState'
+    messages = list(episode.messages())
+    actions = [m for m in messages if m.topic == '/policy/action']
+    assert [m.message.header.stamp.sec for m in actions] == [100, 101, 102, 103, 104]
+    assert [m.sequence for m in actions] == list(
+        range(actions[0].sequence, actions[0].sequence + 5)
+    )
+    for message in (m for m in messages if m.topic != '/session/state'):
+        assert before <= message.publish_time_ns <= message.log_time_ns <= time.time_ns()
+    states = [m for m in messages if m.topic == '/joint_states']
+    assert {(m.message.header.stamp.sec, m.message.header.stamp.nanosec) for m in states} <= set(
+        recorder.arm.stamps
+    )
+    assert {m.topic for m in messages} >= {'/session/state'}
+
+
+def test_discarded_and_failed_episodes_are_kept_apart(recorder):
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('e1')
+    assert recorder.end('discarded')['path'].endswith('e1.discarded')
+    recorder.episode('e2')
+    recorder.end('failure')
+    assert EpisodeReader(recorder.root / 'e2').header.success is False
+    assert sorted(path.name for path in recorder.root.iterdir()) == ['e1.discarded', 'e2']
+
+
+def test_a_recorder_that_is_stopped_commits_what_it_has(recorder):
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('e1', actions=3)
+    recorder.child.send_signal(signal.SIGINT)
+    assert recorder.child.wait(20) == 0
+    header = EpisodeReader(recorder.root / 'e1').header
+    assert (header.result, header.termination) == ('truncated', 'the recorder was stopped')
+    assert header.topics['/policy/action'].count == 3
+
+
+def test_further_topics_are_recorded_and_a_prepared_successor_ends_an_episode(recorder, observer):
+    recorder = recorder(topics=['notes'])
+    recorder.graph()
+    notes = observer.node.create_publisher(String, 'notes', 1)
+    recorder.episode('e1')
+    notes.publish(String(data='hello'))
+    time.sleep(0.2)
+    recorder.episode('e2')
+    first = EpisodeReader(recorder.root / 'e1')
+    assert first.header.termination == 'the next episode was prepared'
+    assert [m.message.data for m in first.messages(['/notes'])] == ['hello']
+    assert (recorder.root / 'e2.partial').is_dir()
+
+
+def test_a_folder_that_cannot_be_written_is_an_answer_not_an_end(recorder, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    recorder = recorder(root=str(tmp_path / 'file' / 'episodes'))
+    recorder.session.say('prepare', episode='e1')
+    assert 'no episode can be recorded here' in recorder.session.hears('error')
+    assert recorder.child.poll() is None
+
+
+@pytest.mark.slow
+def test_a_killed_recorder_loses_the_episode_in_hand_at_most(recorder, supervisor):
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('e1')
+    recorder.end()
+    recorder.episode('e2', actions=60)  # longer than two flushes
+    recorder.child.kill()
+    recorder.child.wait(20)
+    assert sorted(path.name for path in recorder.root.iterdir()) == ['e1', 'e2.partial']
+    whole, cut = (EpisodeReader(recorder.root / name) for name in ('e1', 'e2.partial'))
+    assert whole.damage() is None and cut.damage() is not None
+    rescued = []
+    with pytest.raises(Exception, match='cut off or damaged'):
+        rescued.extend(m.topic for m in cut.messages())
+    assert cut.header.operator == 'ada' and '/policy/action' in rescued

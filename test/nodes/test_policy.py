@@ -1,0 +1,216 @@
+"""The policy's node: lifecycle, ticks, stamps, and what it does with bad inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl import registry
+from robot_rl.robots.kinematics import KinematicChain
+
+
+@pytest.fixture
+def contract():
+    return registry.make_task('ur5e/reach').contract()
+
+
+@pytest.fixture
+def world(observer, arm):
+    """An arm at home, a target, and somebody who listens where the guard would."""
+
+    class World:
+        def __init__(self):
+            self.commands = observer.listen(JointTrajectory, 'policy/command')
+            self.actions = observer.listen(JointTrajectory, 'policy/action')
+            self.arm = arm()
+            self.pose = PoseStamped()
+            self.pose.pose.position.x, self.pose.pose.position.z = 0.5, 0.4
+            self._targets = observer.node.create_publisher(PoseStamped, 'target_pose', 10)
+            observer.node.create_timer(0.02, self._publish)
+
+        def _publish(self):
+            self.pose.header.stamp = observer.stamp()
+            self._targets.publish(self.pose)
+
+    return World
+
+
+def run_episode(session, **fields):
+    session.say('prepare', **fields)
+    session.hears('ready')
+    session.say('ready')
+    session.say('running')
+    return session.hears('done')
+
+
+def test_exactly_max_steps_ticks_with_the_stamps_of_their_joint_states(
+    supervisor, observer, conductor, world, policy_file, contract, ur5e
+):
+    supervisor.start('policy', {'policy': str(policy_file(contract, seed=3))})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    session.say('prepare', max_steps=8)
+    assert session.hears('ready') == 'random-3'
+    session.say('running')
+    assert session.hears('done').startswith('8 ticks')
+    assert len(world.commands) == len(world.actions) == 8
+    stamps = [(m.header.stamp.sec, m.header.stamp.nanosec) for m in world.actions]
+    assert stamps == sorted(set(stamps)) and set(stamps) <= set(world.arm.stamps)
+    command = ur5e.home_position
+    for message, action in zip(world.commands, world.actions, strict=True):
+        assert (message.joint_names, message.header.frame_id) == (list(ur5e.joints), 'policy')
+        assert action.joint_names == list(contract.action_names)
+        assert message.header.stamp == action.header.stamp
+        assert message.points[0].time_from_start.nanosec == 50_000_000
+        requested = np.array(action.points[0].positions)
+        assert (np.abs(requested) <= contract.action_upper + 1e-6).all() and requested.any()
+        command = command + requested  # joint_delta: relative to the last command
+        np.testing.assert_allclose(message.points[0].positions, command, atol=1e-6)
+    # A new episode starts from where the arm stands.
+    run_episode(session, episode='e2', max_steps=2)
+    first = np.array(world.commands[8].points[0].positions)
+    np.testing.assert_allclose(first, ur5e.home_position + world.actions[8].points[0].positions)
+
+
+def test_the_first_action_is_that_of_the_file_on_the_measured_pose(
+    supervisor, conductor, world, policy_file, contract, ur5e
+):
+    from robot_rl.control.runtime import load_policy
+
+    path = policy_file(contract, seed=5)
+    supervisor.start('policy', {'policy': str(path)})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    run_episode(session, max_steps=1)
+    home = ur5e.home_position
+    tool, _ = KinematicChain.from_spec(ur5e).forward(home)
+    observation = {
+        'joint_position': home,
+        'joint_velocity': np.zeros(6),
+        'command': home,
+        'tool_position': tool,
+        'target_from_tool': np.array([0.5, 0.0, 0.4]) - tool,
+    }
+    batch = {name: values[None].astype(np.float32) for name, values in observation.items()}
+    expected, _ = load_policy(path).select(batch, {})
+    np.testing.assert_allclose(world.actions[0].points[0].positions, expected[0], atol=1e-6)
+
+
+def test_joint_states_in_another_order_among_others_are_mapped_by_name(
+    supervisor, conductor, world, ur5e
+):
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    names, home = [*reversed(ur5e.joints), 'gripper'], ur5e.home_position
+    message = world.arm.message
+    message.name, message.velocity = names, []
+    message.position = [*home[::-1].tolist(), 0.04]
+    run_episode(session, max_steps=2)
+    np.testing.assert_allclose(world.commands[-1].points[0].positions, home, atol=1e-9)
+
+
+def test_joint_states_of_another_arm_keep_it_from_getting_ready(
+    supervisor, observer, conductor, world
+):
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    world.arm.message.name = [f'joint_{i}' for i in range(6)]
+    session.say('prepare', max_steps=2)
+    detail = session.hears('preparing')
+    assert "['shoulder_pan_joint'" in detail and 'are missing' in detail
+    assert 'joint_states: none has come' in detail and not world.commands
+
+
+def test_when_joint_states_stop_it_breaks_the_episode_off(supervisor, observer, conductor, world):
+    supervisor.start('policy', {'policy': 'random'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    session.say('prepare', max_steps=100)
+    session.hears('ready')
+    session.say('running')
+    observer.until(lambda: len(world.commands) >= 3)
+    world.arm.stop()
+    assert 's old, at most 0.25 s are allowed' in session.hears('error')
+    count = len(world.commands)
+    assert count < 15
+    session.say('ended', result='truncated')
+    session.say('prepare', episode='e2')
+    assert 'joint_states: none has come' in session.hears('preparing')
+    assert len(world.commands) == count
+
+
+def test_nan_joint_states_are_no_samples(supervisor, observer, conductor, world):
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    world.arm.message.position = [float('nan')] * 6
+    session.say('prepare', max_steps=2)
+    assert 'not finite' in session.hears('preparing')
+
+
+def test_lifecycle_configure_activate_deactivate_cleanup(
+    supervisor, observer, conductor, world, policy_file, contract
+):
+    supervisor.start('policy', {'policy': 'no/such.onnx', 'autostart': False})
+    supervisor.wait_ready()
+
+    def change(transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return observer.call('policy/change_state', ChangeState, request).success
+
+    def state() -> str:
+        return observer.call('policy/get_state', GetState).current_state.label
+
+    def use(policy: str) -> None:
+        value = Parameter('policy', value=policy).to_parameter_msg()
+        request = SetParameters.Request(parameters=[value])
+        assert observer.call('policy/set_parameters', SetParameters, request).results[0].successful
+
+    assert state() == 'unconfigured'
+    assert not change(Transition.TRANSITION_CONFIGURE) and state() == 'unconfigured'
+    assert 'no/such.onnx: cannot be read' in supervisor.log('policy')
+    use(str(policy_file(contract)))
+    assert change(Transition.TRANSITION_CONFIGURE) and state() == 'inactive'
+    session, world = conductor('policy'), world()
+    session.say('prepare', max_steps=1000)
+    assert change(Transition.TRANSITION_ACTIVATE) and state() == 'active'
+    session.hears('ready')
+    session.say('running')
+    observer.until(lambda: len(world.commands) >= 3)
+    assert change(Transition.TRANSITION_DEACTIVATE) and state() == 'inactive'
+    assert session.hears('error') == 'policy: stopped while the episode ran'
+    count = len(world.commands)
+    assert change(Transition.TRANSITION_CLEANUP) and state() == 'unconfigured'
+    use('constant')
+    assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
+    assert len(world.commands) == count
+    run_episode(session, episode='e2', max_steps=2)
+    observer.until(lambda: len(world.commands) == count + 2)
+
+
+@pytest.mark.parametrize('wrong', ['joints', 'stream', 'kind'])
+def test_a_policy_that_does_not_fit_the_robot_is_refused_at_the_start(
+    supervisor, policy_file, contract, wrong
+):
+    field = contract.action[0].to_dict()
+    observation = [f.to_dict() for f in contract.observation]
+    if wrong == 'joints':
+        field['names'] = ['a', *field['names'][1:]]
+    elif wrong == 'stream':
+        observation[4]['source'] = 'env.target'
+    else:
+        field['kind'] = 'joint_velocity'
+    other = contract.replace(action=[field], observation=observation)
+    child = supervisor.start('policy', {'policy': str(policy_file(other))})
+    assert child.wait(30) == 2
+    words = {'joints': "joints ['a'] are not commanded", 'stream': "no stream 'env'"}
+    lines = supervisor.log('policy').splitlines()
+    assert len(lines) == 1 and words.get(wrong, "kind 'joint_velocity'") in lines[0]

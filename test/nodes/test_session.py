@@ -1,0 +1,151 @@
+"""The session's node, with participants of the test in place of nodes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture
+def play(supervisor, observer):
+    """Return `start(**parameters)`: a session and the participants 'arm' and 'actor'."""
+
+    class Play:
+        def __init__(self, **parameters):
+            names = parameters.setdefault('participants', ['arm', 'actor'])
+            self.child = supervisor.start('session', parameters)
+            self.states = observer.listen(String, 'session/state', READER)
+            self.status = {
+                name: observer.node.create_publisher(String, f'{name}/status', LATCHED)
+                for name in names
+            }
+
+        def info(self, state: str, index: int = 0, but: str = '') -> dict:
+            """Wait until an episode numbered `index`, not the one called `but`, is in `state`."""
+
+            def found():
+                infos = [json.loads(message.data) for message in self.states]
+                infos = [i for i in infos if i['episode'] != but]
+                return [i for i in infos if (i['state'], i['index']) == (state, index)]
+
+            return observer.until(found, f'{state} {index}')[-1]
+
+        def answer(self, info: dict, state: str, *names: str, detail: str = '') -> None:
+            text = json.dumps({'episode': info['episode'], 'state': state, 'detail': detail})
+            for name in names or self.status:
+                self.status[name].publish(String(data=text))
+
+        def lines(self) -> list[dict]:
+            text = (supervisor.log_dir / 'session.out').read_text()
+            return [json.loads(line) for line in text.splitlines()]
+
+    return Play
+
+
+def test_episodes_run_one_after_another_until_the_last(play, observer):
+    session = play(episodes=2, first_seed=40, max_steps=7, policy='random', tags=['a', 'b'])
+    ids = []
+    for index in range(2):
+        info = session.info('prepare', index)
+        assert (info['seed'], info['max_steps'], info['policy']) == (40 + index, 7, 'random')
+        assert (info['robot'], info['tags']) == ('ur5e', ['a', 'b'])
+        assert info['contract']['rate_hz'] == 20
+        session.answer({'episode': 'another'}, 'ready')  # of no importance here
+        session.answer(info, 'ready', 'arm')
+        session.answer(info, 'ready', 'actor')
+        running = session.info('running', index)
+        session.answer(running, 'done', 'actor', detail='7 ticks')
+        ended = session.info('ended', index)
+        assert ended['result'] == 'truncated' and ended['reason'] == 'actor is done (7 ticks)'
+        ids.append(ended['episode'])
+    assert session.child.wait(20) == 0
+    lines = session.lines()
+    assert [line['episode'] for line in lines] == ids and len(set(ids)) == 2
+    assert [line['seed'] for line in lines] == [40, 41]
+    assert json.loads(session.states[-1].data)['state'] == 'idle'
+
+
+def test_it_says_who_is_not_ready_and_ends_with_code_2(play, observer, supervisor):
+    session = play(ready_timeout_s=3.0)
+    info = session.info('prepare')
+    session.answer(info, 'ready', 'arm')
+    session.answer(info, 'preparing', 'actor', detail='joint_states: none has come')
+    assert session.info('ended')['result'] == 'discarded'
+    assert session.child.wait(20) == 2
+    words = 'not ready within 3 s: actor is preparing (joint_states: none has come)'
+    assert words in supervisor.log('session')
+
+
+def test_an_error_before_the_start_discards_and_one_in_the_run_truncates(play, supervisor):
+    session = play(episodes=2)
+    info = session.info('prepare')
+    session.answer(info, 'ready')
+    session.info('running')
+    session.answer(info, 'error', 'arm', detail='estop: the emergency stop was called')
+    assert session.info('ended')['result'] == 'estop'
+    info = session.info('prepare', 1)
+    session.answer(info, 'error', 'actor', detail='no policy')
+    assert session.info('ended', 1)['result'] == 'discarded'
+    assert session.child.wait(20) == 2
+    assert 'actor is error (no policy)' in supervisor.log('session')
+
+
+def test_an_actor_that_falls_silent_is_not_waited_for_for_ever(play):
+    session = play(max_steps=2, run_margin_s=0.5)
+    session.answer(session.info('prepare'), 'ready')
+    assert session.info('ended')['reason'] == 'nobody ended it within 0.6 s'
+    assert session.child.wait(20) == 0 and session.lines()[0]['result'] == 'truncated'
+
+
+def test_a_person_starts_and_judges_manual_episodes(play, observer):
+    session = play(manual=True, episodes=2, source='teleop', participants=['arm'], operator='ada')
+    info = session.info('prepare')
+    assert (info['source'], info['max_steps'], info['operator']) == ('teleop', None, 'ada')
+    assert not observer.call('session/success').success
+    session.answer(info, 'ready')
+    session.info('ready')
+    assert observer.call('session/start').success
+    session.info('running')
+    assert not observer.call('session/start').success
+    assert observer.call('session/discard').success
+    assert session.info('ended')['result'] == 'discarded'
+    for index, result in enumerate(('success', 'failure')):
+        former = info['episode']
+        info = session.info('prepare', index, but=former)
+        session.answer(info, 'ready')
+        session.info('ready', index, but=former)
+        assert observer.call('session/start').success
+        session.info('running', index, but=former)
+        assert observer.call(f'session/{result}').success
+        assert session.info('ended', index, but=former)['result'] == result
+    assert session.child.wait(20) == 0
+    assert [line['result'] for line in session.lines()] == ['discarded', 'success', 'failure']
+
+
+def test_stop_ends_the_episode_and_the_next_waits_for_a_person(play, observer):
+    session = play(episodes=2)
+    session.answer(session.info('prepare'), 'ready')
+    session.info('running')
+    assert observer.call('session/stop').success
+    assert session.info('ended')['reason'] == 'stop'
+    session.answer(session.info('prepare', 1), 'ready')
+    session.info('ready', 1)
+    assert observer.call('session/start').success
+    session.answer(session.info('running', 1), 'done')
+    assert session.child.wait(20) == 0
+
+
+def test_nonsense_on_a_status_topic_is_not_obeyed(play, supervisor, observer):
+    session = play()
+    info = session.info('prepare')
+    session.status['arm'].publish(String(data='{"state": "readyy"}'))
+    observer.until(lambda: 'arm/status: ' in supervisor.log('session'))
+    session.answer(info, 'ready')
+    session.answer(session.info('running'), 'done')
+    assert session.child.wait(20) == 0

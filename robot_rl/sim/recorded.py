@@ -26,12 +26,6 @@ def with_tool(task: ReachTask, columns: Columns) -> dict[str, np.ndarray]:
     return {**columns, 'tool.position': position, 'tool.orientation': orientation}
 
 
-def judge(task: ReachTask, columns: Columns) -> tuple[bool, float]:
-    """Tell from an episode's columns [T + 1, ...] whether it succeeded, and its final distance."""
-    columns = with_tool(task, columns)
-    return bool(task.success(columns)), float(task.final_distance(columns))
-
-
 def steps_of(
     task: ReachTask,
     columns: Columns,
@@ -40,8 +34,8 @@ def steps_of(
 ) -> dict[str, np.ndarray]:
     """Return an episode as columns of storage.Steps, [T + 1, ...], rewarded by `task`.
 
-    `columns` are those of storage.columns, of an episode recorded for this or another task whose
-    streams serve `contract`. The last row is LAST with discount 1: a recording is cut, whatever
+    `columns` are those of storage.columns with the tool's (`with_tool`), of an episode recorded
+    for this or another task whose streams serve `contract`. The last row is LAST with discount 1: a recording is cut, whatever
     the task, by time. Of the two actions RL learns from the requested one, imitation from the
     one that was applied.
     """

@@ -1,0 +1,262 @@
+"""The whole loop: simulate, learn, export, run on ROS 2, log, retrain, and judge all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from robot_rl import registry, resources
+from robot_rl.control.runtime import load_policy
+from robot_rl.demo import report
+from robot_rl.demo.pictures import episode_pictures
+from robot_rl.demo.twin import Batch, loop_figures, run_batch
+from robot_rl.errors import RobotRLError
+from robot_rl.imitation.data import Episode, load_episodes
+from robot_rl.sim.environment import HELD_OUT
+from robot_rl.sim.reach import ReachTask
+from robot_rl.storage.store import Store
+from robot_rl.training.evaluation import evaluate
+from robot_rl.training.logs import ProgressBar, read_metrics
+
+TASK = 'ur5e/reach'
+TRAINED, HALF, RANDOM = 'trained', 'half-trained', 'random'
+# Episode seeds of the final table: held out, and others than those of the recorded episodes.
+TABLE_SEEDS = [HELD_OUT + 10_000 + index for index in range(200)]
+# The policies that are retrained from what was recorded: name, agent, further flags.
+RETRAINED = (
+    ('retrained', 'crr', ()),
+    ('retrained on shuffled rewards', 'crr', ('--set', 'shuffle_rewards=true')),
+    ('behaviour cloning', 'bc', ()),
+)
+
+
+class Outcome(NamedTuple):
+    """How a policy did in one place."""
+
+    name: str
+    where: str
+    success_rate: float
+    final_distance: float
+    episodes: int
+
+
+class Demo:
+    """One run of the demo in one folder; `console` shows how it goes."""
+
+    def __init__(self, folder: Path, console: Console):
+        self.folder, self.console = folder, console
+        self.task: ReachTask = registry.make_task(TASK)
+        self.store = Store(folder / 'episodes')
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> bool:
+        """Run all stages; write report.html and summary.json; tell whether all gates passed."""
+        with self._stage('train in simulation'):
+            policies = self._train()
+        with self._stage('run on the twin through ROS 2'):
+            episodes = self._record(policies)
+        with self._stage('retrain from the recorded episodes'):
+            policies |= self._retrain()
+        with self._stage('evaluate on held-out targets'):
+            outcomes = self._evaluate(policies) + _recorded_outcomes(self.task, episodes)
+        with self._stage('report'):
+            summary = self._summary(outcomes, episodes)
+            self._write(summary, episodes)
+        self._print(summary)
+        return all(gate['passed'] for gate in summary['gates'])
+
+    def _train(self) -> dict[str, str]:
+        """Train; return the files of the trained and the half-trained policy."""
+        from robot_rl.training.config import load_run_config
+        from robot_rl.training.loop import POLICY, Trainer
+
+        folder = self.folder / 'train'
+        Trainer(load_run_config('d4pg_reach', TASK), folder).run()
+        half = sorted((folder / 'policies').glob('step-*.onnx'))[0]
+        return {TRAINED: str(folder / POLICY), HALF: str(half), RANDOM: RANDOM}
+
+    def _record(self, policies: dict[str, str]) -> list[Episode]:
+        """Run and record 50 episodes; judge each from its columns; return those a query finds."""
+        batches = [
+            Batch(policies[TRAINED], 20, HELD_OUT, TRAINED),
+            Batch(policies[HALF], 20, HELD_OUT + 20, HALF),
+            Batch(policies[RANDOM], 10, HELD_OUT + 40, RANDOM),
+        ]
+        record(batches, self.store, self.folder / 'logs')
+        return judge_all(self.store, self.task)
+
+    def _retrain(self) -> dict[str, str]:
+        """Learn from the episodes recorded through ROS alone; return the policies' files."""
+        names = [name for name, _, _ in RETRAINED]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = pool.map(self._retrain_one, RETRAINED)
+            return dict(zip(names, files, strict=True))
+
+    def _retrain_one(self, what: tuple[str, str, Sequence[str]]) -> str:
+        name, agent, flags = what
+        out = self.folder / name.replace(' ', '-')
+        command = [sys.executable, '-m', 'robot_rl.cli.main', 'retrain', '--task', TASK]
+        command += ['--agent', agent, '--store', str(self.store.root), '--query', f'task={TASK}']
+        done = subprocess.run(
+            [*command, '--out', str(out), '--json', *flags], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RobotRLError(f'{name}: {done.stderr.strip().splitlines()[-1]}')
+        return json.loads(done.stdout)['policy']
+
+    def _evaluate(self, policies: dict[str, str]) -> list[Outcome]:
+        """Run every policy in simulation on the same held-out targets."""
+        outcomes = []
+        contract = self.task.contract()
+        environment = registry.make_environment(TASK, num_envs=50)
+        with contextlib.closing(environment):
+            for name, file in {'constant action': 'constant', **policies}.items():
+                result = evaluate(load_policy(file, contract), environment, TABLE_SEEDS, self.task)
+                outcomes.append(
+                    _outcome(name, 'simulation', result.success, result.final_distance)
+                )
+        return outcomes
+
+    def _summary(self, outcomes: list[Outcome], episodes: Sequence[Episode]) -> dict[str, Any]:
+        headers = [episode.header for episode in episodes]
+        figures = loop_figures(self.store, headers)
+        gates = _gates({(o.name, o.where): o.success_rate for o in outcomes})
+        return {
+            'headline': _headline(outcomes, len(episodes)),
+            'passed': all(gate['passed'] for gate in gates),
+            'gates': gates,
+            'policies': [outcome._asdict() for outcome in outcomes],
+            'ros': figures,
+            'run': {
+                'seconds': {name: round(value, 1) for name, value in self.seconds.items()},
+                'cores': os.cpu_count(),
+                'load average': os.getloadavg()[0],
+                'python': platform.python_version(),
+                'policy': load_policy(self.folder / 'train' / 'policy.onnx').card.id,
+            },
+        }
+
+    def _write(self, summary: dict[str, Any], episodes: Sequence[Episode]) -> None:
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        (self.folder / 'summary.json').write_text(text + '\n', encoding='utf-8')
+        trained = next(e for e in episodes if TRAINED in e.header.tags)
+        report.write_report(
+            self.folder / 'report.html',
+            summary,
+            read_metrics(self.folder / 'train' / 'metrics.jsonl'),
+            episode_pictures(self.task, trained.columns),
+        )
+
+    def _print(self, summary: dict[str, Any]) -> None:
+        print_table(self.console, report.POLICY_HEADER, report.policy_rows(summary['policies']))
+        print_table(self.console, ('through ROS 2', 'value'), report.ros_rows(summary['ros']))
+        for gate in summary['gates']:
+            mark = '[green]passed[/]' if gate['passed'] else '[bold red]FAILED[/]'
+            self.console.print(f'{mark}  {gate["name"]}: {gate["value"]:.2f} ({gate["needs"]})')
+        self.console.print(f'report: {self.folder / "report.html"}')
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        self.console.print(f'[bold]{name}[/]')
+        yield
+        self.seconds[name] = time.monotonic() - started
+        self.console.print(f'  done in {self.seconds[name]:.0f} s')
+
+
+def record(
+    batches: Sequence[Batch],
+    store: Store,
+    logs: Path,
+    each: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> None:
+    """Run the batches through ROS with a progress bar; `each` is given every ended episode."""
+    total = sum(batch.episodes for batch in batches)
+    with ProgressBar('episodes', total) as bar:
+        done = 0
+        for batch in batches:
+            bar.note(batch.tag)
+            for line in run_batch(batch, TASK, store.root, logs):
+                done += 1
+                bar.show(done)
+                each(line)
+
+
+def judge_all(store: Store, task: ReachTask) -> list[Episode]:
+    """Label every episode of the task by its recorded columns; return them as the query finds."""
+    episodes = load_episodes(store, task, task.contract(), f'task={task.name} source=policy')
+    return [
+        Episode(
+            store.label(episode.header.id, bool(task.success(episode.columns))), episode.columns
+        )
+        for episode in episodes
+    ]
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text."""
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _recorded_outcomes(task: ReachTask, episodes: Sequence[Episode]) -> list[Outcome]:
+    """Return how the policies did through ROS, each by its tag, and all of the data together."""
+    parts = {name: [e for e in episodes if name in e.header.tags] for name in (HALF, TRAINED)}
+    outcomes = []
+    for name, part in {'behaviour mean of the data': list(episodes), **parts}.items():
+        success = [episode.header.success for episode in part]
+        distance = [task.final_distance(episode.columns) for episode in part]
+        outcomes.append(_outcome(name, 'ROS 2', np.array(success), np.array(distance)))
+    return outcomes
+
+
+def _outcome(name: str, where: str, success: np.ndarray, distance: np.ndarray) -> Outcome:
+    return Outcome(name, where, float(success.mean()), float(distance.mean()), len(success))
+
+
+def _gates(rates: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """Return what has to hold for the demo to have worked."""
+    retrained = rates['retrained', 'simulation']
+    over_mean = retrained - rates['behaviour mean of the data', 'ROS 2']
+    over_control = retrained - rates['retrained on shuffled rewards', 'simulation']
+    constant = rates['constant action', 'simulation']
+    trained = rates[TRAINED, 'ROS 2']
+    rows = (
+        ('success, trained, through ROS 2', trained, 'at least 0.90', trained >= 0.9),
+        ('success, constant action', constant, 'below 0.10', constant < 0.1),
+        ('retrained over behaviour mean', over_mean, 'at least 0.15', over_mean >= 0.15),
+        ('retrained over shuffled rewards', over_control, 'at least 0.15', over_control >= 0.15),
+    )
+    return [
+        {'name': name, 'value': value, 'needs': needs, 'passed': bool(passed)}
+        for name, value, needs, passed in rows
+    ]
+
+
+def _headline(outcomes: Sequence[Outcome], recorded: int) -> str:
+    rate = {(o.name, o.where): o.success_rate for o in outcomes}
+    return (
+        f'A UR5e learned to reach in simulation and reached {rate[TRAINED, "ROS 2"]:.0%} of '
+        f'held-out targets through ROS 2 nodes. From the {recorded} episodes recorded there, good '
+        f'and bad, a policy learned offline that reaches {rate["retrained", "simulation"]:.0%}.'
+    )
+
+
+def pretrained_policy() -> Path:
+    """Return the policy that ships with the package."""
+    return resources.find('pretrained', 'ur5e_reach', '.onnx')

@@ -35,11 +35,10 @@ def steps_of(
     """Return an episode as columns of storage.Steps, [T + 1, ...], rewarded by `task`.
 
     `columns` are those of storage.columns with the tool's (`with_tool`), of an episode recorded
-    for this or another task whose streams serve `contract`. The last row is LAST with discount 1: a recording is cut, whatever
-    the task, by time. Of the two actions RL learns from the requested one, imitation from the
-    one that was applied.
+    for this or another task whose streams serve `contract`. The last row is LAST with discount
+    1: a recording is cut, whatever the task, by time. Of the two actions RL learns from the
+    requested one, imitation from the one that was applied.
     """
-    columns = with_tool(task, columns)
     actions = columns[f'action/{action}']
     steps = len(actions)
     arrivals = {name: column[1:] for name, column in columns.items() if '.' in name}

@@ -42,6 +42,8 @@ class Trainer:
         self.config, self.folder = config, folder
         self.finished = False
         self._task = task_of(config.task)
+        if config.training.stop_at_success is not None and self._task is None:
+            raise SpecError(f'training.stop_at_success: {config.task} defines rewards, no success')
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.state = TrainingState(config, self._held_out.contract)
         self._clock = _Clock()
@@ -112,8 +114,8 @@ class Trainer:
 
     def _loop(self, stop: threading.Event) -> None:
         actor, environment = self.state.actor, self._environment
-        if self.state.env_steps == 0 and 0 in self.config.training.snapshots:
-            self._export_snapshot()
+        if self.state.env_steps == 0:
+            self._export_snapshots(before=-1)
         timestep = environment.reset()
         actor.observe_first(timestep)
         memory = actor.policy.initial_state(environment.num_envs)
@@ -137,15 +139,17 @@ class Trainer:
         self.finished = now >= self.config.steps
         if crossed(training.evaluate_every) or self.finished:
             self._evaluate()
-        if any(before < step <= now for step in training.snapshots):
-            self._export_snapshot()
+        self._export_snapshots(before)
         if crossed(training.checkpoint_every):
             self.save()
         if crossed(_BAR_EVERY):
             self._bar.show(now)
 
-    def _export_snapshot(self) -> None:
-        self.export(self.folder / 'policies' / f'step-{self.state.env_steps:08d}.onnx')
+    def _export_snapshots(self, before: int) -> None:
+        """Write the policies asked for since `before`, named by the step that was asked for."""
+        for step in self.config.training.snapshots:
+            if before < step <= self.state.env_steps:
+                self.export(self.folder / 'policies' / f'step-{step:08d}.onnx')
 
     def _evaluate(self) -> None:
         """Run the held-out episodes, write a row of metrics, and end the run if that is enough."""

@@ -59,7 +59,7 @@ def learned(path):
 
 
 def test_a_run_leaves_config_metrics_checkpoint_board_and_policies(lines, run_config, tmp_path):
-    config = run_config(training={'snapshots': [0, 100]})
+    config = run_config(training={'snapshots': [0, 99], 'num_envs': 2})
     trainer = Trainer(config, tmp_path)
     assert trainer.run()
     assert all(environment.closed for environment in lines)
@@ -76,7 +76,7 @@ def test_a_run_leaves_config_metrics_checkpoint_board_and_policies(lines, run_co
     assert card.training == {'seed': 0, 'env_steps': 300, 'last_evaluation': rows[-1]}
     assert sorted(os.listdir(tmp_path / 'policies')) == [
         'step-00000000.onnx',
-        'step-00000100.onnx',
+        'step-00000099.onnx',
     ]
     observation = lines[0].reset([5, 6, 7]).observation
     (action,) = session.run(['action'], observation)
@@ -190,6 +190,11 @@ def test_success_that_is_enough_ends_the_run(
     (row,) = read_metrics(tmp_path / 'metrics.jsonl')
     assert (row['eval_success_rate'], row['eval_final_distance_mean']) == (1.0, 0.01)
     assert Trainer(config, tmp_path).finished
+
+
+def test_success_is_not_asked_of_a_task_that_has_none(lines, run_config, tmp_path):
+    with pytest.raises(SpecError, match='stop_at_success: suite/line defines rewards'):
+        Trainer(run_config(training={'stop_at_success': 0.9}), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(lines, run_config, tmp_path):

@@ -31,7 +31,8 @@ def share() -> Path:
 
 def names(folder: str, suffix: str = '.yaml') -> list[str]:
     """Return what `folder` (e.g. 'config/robots') holds, as sorted names without suffix."""
-    return sorted(path.stem for path in (share() / folder).glob(f'*{suffix}'))
+    found = (share() / folder).glob(f'*{suffix}')
+    return sorted(path.name.removesuffix(suffix) for path in found)
 
 
 def find(folder: str, name: str, suffix: str = '.yaml') -> Path:

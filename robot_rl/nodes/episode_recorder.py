@@ -209,20 +209,24 @@ class EpisodeRecorder(Node):
         return Topic(name, type_name, message_definition(type_name), polled, time.monotonic())
 
     def _drain(self, now: float) -> None:
-        """Take every message that waits, and write it where an episode is open."""
+        """Take every message that waits, and write them where an episode is open, as they came."""
+        waiting = []
         for topic in self._topics.values():
             for data, about in topic.messages.drain():
                 topic.heard_at = now
-                if self._writer is not None:
-                    self._writer.write(
-                        topic.name,
-                        topic.type,
-                        topic.definition,
-                        data,
-                        about['received_timestamp'],
-                        about['source_timestamp'],
-                        about['publication_sequence_number'] or 0,
-                    )
+                waiting.append((about['received_timestamp'], topic, data, about))
+        if self._writer is None:
+            return
+        for received_ns, topic, data, about in sorted(waiting, key=lambda item: item[0]):
+            self._writer.write(
+                topic.name,
+                topic.type,
+                topic.definition,
+                data,
+                received_ns,
+                about['source_timestamp'],
+                about['publication_sequence_number'] or 0,
+            )
 
     def _finish(self, result: str, termination: str) -> None:
         """Commit or discard the episode, and say where it lies and what it lacks."""

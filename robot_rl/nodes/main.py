@@ -22,6 +22,7 @@ NODES = {
     'command_guard': 'robot_rl.nodes.command_guard:CommandGuardNode',
     'episode_recorder': 'robot_rl.nodes.episode_recorder:EpisodeRecorder',
     'session': 'robot_rl.nodes.session:SessionNode',
+    'echo': 'robot_rl.nodes.echo:Echo',
 }
 _CLOSE_WITHIN_S = 8.0
 

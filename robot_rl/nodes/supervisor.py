@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import yaml
 
@@ -42,7 +44,10 @@ class Supervisor:
     def __init__(self, log_dir: str | Path, domain_id: int | None = None, namespace: str = ''):
         self.log_dir = Path(log_dir)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        self.domain_id = free_domain_id() if domain_id is None else domain_id
+        self._reservation = contextlib.ExitStack()
+        if domain_id is None:
+            domain_id = self._reservation.enter_context(reserved_domain_id())
+        self.domain_id = domain_id
         self.namespace = namespace
         self.children: dict[str, subprocess.Popen] = {}
 
@@ -51,29 +56,41 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reservation.close()
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the nodes: this domain, this machine only, logs in log_dir."""
-        return os.environ | {
-            'ROS_DOMAIN_ID': str(self.domain_id),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-            'ROS_LOG_DIR': str(self.log_dir / 'ros'),
-            'RCUTILS_COLORIZED_OUTPUT': '0',
-            'OPENBLAS_NUM_THREADS': '1',
-            'OMP_NUM_THREADS': '1',
-            'PYTHONUNBUFFERED': '1',
-            PARENT: str(os.getpid()),
-        }
+        """The environment of the nodes: this domain, this machine only, logs in log_dir.
 
-    def start(self, node: str, parameters: Mapping[str, Any] | None = None) -> subprocess.Popen:
-        """Start `node` (sim_robot, policy, ...) with its ROS parameters."""
-        file = self.log_dir / f'{node}.yaml'
+        Messages go over UDP unless the environment says otherwise: a killed process leaves its
+        shared memory behind, half a megabyte a node, until the machine has none.
+        """
+        transports = {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
+        return (
+            transports
+            | os.environ
+            | {
+                'ROS_DOMAIN_ID': str(self.domain_id),
+                'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+                'ROS_LOG_DIR': str(self.log_dir / 'ros'),
+                'RCUTILS_COLORIZED_OUTPUT': '0',
+                'OPENBLAS_NUM_THREADS': '1',
+                'OMP_NUM_THREADS': '1',
+                'PYTHONUNBUFFERED': '1',
+                PARENT: str(os.getpid()),
+            }
+        )
+
+    def start(
+        self, node: str, parameters: Mapping[str, Any] | None = None, name: str = ''
+    ) -> subprocess.Popen:
+        """Start `node` (sim_robot, policy, ...) with its ROS parameters, called `name` here."""
+        file = self._file(name or node, 'yaml')
         file.write_text(yaml.safe_dump({'/**': {'ros__parameters': dict(parameters or {})}}))
         command = [sys.executable, '-m', 'robot_rl.nodes', node, '--ros-args']
         command += ['--params-file', str(file)] if parameters else []
         command += ['-r', f'__ns:=/{self.namespace.strip("/")}'] if self.namespace else []
-        return self.start_command(node, command)
+        return self.start_command(name or node, command)
 
     def start_command(self, name: str, command: list[str]) -> subprocess.Popen:
         """Start any command that keeps the conventions of this module (see `begin`)."""
@@ -171,9 +188,36 @@ def _whole_lines(file) -> Iterator[str]:
             yield line
 
 
-def free_domain_id() -> int:
-    """Return a ROS domain id from 1 to 100 that another supervisor is unlikely to use."""
-    return 1 + os.getpid() % 100
+@contextlib.contextmanager
+def reserved_domain_id() -> Iterator[int]:
+    """Hold a ROS domain id from 1 to 100 that nobody else holds who asks here.
+
+    Two graphs in one domain hear each other: arms would obey the wrong policy. Raises
+    NodeFailure where all are taken.
+    """
+    for number in range(100):
+        domain = 1 + (os.getpid() + number) % 100
+        path = Path(tempfile.gettempdir()) / f'robot_rl-domain-{domain}.lock'
+        lock = _locked(path)
+        if lock is not None:
+            with lock:
+                yield domain
+            return
+    raise NodeFailure('ROS domain ids 1 to 100 are all in use; end what runs there first')
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """Open and lock a file, which gives the lock back however we end; None: somebody has it."""
+    try:
+        file = path.open('a')
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def begin() -> None:

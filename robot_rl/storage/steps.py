@@ -71,7 +71,9 @@ class Steps:
                 )
         return cls(
             {
-                name: np.concatenate([np.asarray(episode[name]) for episode in episodes])[None]
+                name: np.ascontiguousarray(
+                    np.concatenate([np.asarray(episode[name]) for episode in episodes])[None]
+                )
                 for name in episodes[0]
             }
         )

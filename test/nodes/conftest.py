@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +20,13 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.nodes.supervisor import Supervisor, reserved_domain_id
 from robot_rl.specs import RobotSpec
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DEADLINE_S = 20.0
 
-_domains = itertools.count(os.getpid())
 
 
 class Observer:
@@ -142,9 +139,11 @@ class Arm:
 
 
 @pytest.fixture
-def domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
+def domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    return next(_domains) % 100 + 1
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')  # as the supervisor's nodes
+    with reserved_domain_id() as domain_id:
+        yield domain_id
 
 
 @pytest.fixture

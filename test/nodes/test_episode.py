@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
+from robot_rl.control.observation import observe
 from robot_rl.control.runtime import load_policy
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
@@ -66,17 +68,12 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
 
 def _require_same_decisions(columns, task, policy):
     """Compare every requested action with the file's, on the columns of the row before it."""
-    position = columns['joint_states.position'][:-1]
-    tool, _ = task.chain.forward(position)
-    observation = {
-        'joint_position': position,
-        'joint_velocity': columns['joint_states.velocity'][:-1],
-        'command': columns['command.position'][:-1],
-        'tool_position': tool,
-        'target_position': columns['target_pose.position'][:-1],
-    }
-    batch = {name: values.astype(np.float32) for name, values in observation.items()}
-    expected, _ = policy.select(batch, {})
+    streams = defaultdict(dict)
+    for name, values in columns.items():
+        stream, _, quantity = name.partition('.')
+        streams[stream][quantity] = values[:-1]
+    observation = observe(task.contract(), task.chain, streams)
+    expected, _ = policy.select(observation, {})
     np.testing.assert_allclose(columns['action/requested'], expected, atol=1e-5)
 
 
@@ -109,7 +106,8 @@ def test_the_arm_holds_when_the_policy_is_killed(graph, supervisor, watch, obser
     supervisor.children['policy'].kill()
     watch.source('hold')
     first = next(m for m in watch.applied if m.header.frame_id == 'hold')
-    held, count = list(first.points[0].positions), len(watch.to_arm)
+    held = list(first.points[0].positions)
+    count = len(watch.to_arm) + 5  # the two topics come in one after the other
     # The guard itself says when: 0.1 s without a command, and its own period.
     last = next(m for m in reversed(watch.applied) if m.header.frame_id == 'policy')
     assert last.header.stamp.sec + last.header.stamp.nanosec * 1e-9 < killed + 0.1

@@ -12,6 +12,8 @@ from rclpy.parameter import Parameter
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
+from robot_rl.control.observation import observe
+from robot_rl.control.runtime import load_policy
 from robot_rl.robots.kinematics import KinematicChain
 
 
@@ -81,23 +83,18 @@ def test_exactly_max_steps_ticks_with_the_stamps_of_their_joint_states(
 def test_the_first_action_is_that_of_the_file_on_the_measured_pose(
     supervisor, conductor, world, policy_file, contract, ur5e
 ):
-    from robot_rl.control.runtime import load_policy
-
     path = policy_file(contract, seed=5)
     supervisor.start('policy', {'policy': str(path)})
     supervisor.wait_ready()
     session, world = conductor('policy'), world()
     run_episode(session, max_steps=1)
-    home = ur5e.home_position
-    tool, _ = KinematicChain.from_spec(ur5e).forward(home)
-    observation = {
-        'joint_position': home,
-        'joint_velocity': np.zeros(6),
-        'command': home,
-        'tool_position': tool,
-        'target_from_tool': np.array([0.5, 0.0, 0.4]) - tool,
+    streams = {
+        'joint_states': {'position': ur5e.home_position, 'velocity': np.zeros(6)},
+        'command': {'position': ur5e.home_position},
+        'target_pose': {'position': np.array([0.5, 0.0, 0.4])},
     }
-    batch = {name: values[None].astype(np.float32) for name, values in observation.items()}
+    observation = observe(contract, KinematicChain.from_spec(ur5e), streams)
+    batch = {name: values[None] for name, values in observation.items()}
     expected, _ = load_policy(path).select(batch, {})
     np.testing.assert_allclose(world.actions[0].points[0].positions, expected[0], atol=1e-6)
 

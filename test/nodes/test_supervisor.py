@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import time
 
 import pytest
 
-from robot_rl.nodes.supervisor import NodeFailure, Supervisor
+from robot_rl.errors import StorageError
+from robot_rl.nodes.supervisor import NodeFailure, Supervisor, reserved_domain_id
 
 READY = 'from robot_rl.nodes import supervisor as s\ns.begin()\ns.report_ready()\n'
 SLEEP = 'import time\ntime.sleep(60)\n'
@@ -39,11 +41,13 @@ def gone(pid: int, deadline_s: float = 20.0) -> bool:
     return False
 
 
-def test_children_get_a_domain_and_stay_on_this_machine(supervisor):
+def test_children_get_a_domain_and_stay_on_this_machine(supervisor, monkeypatch):
+    monkeypatch.delenv('FASTDDS_BUILTIN_TRANSPORTS', raising=False)
     start(supervisor, f'import os\nprint(os.environ)\n{READY}{SLEEP}')
     supervisor.wait_ready(20)
     text = (supervisor.log_dir / 'child.out').read_text()
     assert f"'ROS_DOMAIN_ID': '{supervisor.domain_id}'" in text
+    assert "'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'" in text
     assert "'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'" in text
     assert 1 <= supervisor.domain_id <= 100
 
@@ -118,3 +122,18 @@ def test_no_child_outlives_a_killed_supervisor(tmp_path, number):
         parent.kill()
         parent.wait()
         parent.stdout.close()
+
+
+def test_two_supervisors_never_share_a_domain(tmp_path):
+    """Once a demo's episodes were taken over by the nodes of a test in the same domain."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(reserved_domain_id()) for _ in range(5)]
+        with Supervisor(tmp_path / 'a') as one, Supervisor(tmp_path / 'b') as other:
+            assert len({*held, one.domain_id, other.domain_id}) == 7
+
+
+def test_a_domain_is_given_back_when_its_holder_fails():
+    with pytest.raises(StorageError, match='disk'), reserved_domain_id() as domain:
+        raise StorageError('disk')
+    with reserved_domain_id() as again:
+        assert again == domain

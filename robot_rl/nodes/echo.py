@@ -1,0 +1,96 @@
+"""The empty chain: what rclpy and DDS cost by themselves, beside which bench deploy measures.
+
+source -> JointState -> policy -> JointTrajectory -> guard -> Float64MultiArray -> sink: the
+processes, messages and rates of the real chain, with nothing in them.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any, Literal
+
+import pydantic
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.specs import Spec
+
+JOINTS = [f'joint_{i}' for i in range(6)]
+
+
+class Parameters(Spec):
+    """The ROS parameters of echo."""
+
+    role: Literal['source', 'policy', 'guard', 'sink'] = pydantic.Field(
+        'source', description='which link of the chain this is'
+    )
+    rate_hz: pydantic.PositiveFloat = pydantic.Field(100.0, description='of the source')
+
+
+class Echo(Node):
+    """One link; the sink prints {"latency_s": [...]}, stamp to arrival, when it ends."""
+
+    def __init__(self) -> None:
+        super().__init__('echo')
+        support.declare_parameters(self, Parameters)
+        self._parameters = support.read_parameters(self, Parameters)
+        self._latencies: list[float] = []
+        self._worker: support.Worker | None = None
+        getattr(self, f'_be_{self._parameters.role}')()
+
+    def start(self, end: End) -> None:
+        """Begin to publish, where this is the source."""
+        if self._parameters.role == 'source':
+            self._worker = support.Worker(self._work, end)
+            self._worker.start()
+
+    def close(self) -> None:
+        """Say what was measured, where this is the sink."""
+        if self._worker:
+            self._worker.stop()
+        if self._parameters.role == 'sink':
+            print(json.dumps({'latency_s': self._latencies}), flush=True)
+
+    def _be_source(self) -> None:
+        self._states = self.create_publisher(JointState, 'echo/states', support.STREAM)
+
+    def _be_policy(self) -> None:
+        publisher = self.create_publisher(JointTrajectory, 'echo/command', support.COMMAND)
+        message = support.trajectory(JOINTS, 0.01)
+
+        def echo(state: JointState) -> None:
+            message.header.stamp = state.header.stamp
+            message.points[0].positions = state.position
+            publisher.publish(message)
+
+        self.create_subscription(JointState, 'echo/states', echo, support.SENSOR)
+
+    def _be_guard(self) -> None:
+        publisher = self.create_publisher(Float64MultiArray, 'echo/commands', support.COMMAND)
+        message = Float64MultiArray()
+
+        def echo(command: JointTrajectory) -> None:
+            stamp = command.header.stamp
+            message.data = [float(stamp.sec), float(stamp.nanosec)]
+            publisher.publish(message)
+
+        self.create_subscription(JointTrajectory, 'echo/command', echo, support.COMMAND)
+
+    def _be_sink(self) -> None:
+        def measure(message: Float64MultiArray, about: dict[str, Any]) -> None:
+            sent_ns = int(message.data[0]) * 1_000_000_000 + int(message.data[1])
+            self._latencies.append((about['received_timestamp'] - sent_ns) * 1e-9)
+
+        self.create_subscription(Float64MultiArray, 'echo/commands', measure, support.COMMAND)
+
+    def _work(self, stop: threading.Event) -> None:
+        message = JointState(name=JOINTS, position=[0.0] * len(JOINTS))
+        message.velocity = message.position
+        for _ in support.every(1.0 / self._parameters.rate_hz, stop):
+            message.header.stamp = self.get_clock().now().to_msg()
+            self._states.publish(message)

@@ -1,0 +1,107 @@
+"""Recorded columns become the steps that simulation would have given, and other goals' as well."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from robot_rl.control.runtime import RandomPolicy
+from robot_rl.errors import StorageError
+from robot_rl.imitation.data import Episode, load_episodes, make_steps
+from robot_rl.registry import make_task
+from robot_rl.sim.arm import ArmEnvironment
+from robot_rl.sim.recorded import steps_of, with_tool
+from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.store import Store
+
+
+@pytest.fixture(scope='module')
+def task():
+    return make_task('ur5e/reach')
+
+
+@pytest.fixture(scope='module')
+def simulated(task):
+    """An episode of random actions: its columns as if recorded, and what the environment said."""
+    environment = ArmEnvironment(task, num_envs=1, seed=0)
+    policy = RandomPolicy(environment.contract, seed=3)
+    step = environment.reset([7])
+    rows, steps, actions = [environment.columns], [step], []
+    for _ in range(task.max_steps):
+        action, _ = policy.select(step.observation, {})
+        step = environment.step(action)
+        actions.append(action[0])
+        steps.append(step)
+        rows.append(environment.columns)
+    environment.close()
+    columns = {name: np.stack([row[name][0] for row in rows]) for name in rows[0]}
+    columns = {name: column for name, column in columns.items() if not name.startswith('tool.')}
+    columns['action/requested'] = np.stack(actions)
+    columns['action/applied'] = 0.5 * columns['action/requested']
+    return columns, steps
+
+
+def test_recorded_columns_give_the_environments_observations_and_rewards(task, simulated):
+    columns, steps = simulated
+    recorded = steps_of(task, with_tool(task, columns), task.contract())
+    for name in steps[0].observation:
+        expected = np.concatenate([step.observation[name] for step in steps])
+        np.testing.assert_allclose(recorded[f'observation/{name}'], expected, atol=1e-6)
+    rewards = np.concatenate([step.reward for step in steps[1:]])
+    np.testing.assert_allclose(recorded['reward'][:-1], rewards, atol=1e-6)
+    assert recorded['step_type'].tolist() == [int(step.step_type[0]) for step in steps]
+    np.testing.assert_array_equal(recorded['action'][:-1], columns['action/requested'])
+    assert recorded['discount'].tolist() == [1.0] * len(steps)
+
+
+def test_imitation_learns_from_what_was_applied(task, simulated):
+    columns, _ = simulated
+    recorded = steps_of(task, with_tool(task, columns), task.contract(), action='applied')
+    np.testing.assert_array_equal(recorded['action'][:-1], columns['action/applied'])
+
+
+def test_hindsight_goals_are_rewarded_as_mujoco_measures_them(task, simulated):
+    columns, _ = simulated
+    episode = Episode(EpisodeHeader(), with_tool(task, columns))
+    steps = make_steps(task, task.contract(), [episode], hindsight_goals=4, seed=1)
+    rows = task.max_steps + 1
+    assert steps.columns['reward'].shape == (1, 5 * rows)
+    model = task.model()
+    data = mujoco.MjData(model)
+    site = model.site(task.robot.tool_site).id
+    for part in range(5):
+        seen = {
+            name: column[0, part * rows : (part + 1) * rows]
+            for name, column in steps.columns.items()
+        }
+        for row in (1, 30, 60):
+            data.qpos[:6] = columns['joint_states.position'][row]
+            mujoco.mj_kinematics(model, data)
+            tool = data.site_xpos[site]
+            goal = tool + seen['observation/target_from_tool'][row]
+            if part == 0:
+                np.testing.assert_allclose(goal, columns['target_pose.position'][0], atol=1e-6)
+            distance = np.linalg.norm(tool - goal)
+            reward = 0.5 * (1 - np.tanh(distance / 0.3)) + 0.5 * np.exp(-((distance / 0.04) ** 2))
+            assert seen['reward'][row - 1] == pytest.approx(reward, abs=1e-5)
+
+
+def test_goals_in_hindsight_are_places_where_the_tool_was(task, simulated):
+    columns, _ = simulated
+    complete = with_tool(task, columns)
+    steps = make_steps(
+        task, task.contract(), [Episode(EpisodeHeader(), complete)], hindsight_goals=6
+    )
+    rows = task.max_steps + 1
+    for part in range(1, 7):
+        first = part * rows
+        goal = (
+            steps.columns['observation/target_from_tool'][0, first]
+            + steps.columns['observation/tool_position'][0, first]
+        )
+        nearest = np.linalg.norm(complete['tool.position'] - goal, axis=1).min()
+        assert nearest < 1e-6
+
+
+def test_a_query_without_episodes_is_one_line(task, tmp_path):
+    with pytest.raises(StorageError, match="no episode for the query 'task=ur5e/reach'"):
+        load_episodes(Store(tmp_path), task, task.contract(), 'task=ur5e/reach')

@@ -1,0 +1,127 @@
+"""The launch files with real `ros2 launch`, where it is installed (it is not on PyPI)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('launch_ros', reason='launch_ros is not installed: it comes with ROS 2')
+if shutil.which('ros2') is None:
+    pytest.skip('no ros2 command on the PATH', allow_module_level=True)
+
+ARGUMENTS = {
+    'train': {'task', 'agent', 'steps', 'seed', 'out'},
+    'sim_robot': {'task', 'seed', 'namespace', 'params_file', 'log_level', 'use_sim_time'},
+    'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'record', 'storage', 'namespace'},
+    'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
+}
+
+
+@pytest.fixture
+def launch(workspace, tmp_path):
+    """Return `start(file, *arguments)`, which starts `ros2 launch robot_rl <file>`."""
+    started = []
+
+    def start(file: str, *arguments: str) -> subprocess.Popen:
+        environment = workspace.environment | {
+            'ROS_DOMAIN_ID': str(os.getpid() % 100 + 1),
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+            'ROS_LOG_DIR': str(tmp_path / 'log'),
+        }
+        process = subprocess.Popen(
+            ['ros2', 'launch', 'robot_rl', f'{file}.launch.py', *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def orphans(workspace) -> list[str]:
+    """Return the command lines of processes that run out of the workspace."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            command = path.read_text().replace('\0', ' ')
+        except OSError:
+            continue
+        if str(workspace.prefix / 'lib' / 'robot_rl') in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.parametrize('file', ARGUMENTS)
+def test_show_args_describes_every_argument(launch, file):
+    process = launch(file, '--show-args')
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    described = text.split("'")[1::2]
+    assert ARGUMENTS[file] <= set(described)
+    assert 'no description given' not in text
+
+
+def test_deploy_runs_its_episodes_and_ends(launch, workspace, tmp_path):
+    storage = tmp_path / 'episodes'
+    process = launch(
+        'deploy', 'policy:=random', 'episodes:=1', f'storage:={storage}', 'operator:=007'
+    )
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert 'process has died' not in text, text
+    (episode,) = storage.iterdir()
+    header = json.loads((episode / 'episode.json').read_text())
+    assert (header['policy'], header['operator'], header['world']) == ('random', '007', 'sim')
+    assert orphans(workspace) == []
+
+
+@pytest.mark.parametrize('file', ['deploy', 'record', 'sim_robot'])
+def test_ctrl_c_ends_everything_cleanly(launch, workspace, tmp_path, file):
+    arguments = {
+        'deploy': ['policy:=random', 'episodes:=0', f'storage:={tmp_path / "episodes"}'],
+        'record': [f'storage:={tmp_path / "episodes"}', 'namespace:=arm1'],
+        'sim_robot': ['seed:=3', 'log_level:=warn'],
+    }
+    process = launch(file, *arguments[file])
+    # A recorded episode, or a node that has had the time to start, shows that all is well.
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline and not list(tmp_path.glob('episodes/*.partial')):
+        if file == 'sim_robot' and len(orphans(workspace)) == 1:
+            time.sleep(3)
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert 'process has died' not in text, text
+    assert orphans(workspace) == []
+
+
+def test_a_missing_policy_ends_the_launch_with_one_clear_line(launch, workspace):
+    process = launch('deploy', 'policy:=no/such.onnx', 'record:=false')
+    text, _ = process.communicate(timeout=60)
+    assert 'no/such.onnx: cannot be read (No such file or directory)' in text
+    assert 'Traceback' not in text and orphans(workspace) == []
+
+
+def test_train_starts_training(launch, workspace, tmp_path):
+    process = launch('train', 'task:=ur5e/reech')
+    text, _ = process.communicate(timeout=60)
+    assert "robot-rl: unknown task 'ur5e/reech'; did you mean 'ur5e/reach'" in text
+    assert orphans(workspace) == []

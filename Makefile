@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint results clean
 
 setup: .venv/.ready
 
@@ -23,6 +23,10 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Learning runs that are not finished yet (hours), then docs/results.md.
+results: setup
+	$(BIN)/python -m robot_rl.bench.results
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread for each library, set before any is loaded: the tests share the cores with the nodes
+# that they start, and results repeat bit by bit.
+os.environ.update({'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
+
 from collections.abc import Callable
 from pathlib import Path
 

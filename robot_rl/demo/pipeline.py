@@ -35,6 +35,14 @@ TASK = 'ur5e/reach'
 TRAINED, HALF, RANDOM = 'trained', 'half-trained', 'random'
 # Episode seeds of the final table: held out, and others than those of the recorded episodes.
 TABLE_SEEDS = [HELD_OUT + 10_000 + index for index in range(200)]
+# Over config/agents/d4pg_reach.yaml: a snapshot for the half-trained policy, and no step more
+# than it takes.
+TRAINING = (
+    'steps=60000',
+    'training.snapshots=[20000]',
+    'training.evaluate_every=5000',
+    'training.stop_at_success=0.99',
+)
 # The policies that are retrained from what was recorded: name, agent, further flags.
 RETRAINED = (
     ('retrained', 'crr', ()),
@@ -84,7 +92,7 @@ class Demo:
         from robot_rl.training.loop import POLICY, Trainer
 
         folder = self.folder / 'train'
-        Trainer(load_run_config('d4pg_reach', TASK), folder).run()
+        Trainer(load_run_config('d4pg_reach', TASK, TRAINING), folder).run()
         half = sorted((folder / 'policies').glob('step-*.onnx'))[0]
         return {TRAINED: str(folder / POLICY), HALF: str(half), RANDOM: RANDOM}
 

@@ -60,7 +60,7 @@ P = TypeVar('P', bound=Spec)
 
 
 class WorkNode(Protocol):
-    """What `run` runs: an rclpy node whose work lives in Workers."""
+    """What `run` runs: an rclpy node whose work is done by a Worker."""
 
     def start(self, end: End) -> None:
         """Begin the work; `end` asks for the end of the process, with an exit code."""
@@ -69,7 +69,7 @@ class WorkNode(Protocol):
         """Stop the work, the loop first."""
 
 
-def run(node_class: Callable[[], Any], args: list[str] | None, end: End) -> int:
+def run(node_class: Callable[[], WorkNode], args: list[str] | None, end: End) -> int:
     """Run a node until it, or a signal, asks for the end; return the exit code.
 
     Callbacks run in one thread beside the node's own work; the main thread only waits, so that

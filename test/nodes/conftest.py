@@ -28,7 +28,6 @@ READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DEADLINE_S = 20.0
 
 
-
 class Observer:
     """A node of the test: it listens, publishes and calls; every wait has a deadline."""
 

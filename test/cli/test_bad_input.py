@@ -1,0 +1,128 @@
+"""Wrong input at the command line: one line that says what, where and what is right; code 2."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from robot_rl import resources
+
+POLICY = resources.share() / 'pretrained' / 'ur5e_reach.onnx'
+
+
+def refused(*argv, cwd=None) -> str:
+    """Run robot-rl, which must refuse in one line, and return that line."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'robot_rl.cli.main', *map(str, argv)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('robot-rl: ')
+    return line
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """An ONNX file that nobody exported as a policy."""
+    node = helper.make_node('Identity', ['x'], ['y'])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy')
+    path = tmp_path / 'foreign.onnx'
+    onnx.save(helper.make_model(helper.make_graph([node], 'g', [x], [y])), path)
+    return path
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'play'])
+def test_a_missing_policy_file(command, tmp_path):
+    path = tmp_path / 'no-such.onnx'
+    assert str(path) in refused(command, '--policy', path, '--task', 'ur5e/reach')
+
+
+def test_a_truncated_policy_file(tmp_path):
+    path = tmp_path / 'cut.onnx'
+    path.write_bytes(POLICY.read_bytes()[: POLICY.stat().st_size // 2])
+    assert str(path) in refused('evaluate', '--policy', path)
+
+
+def test_a_foreign_onnx_file(foreign):
+    line = refused('evaluate', '--policy', foreign)
+    assert str(foreign) in line and 'policy card' in line
+
+
+def test_a_text_file_for_a_policy(tmp_path):
+    path = tmp_path / 'policy.onnx'
+    path.write_text('not a policy')
+    assert str(path) in refused('evaluate', '--policy', path)
+
+
+def test_a_policy_for_another_task():
+    line = refused('evaluate', '--policy', POLICY, '--task', 'suite/cartpole-swingup')
+    assert 'contract' in line or 'observation' in line
+
+
+def test_an_unknown_task_names_near_ones():
+    line = refused('train', '--task', 'suite/cartpole-swingpu')
+    assert 'suite/cartpole-swingup' in line
+
+
+def test_an_unknown_agent_names_the_known():
+    assert 'd4pg' in refused('train', '--task', 'ur5e/reach', '--agent', 'd4gp')
+
+
+def test_an_unknown_offline_agent_names_the_known(tmp_path):
+    line = refused('retrain', '--task', 'ur5e/reach', '--store', tmp_path, '--agent', 'ccr')
+    assert 'crr' in line
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        ('learner: {sigmaa: 0.3}', 'sigma'),
+        ('trainig: {}', 'training'),
+        ('learner: {sigma: [', 'line'),
+        ('learner: {v_min: 5, v_max: 1}', 'v_max'),
+    ],
+)
+def test_a_wrong_agent_file_names_file_and_key(text, told, tmp_path):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(f'agent: d4pg\n{text}\n')
+    line = refused('train', '--task', 'ur5e/reach', '--agent', path, '--out', tmp_path / 'run')
+    assert str(path) in line and told in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_task_file_with_a_misspelt_key(tmp_path):
+    path = tmp_path / 'task.yaml'
+    shutil.copy(resources.share() / 'config' / 'tasks' / 'ur5e_reach.yaml', path)
+    path.write_text(path.read_text().replace('duration_s', 'duratoin_s'))
+    line = refused('evaluate', '--policy', POLICY, '--task', path)
+    assert str(path) in line and 'duration_s' in line
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / 'file'
+    blocked.write_text('in the way')
+    line = refused('train', '--task', 'ur5e/reach', '--steps', '100', '--out', blocked / 'run')
+    assert str(blocked) in line
+    assert blocked.read_text() == 'in the way'
+
+
+@pytest.mark.parametrize(
+    'argv', [('episodes', 'ls'), ('retrain', '--task', 'ur5e/reach')], ids=['episodes', 'retrain']
+)
+def test_a_store_that_is_not_there(argv, tmp_path):
+    store = tmp_path / 'none'
+    assert str(store) in refused(*argv, '--store', store)
+    assert not store.exists()
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    line = refused('export', '--checkpoint', tmp_path, '--out', tmp_path / 'policy.onnx')
+    assert str(tmp_path) in line

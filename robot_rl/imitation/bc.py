@@ -9,24 +9,18 @@ import pydantic
 import torch
 from torch import Tensor
 
-from robot_rl.policies.agent import Agent, Batch, as_tensors, descend
+from robot_rl.policies.agent import Agent, Batch, LearnerConfig, as_tensors, descend
 from robot_rl.policies.networks import DeterministicPolicy
 from robot_rl.policies.policy import ObservationVector, Policy
-from robot_rl.specs import Contract, Spec
+from robot_rl.specs import Contract
 
 
-class BCConfig(Spec):
-    """What behaviour cloning lets one choose."""
+class BCConfig(LearnerConfig):
+    """What behaviour cloning lets one choose; rewards and what follows them are not read."""
 
-    batch_size: pydantic.PositiveInt = 256  # steps in one update
-    n_step: pydantic.PositiveInt = 1  # rewards and bootstrapping are not read
-    discount: float = pydantic.Field(0.99, gt=0, le=1)  # likewise
+    n_step: pydantic.PositiveInt = 1  # every step is imitated, also the last ones of an episode
     normalize_observations: bool = True  # by the statistics of the recorded data
-    policy_layers: tuple[pydantic.PositiveInt, ...] = pydantic.Field(
-        (256, 256, 256), min_length=1
-    )  # units of each layer
     learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam
-    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of the policy
 
 
 class BCLearner:

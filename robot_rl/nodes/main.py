@@ -1,7 +1,8 @@
 """Entry points of the nodes: `ros2 run robot_rl <node>` and `python -m robot_rl.nodes <node>`.
 
-Signals are handled from the first line on, before the slow imports, so that SIGINT and SIGTERM
-end a node with exit code 0 at any time, also where it was started with SIGINT ignored.
+Signals are heard from the first line on, before the slow imports, so that SIGINT and SIGTERM end
+a node with exit code 0 at any time, also where it was started with SIGINT ignored. They only set
+a flag: an exception inside the import of a C extension would look like a broken installation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import threading
 from collections.abc import Callable
 
 from robot_rl.errors import RobotRLError, UnknownName
-from robot_rl.nodes import supervisor
 
 NODES = {
     'sim_robot': 'robot_rl.nodes.sim_robot:SimRobot',
@@ -32,9 +32,8 @@ class End:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._importing = True
         self.code = 0
-        _handle(self._on_signal)
+        _handle(lambda *_: self())
 
     def __call__(self, code: int = 0) -> None:
         """Ask for the end of the node with an exit code; the first one counts."""
@@ -47,10 +46,6 @@ class End:
         """Whether the end has been asked for."""
         return self._event.is_set()
 
-    def imported(self) -> None:
-        """From here on a signal no longer interrupts, it only asks."""
-        self._importing = False
-
     def wait(self) -> None:
         """Wait until the node is to end, then make sure that it does, whatever hangs."""
         self._event.wait()
@@ -61,12 +56,6 @@ class End:
         watchdog.daemon = True
         watchdog.start()
 
-    def _on_signal(self, *_: object) -> None:
-        self()
-        if self._importing:
-            _handle(signal.SIG_IGN)
-            raise SystemExit(0)
-
 
 def _handle(handler: Callable[..., None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -74,17 +63,18 @@ def _handle(handler: Callable[..., None] | signal.Handlers) -> None:
 
 
 def run(node: str, args: list[str] | None = None) -> int:
-    """Run one node until it ends; return its exit code."""
+    """Run one node until it ends; return its exit code. Raises UnknownName."""
     end = End()
+    from robot_rl.nodes import supervisor
+
     supervisor.begin()
     if node not in NODES:
         raise UnknownName('node', node, NODES)
-    module, name = NODES[node].split(':')
     from robot_rl.nodes import support
 
+    module, name = NODES[node].split(':')
     node_class = getattr(importlib.import_module(module), name)
-    end.imported()
-    return support.run(node_class, args, end)
+    return end.code if end.asked else support.run(node_class, args, end)
 
 
 def sim_robot() -> int:

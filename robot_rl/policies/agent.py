@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pydantic
@@ -13,18 +13,43 @@ from torch import Tensor, nn
 from robot_rl.policies.policy import Policy
 from robot_rl.specs import Spec
 
+Sizes = Annotated[tuple[pydantic.PositiveInt, ...], pydantic.Field(min_length=1)]
 
-class OffPolicyConfig(Spec):
-    """What an agent that learns from replayed n-step transitions lets one choose."""
+
+class LearnerConfig(Spec):
+    """What every learner from n-step transitions lets one choose."""
 
     batch_size: pydantic.PositiveInt = 256  # transitions in one update
     n_step: pydantic.PositiveInt = 5  # rewards summed before bootstrapping
     discount: float = pydantic.Field(0.99, gt=0, le=1)  # gamma, per environment step
+    normalize_observations: bool = False  # by statistics of the first steps, or of all recorded
+    policy_layers: Sizes = (256, 256, 256)  # units of each layer
+    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of each network
+
+
+class CriticConfig(Spec):
+    """What a distributional critic and its target let one choose."""
+
+    critic_layers: Sizes = (256, 256, 256)  # units of each layer
+    v_min: float = -150.0  # smallest return that the critic can express
+    v_max: float = 150.0  # largest return that the critic can express
+    num_atoms: int = pydantic.Field(51, ge=2)  # places between v_min and v_max, both included
+    target_update_period: pydantic.PositiveInt = 100  # updates between copies to the targets
+
+    @pydantic.model_validator(mode='after')
+    def _support_is_ordered(self) -> Self:
+        if self.v_min >= self.v_max:
+            raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
+        return self
+
+
+class OffPolicyConfig(LearnerConfig):
+    """What an agent that acts and learns from a replay lets one choose."""
+
     samples_per_insert: pydantic.PositiveFloat = 32.0  # times each step is sampled, on average
     min_replay_size: pydantic.PositiveInt = 1000  # environment steps before the first update
     replay_size: pydantic.PositiveInt = 1_000_000  # environment steps kept, oldest out first
     sigma: pydantic.NonNegativeFloat = 0.2  # exploration noise; actions span [-1, 1]
-    normalize_observations: bool = False  # by statistics of the first min_replay_size steps
 
     @pydantic.model_validator(mode='after')
     def _replay_holds_what_is_asked(self) -> Self:
@@ -51,16 +76,22 @@ class Batch(NamedTuple):
 
 
 class Learner(Protocol):
-    """What the training loop and offline learning ask of an algorithm."""
+    """What offline learning asks of an algorithm."""
 
+    config: LearnerConfig
     policy: Policy  # what acts, is evaluated and is exported; follows the learning in place
-    steps: int  # updates done
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Do one step of gradient descent; metrics stay tensors, so that nothing waits."""
 
     def fit_normalizer(self, observation: Mapping[str, np.ndarray]) -> None:
         """Fix the observation statistics, before the first update."""
+
+
+class ResumableLearner(Learner, Protocol):
+    """What the training loop asks besides: it can be stopped and gone on with."""
+
+    steps: int  # updates done
 
     def save(self) -> dict[str, Any]:
         """Return all that the next update depends on."""
@@ -72,7 +103,7 @@ class Learner(Protocol):
 class Agent(NamedTuple):
     """An algorithm by its two parts; `learner(contract, config, seed)` makes a Learner."""
 
-    config: type[OffPolicyConfig]
+    config: type[LearnerConfig]
     learner: type[Learner]
 
 

@@ -9,7 +9,7 @@ B batch, D observation size, A action size, N sampled actions, K atoms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import pydantic
@@ -17,39 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.policies import losses
-from robot_rl.policies.agent import Agent, Batch, as_tensors, copy_parameters, descend
+from robot_rl.policies.agent import (
+    Agent,
+    Batch,
+    CriticConfig,
+    LearnerConfig,
+    as_tensors,
+    copy_parameters,
+    descend,
+)
 from robot_rl.policies.networks import CategoricalCritic, GaussianPolicy
 from robot_rl.policies.policy import ObservationVector, Policy
-from robot_rl.specs import Contract, Spec
-
-Sizes = tuple[pydantic.PositiveInt, ...]
+from robot_rl.specs import Contract
 
 
-class CRRConfig(Spec):
+class CRRConfig(LearnerConfig, CriticConfig):
     """What CRR lets one choose; the filter's constants are the paper's."""
 
-    batch_size: pydantic.PositiveInt = 256  # transitions in one update
-    n_step: pydantic.PositiveInt = 5  # rewards summed before bootstrapping
-    discount: float = pydantic.Field(0.99, gt=0, le=1)  # gamma, per step
     normalize_observations: bool = True  # by the statistics of the recorded data
-    policy_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
-    critic_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
     learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam, policy and critic
-    v_min: float = -150.0  # smallest return that the critic can express
-    v_max: float = 150.0  # largest return that the critic can express
-    num_atoms: int = pydantic.Field(51, ge=2)  # places between v_min and v_max, both included
-    target_update_period: pydantic.PositiveInt = 100  # updates between copies to the targets
-    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of policy and critic, each
     filter: Literal['binary', 'exp'] = 'exp'  # 1[A > 0], or exp(A / beta) up to max_weight
     beta: pydantic.PositiveFloat = 1.0  # temperature of the exp filter, in units of return
     max_weight: pydantic.PositiveFloat = 20.0  # of one transition under the exp filter
     num_samples: pydantic.PositiveInt = 4  # actions that the policy's own value is averaged over
-
-    @pydantic.model_validator(mode='after')
-    def _support_is_ordered(self) -> Self:
-        if self.v_min >= self.v_max:
-            raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
-        return self
 
 
 class CRRLearner:

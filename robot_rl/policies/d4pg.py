@@ -8,7 +8,7 @@ B batch, D observation size, A action size, K atoms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -19,6 +19,7 @@ from robot_rl.policies import losses
 from robot_rl.policies.agent import (
     Agent,
     Batch,
+    CriticConfig,
     OffPolicyConfig,
     as_tensors,
     copy_parameters,
@@ -28,28 +29,13 @@ from robot_rl.policies.networks import CategoricalCritic, DeterministicPolicy
 from robot_rl.policies.policy import ObservationVector, Policy
 from robot_rl.specs import Contract
 
-Sizes = tuple[pydantic.PositiveInt, ...]
 
-
-class D4PGConfig(OffPolicyConfig):
+class D4PGConfig(OffPolicyConfig, CriticConfig):
     """What D4PG lets one choose."""
 
-    policy_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
-    critic_layers: Sizes = pydantic.Field((256, 256, 256), min_length=1)  # units of each layer
     policy_learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam
     critic_learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam
-    v_min: float = -150.0  # smallest return that the critic can express
-    v_max: float = 150.0  # largest return that the critic can express
-    num_atoms: int = pydantic.Field(51, ge=2)  # places between v_min and v_max, both included
-    target_update_period: pydantic.PositiveInt = 100  # updates between copies to the targets
-    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of policy and critic, each
     max_action_gradient_norm: pydantic.PositiveFloat = 1.0  # of dq/da, for each row of a batch
-
-    @pydantic.model_validator(mode='after')
-    def _support_is_ordered(self) -> Self:
-        if self.v_min >= self.v_max:
-            raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
-        return self
 
 
 class D4PGLearner:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robot_rl import registry
 from robot_rl.errors import SpecError
-from robot_rl.policies.agent import Learner
+from robot_rl.policies.agent import ResumableLearner
 from robot_rl.specs import Contract
 from robot_rl.storage.sampler import WindowSampler
 from robot_rl.training.actor import Actor
@@ -19,14 +19,14 @@ from robot_rl.training.config import RunConfig
 from robot_rl.training.replay import Replay
 
 
-def make_learner(config: RunConfig, contract: Contract) -> Learner:
+def make_learner(config: RunConfig, contract: Contract) -> ResumableLearner:
     """Return the learner that `config` names, before its first update."""
     agent = registry.resolve('agent', config.agent)
     return agent.learner(contract, config.learner_config(), config.seed)
 
 
 class TrainingState:
-    """Learner, replay, sampler and actor of a run, and the ratio between acting and learning.
+    """ResumableLearner, replay, sampler and actor of a run, and the ratio between acting and learning.
 
     Raises SpecError where the first update would come before there is a transition to learn from.
     """

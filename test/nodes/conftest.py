@@ -124,6 +124,7 @@ class Arm:
     def __init__(self, observer: Observer, names: list[str], positions: list[float]):
         self.message = JointState(name=names, position=positions, velocity=[0.0] * len(names))
         self.stamps: list[tuple[int, int]] = []
+        self.heard = 0  # samples since somebody listens
         self._observer = observer
         self._publisher = observer.node.create_publisher(JointState, 'joint_states', 10)
         self._timer = observer.node.create_timer(0.01, self._publish)
@@ -134,6 +135,7 @@ class Arm:
     def _publish(self) -> None:
         self.message.header.stamp = self._observer.stamp()
         self.stamps.append((self.message.header.stamp.sec, self.message.header.stamp.nanosec))
+        self.heard += bool(self._publisher.get_subscription_count())
         self._publisher.publish(self.message)
 
 

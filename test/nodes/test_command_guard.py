@@ -24,6 +24,7 @@ def guard(supervisor, observer, arm):
             self.applied = observer.listen(JointTrajectory, 'command_guard/applied')
             self.commands = observer.publisher(JointTrajectory, 'policy/command')
             observer.until(lambda: observer.node.count_publishers(CONTROLLER), 'no guard')
+            observer.until(lambda: self.arm.heard > 10, 'the guard hears no joint states')
 
         def command(self, positions, names=None, points=1):
             message = JointTrajectory(joint_names=list(names or self.arm.message.name))

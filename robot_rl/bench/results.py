@@ -12,7 +12,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,23 @@ from typing import Any
 import pydantic
 import tyro
 
+from robot_rl.control.runtime import load_policy
 from robot_rl.errors import SpecError
-from robot_rl.policies.export import git_revision
 from robot_rl.specs import Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.training.logs import METRICS, read_metrics
+from robot_rl.training.loop import POLICY
 
 RESULTS, DOCS = Path('results'), Path('docs')
-_KEPT = ('env_steps', 'learner_steps', 'wall_s', 'eval_return_mean', 'eval_return_std')
+_KEPT = (
+    'env_steps',
+    'learner_steps',
+    'wall_s',
+    'eval_return_mean',
+    'eval_return_std',
+    'eval_success_rate',
+    'load_average',
+)
 
 
 class Needs(Spec):
@@ -67,14 +75,13 @@ def run(entry: Entry, seed: int, runs: Path) -> None:
     argv = [sys.executable, '-m', 'robot_rl.cli.main', *shlex.split(command)[1:]]
     print(command, flush=True)
     subprocess.run(argv, check=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    card = load_policy(folder / POLICY).card
     data = {
         'command': command,
-        'git_revision': git_revision(),
+        'git_revision': card.git_revision,
         'cores': os.cpu_count(),
-        'load_average': round(os.getloadavg()[0], 2),
-        'date': time.strftime('%Y-%m-%d'),
         'rows': [
-            {key: round(row[key], 2) for key in (*_KEPT, 'eval_success_rate') if key in row}
+            {key: round(row[key], 2) for key in _KEPT if key in row}
             for row in read_metrics(folder / METRICS)
         ],
     }
@@ -109,8 +116,8 @@ def _section(entry: Entry, seeds: Sequence[dict[str, Any]]) -> str:
         '',
         f'Required: {wanted:g} within {entry.needs.within:,} environment steps, every seed.',
         '',
-        f'| seed | first at {wanted:g} [env steps] | best | last | wall [s] | cores, load |',
-        '|---|---|---|---|---|---|',
+        f'| seed | first at {wanted:g} [env steps] | best | last | wall [s] | cores | load |',
+        '|---|---|---|---|---|---|---|',
     ]
     for number, seed in enumerate(seeds):
         rows = seed['rows']
@@ -118,11 +125,16 @@ def _section(entry: Entry, seeds: Sequence[dict[str, Any]]) -> str:
         reached = [row['env_steps'] for row in rows if row['eval_return_mean'] >= wanted]
         lines.append(
             f'| {number} | {reached[0] if reached else "not reached"} | {max(returns):.1f} | '
-            f'{returns[-1]:.1f} | {rows[-1]["wall_s"]:.0f} | '
-            f'{seed["cores"]}, {seed["load_average"]} |'
+            f'{returns[-1]:.1f} | {rows[-1]["wall_s"]:.0f} | {seed["cores"]} | {_load_of(rows)} |'
         )
     lines += ['', f'    {seeds[0]["command"]}', '', f'Revision {seeds[0]["git_revision"]}.', '']
     return '\n'.join(lines)
+
+
+def _load_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the machine's mean load average over the run, where it was noted."""
+    loads = [row['load_average'] for row in rows if 'load_average' in row]
+    return f'{sum(loads) / len(loads):.1f}' if loads else 'not noted'
 
 
 def _curve(entry: Entry, seeds: Sequence[dict[str, Any]]) -> str:

@@ -28,27 +28,25 @@ _CLOSE_WITHIN_S = 8.0
 
 
 class End:
-    """The wish to end: set by a signal or by the node itself; wait() returns once it is there."""
+    """The wish to end: set by a signal or by the node itself; wait() returns once it is there.
+
+    A pipe, because a lock of threading may be held by what a signal interrupts.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self.code = 0
+        self.asked, self.code = False, 0
+        self._reader, self._writer = os.pipe()
         _handle(lambda *_: self())
 
     def __call__(self, code: int = 0) -> None:
         """Ask for the end of the node with an exit code; the first one counts."""
-        if not self._event.is_set():
-            self.code = code
-            self._event.set()
-
-    @property
-    def asked(self) -> bool:
-        """Whether the end has been asked for."""
-        return self._event.is_set()
+        if not self.asked:
+            self.asked, self.code = True, code
+            os.write(self._writer, b'.')
 
     def wait(self) -> None:
-        """Wait until the node is to end, then make sure that it does, whatever hangs."""
-        self._event.wait()
+        """Wait until the node is to end, then make sure that it does, whatever hangs. Call once."""
+        os.read(self._reader, 1)
         # Python hands SIGINT back to the system before the process is gone: a second Ctrl-C
         # would turn a clean end into a death by signal.
         _handle(signal.SIG_IGN)
@@ -74,7 +72,10 @@ def run(node: str, args: list[str] | None = None) -> int:
 
     module, name = NODES[node].split(':')
     node_class = getattr(importlib.import_module(module), name)
-    return end.code if end.asked else support.run(node_class, args, end)
+    if not end.asked:
+        return support.run(node_class, args, end)
+    end.wait()
+    return end.code
 
 
 def sim_robot() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -164,6 +165,7 @@ class Trainer:
             'eval_return_std': float(result.returns.std()),
             'updates_per_s': rates['learner_steps'],
             'env_steps_per_s': rates['env_steps'],
+            'load_average': round(os.getloadavg()[0], 2),
         }
         row |= {f'eval_{name}': value for name, value in result.judged().items()}
         row |= self._returns.take()

@@ -26,7 +26,7 @@ def make_learner(config: RunConfig, contract: Contract) -> ResumableLearner:
 
 
 class TrainingState:
-    """ResumableLearner, replay, sampler and actor of a run, and the ratio between acting and learning.
+    """Learner, replay, sampler and actor of a run, and the ratio between acting and learning.
 
     Raises SpecError where the first update would come before there is a transition to learn from.
     """

@@ -45,7 +45,7 @@ class End:
             os.write(self._writer, b'.')
 
     def wait(self) -> None:
-        """Wait until the node is to end, then make sure that it does, whatever hangs. Call once."""
+        """Wait (once) until the node is to end, then make sure that it does, whatever hangs."""
         os.read(self._reader, 1)
         # Python hands SIGINT back to the system before the process is gone: a second Ctrl-C
         # would turn a clean end into a death by signal.

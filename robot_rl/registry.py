@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from robot_rl.errors import UnknownName
+from robot_rl.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
     from robot_rl.sim.environment import Environment
@@ -43,10 +43,15 @@ def task_names() -> dict[str, list[str]]:
 def make_task(name: str) -> ReachTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 
-    `name` may also be the path of a task's YAML file. Raises UnknownName.
+    `name` may also be the path of a task's YAML file. Raises UnknownName, and SpecError for a
+    task of dm_control.
     """
     if name.endswith(('.yaml', '.yml')):
         return resolve('task', 'ur5e/reach').load(name)
+    if name.startswith(DM_CONTROL):
+        raise SpecError(
+            f'task {name!r} has no arm and no streams; those of an arm are: {", ".join(TASKS)}'
+        )
     if name not in TASKS:
         raise UnknownName('task', name, _known())
     return resolve('task', name).load(name)

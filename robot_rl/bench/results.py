@@ -2,11 +2,13 @@
 
 python -m robot_rl.bench.results [--only NAME] runs what results/queue.yaml asks for and is not
 finished, keeps each run's evaluations in results/<name>/seed-<k>.json, and writes
-docs/results.md and its curves from what is kept, and from results/bench.jsonl.
+docs/results.md and its curves. The benchmarks are run likewise where results/bench.jsonl is
+missing: remove it, or a seed's file, to measure again.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -27,6 +29,7 @@ from robot_rl.training.logs import METRICS, read_metrics
 from robot_rl.training.loop import POLICY
 
 RESULTS, DOCS = Path('results'), Path('docs')
+BENCH = RESULTS / 'bench.jsonl'
 _KEPT = (
     'env_steps',
     'learner_steps',
@@ -89,6 +92,16 @@ def run(entry: Entry, seed: int, runs: Path) -> None:
     kept.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
 
 
+def run_benches() -> None:
+    """Run every benchmark and keep its rows, each with the load of the machine."""
+    rows = []
+    for name in ('learner', 'sim', 'deploy'):
+        load = round(os.getloadavg()[0], 2)
+        module = importlib.import_module(f'robot_rl.bench.{name}')
+        rows += [row | {'load_average': load} for row in module.run(seconds=20.0)]
+    BENCH.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+
+
 def write_docs(queue: Sequence[Entry]) -> None:
     """Write docs/results.md and a curve for each run that has results."""
     parts = [_HEAD]
@@ -96,9 +109,8 @@ def write_docs(queue: Sequence[Entry]) -> None:
         seeds = [_load(path) for path in sorted((RESULTS / entry.name).glob('seed-*.json'))]
         if seeds:
             parts += [_section(entry, seeds), _curve(entry, seeds)]
-    bench = RESULTS / 'bench.jsonl'
-    if bench.exists():
-        parts.append(_bench_table([json.loads(line) for line in bench.read_text().splitlines()]))
+    if BENCH.exists():
+        parts.append(_bench_table([json.loads(line) for line in BENCH.read_text().splitlines()]))
     (DOCS / 'results.md').write_text('\n'.join(parts), encoding='utf-8')
 
 
@@ -164,11 +176,12 @@ def _bench_table(rows: Sequence[dict[str, Any]]) -> str:
         '',
         'Each figure beside a floor measured in the same run (`robot-rl bench`).',
         '',
-        '| bench | metric | value | unit | reference | ratio |',
-        '|---|---|---|---|---|---|',
+        '| bench | metric | value | unit | reference | ratio | load |',
+        '|---|---|---|---|---|---|---|',
     ]
+    keys = ('bench', 'metric', 'value', 'unit', 'reference', 'ratio', 'load_average')
     for row in rows:
-        cells = (row[key] for key in ('bench', 'metric', 'value', 'unit', 'reference', 'ratio'))
+        cells = (row[key] for key in keys)
         lines.append('| ' + ' | '.join(_cell(cell) for cell in cells) + ' |')
     return '\n'.join([*lines, ''])
 
@@ -190,6 +203,8 @@ def main(only: str = '', runs: Path = Path('runs/results')) -> None:
         if only in ('', entry.name):
             for seed in range(entry.seeds):
                 run(entry, seed, runs)
+    if not (only or BENCH.exists()):
+        run_benches()
     write_docs(queue)
 
 

@@ -10,7 +10,7 @@ import pydantic
 from rich.console import Console
 
 from robot_rl.cli import common
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import RobotRLError, StorageError
 
 EXAMPLE = 'robot-rl demo --deploy-only'
 
@@ -64,6 +64,8 @@ def _deploy(options: Options, console: Console) -> int:
 
 def _set_aside(folder: Path) -> None:
     """Rename the results of an earlier run: nothing that was recorded is lost."""
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f'{folder}: a file is in the way; choose another --out')
     if folder.exists() and any(folder.iterdir()):
         then = time.strftime('%Y%m%d-%H%M%S', time.localtime(folder.stat().st_mtime))
         folder.rename(folder.with_name(f'{folder.name}-{then}'))

@@ -1,7 +1,8 @@
-"""List, show, label and tag what was recorded.
+"""List, show, judge, label and tag what was recorded.
 
 ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
 show ID                        one episode: header, topics, damage
+judge [key=value ...]          judge success by the task, where nobody has judged yet
 label ID --success true        say whether it succeeded: true, false or unknown
 tag ID +curated -spoilt        add and remove tags
 reindex                        rebuild the index from the directories
@@ -56,6 +57,10 @@ class ShowOptions(Options):
     id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
 
 
+class JudgeOptions(ListOptions):
+    """Judge, by the task's predicate on recorded columns, what nobody has judged yet."""
+
+
 class LabelOptions(ShowOptions):
     """Say whether an episode succeeded."""
 
@@ -81,6 +86,7 @@ def main(argv: list[str]) -> int:
     actions = {
         'ls': (_list, ListOptions, 'task=ur5e/reach source=policy success=true --json'),
         'show': (_show, ShowOptions, 'ID'),
+        'judge': (_judge, JudgeOptions, 'task=ur5e/reach'),
         'label': (_label, LabelOptions, 'ID --success true'),
         'tag': (_tag, TagOptions, 'ID +curated -spoilt'),
         'reindex': (_reindex, ReindexOptions, '--store /data/episodes'),
@@ -123,6 +129,23 @@ def _show(options: ShowOptions) -> None:
     brief = _summary(store, reader.header) | {'path': str(reader.path), 'damage': data['damage']}
     text = yaml.safe_dump(brief, sort_keys=False, allow_unicode=True, width=99).rstrip()
     common.emit(data, options.as_json, text)
+
+
+def _judge(options: JudgeOptions) -> None:
+    # Here, and not above: MuJoCo takes a second, and the other actions do without.
+    from robot_rl.imitation.data import judge
+    from robot_rl.registry import make_task
+
+    store = options.open()
+    waiting = store.episodes([*options.query, 'success=unknown'])
+    ids = {header.id for header in waiting}
+    for task in sorted({header.task for header in waiting}):
+        judge(store, make_task(task), [*options.query, f'task={task}'])
+    judged = [header for header in store.episodes(options.query) if header.id in ids]
+    done = [header for header in judged if header.success is not None]
+    data = {'judged': len(done), 'success': sum(bool(h.success) for h in done)}
+    text = '\n'.join(_table([_row(header) for header in done]))
+    common.emit(data, options.as_json, text or 'nothing waits to be judged')
 
 
 def _label(options: LabelOptions) -> None:

@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder in the way, a missing permission
+        print(f'robot-rl: {error.filename or argv[0]}: {error.strerror}', file=sys.stderr)
+        return 2
 
 
 def _run(command: str, argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pydantic
@@ -50,8 +51,13 @@ def main(argv: list[str]) -> int:
     path = resources.find('config/offline', options.agent)
     config = RetrainConfig.parse(load_with_overrides(path, given, options.set), str(path))
     with ProgressBar(f'retrain {config.agent}', config.updates) as bar:
-        card = retrain(config, Store(options.store, create=False), options.out, bar.show)
+        store = Store(options.store, create=False)
+        card = retrain(config, store, options.out, bar.show, _left_out)
     data = {'policy': str(options.out / POLICY), 'id': card.id, 'training': card.training}
     text = f'learned from {card.training["episodes"]} episodes; the policy is {data["policy"]}'
     common.emit(data, options.as_json, text)
     return 0
+
+
+def _left_out(reason: str) -> None:
+    print(f'robot-rl: left out: {reason}', file=sys.stderr)

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from robot_rl import registry
 from robot_rl.demo.pictures import episode_pictures
-from robot_rl.demo.pipeline import TASK, judge_all, pretrained_policy, print_table, record
+from robot_rl.demo.pipeline import TASK, pretrained_policy, print_table, record
 from robot_rl.demo.twin import Batch
+from robot_rl.imitation.data import judge
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.storage.store import Store
 
@@ -21,7 +22,7 @@ def run(folder: Path, episodes: int, console: Console) -> dict[str, Any]:
     task, store = registry.make_task(TASK), Store(folder / 'episodes')
     batch = Batch(str(pretrained_policy()), episodes, HELD_OUT, 'deployed')
     record([batch], store, folder / 'logs')
-    judged = judge_all(store, task)
+    judged = judge(store, task)
     rows = [
         [
             episode.header.id,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from robot_rl.errors import StorageError
+from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
 from robot_rl.sim.recorded import steps_of, with_tool
 from robot_rl.specs import Contract
@@ -24,21 +24,69 @@ class Episode(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-def load_episodes(store: Store, task: ReachTask, contract: Contract, query: str) -> list[Episode]:
-    """Return the episodes that `query` finds, oldest first.
+def load_episodes(
+    store: Store,
+    task: ReachTask,
+    contract: Contract,
+    query: str | Sequence[str],
+    refused: Callable[[str], None] = lambda reason: None,
+) -> list[Episode]:
+    """Return the episodes that `query` finds and that can be used, oldest first.
 
-    Raises StorageError where there is none.
+    One that cannot (cut before there was a step, damaged, other joints, commanded at another
+    rate or in another way) is told to `refused` and left out. Raises StorageError where none is
+    left.
     """
     headers = store.episodes(query)
-    if not headers:
+    episodes, reasons = [], []
+    for header in headers:
+        try:
+            _require_same_actions(header, contract)
+            columns = aligned_columns(store.open(header.id), contract)
+            episodes.append(Episode(header, with_tool(task, columns)))
+        except (StorageError, ContractMismatch) as error:
+            reasons.append(str(error))
+            refused(str(error))
+    if not episodes:
+        why = f'; the first of {len(reasons)}: {reasons[0]}' if reasons else ''
         raise StorageError(
-            f'{store.root}: no episode for the query {query!r}; '
-            'robot-rl episodes ls lists what is there'
+            f'{store.root}: no usable episode for the query {query!r}{why}'
+            ' (robot-rl episodes ls lists what is there)'
         )
-    return [
-        Episode(header, with_tool(task, aligned_columns(store.open(header.id), contract)))
-        for header in headers
-    ]
+    return episodes
+
+
+def judge(store: Store, task: ReachTask, query: str | Sequence[str] = '') -> list[Episode]:
+    """Label, by the task's predicate on recorded columns, what nobody has judged yet.
+
+    Returns the usable episodes that `query` finds, with their labels; a person's label stays.
+    Raises StorageError where there is none.
+    """
+    judged = []
+    for episode in load_episodes(store, task, task.contract(), query):
+        header = episode.header
+        if header.success is None:
+            header = store.label(header.id, bool(task.success(episode.columns)))
+        judged.append(episode._replace(header=header))
+    return judged
+
+
+def _require_same_actions(header: EpisodeHeader, contract: Contract) -> None:
+    """Raise ContractMismatch where the recorded actions mean something else."""
+    recorded = header.contract
+    if recorded is None:
+        raise ContractMismatch(f'episode {header.id}: recorded without a contract')
+    if recorded.rate_hz != contract.rate_hz:
+        raise ContractMismatch(
+            f'episode {header.id}: commanded at {recorded.rate_hz:g} Hz, '
+            f'the task at {contract.rate_hz:g} Hz'
+        )
+    kinds = [[(field.kind, field.names) for field in c.action] for c in (recorded, contract)]
+    if kinds[0] != kinds[1]:
+        raise ContractMismatch(
+            f'episode {header.id}: commanded by {kinds[0][0][0]} of {list(kinds[0][0][1])}, '
+            f'the task by {kinds[1][0][0]} of {list(kinds[1][0][1])}'
+        )
 
 
 def make_steps(

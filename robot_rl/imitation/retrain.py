@@ -51,16 +51,18 @@ def retrain(
     store: Store,
     folder: Path,
     report: Callable[[int], None] = lambda done: None,
+    refused: Callable[[str], None] = lambda reason: None,
 ) -> PolicyCard:
     """Learn from the episodes that the config's query finds; write the policy into `folder`.
 
-    `report(updates)` is called as learning goes on. Raises StorageError where there is no
+    `report(updates)` is called as learning goes on, `refused(reason)` for each episode that
+    cannot be used. Raises StorageError where there is no
     episode or the folder cannot be written.
     """
     task = registry.make_task(config.task)
     contract = task.contract()
     agent = registry.resolve('offline agent', config.agent)
-    episodes = load_episodes(store, task, contract, config.query)
+    episodes = load_episodes(store, task, contract, config.query, refused)
     steps = make_steps(
         task, contract, episodes, config.action, config.hindsight_goals, config.seed
     )

@@ -90,7 +90,8 @@ class PolicyNode(LifecycleNode):
         if support.read_parameters(self, Parameters).autostart:
             for transition in (self.trigger_configure, self.trigger_activate):
                 if transition() != TransitionCallbackReturn.SUCCESS:
-                    return end(2)  # the transition has said why
+                    end(2)  # the transition has said why
+                    return
 
     def close(self) -> None:
         """Stop the loop."""

@@ -55,6 +55,14 @@ LATCHED_READER = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 
+# What a person can mend: one line, no traceback.
+WRONG_INPUT = (
+    RobotRLError,
+    ParameterException,
+    rclpy_implementation.RCLError,
+    rclpy_implementation.UnknownROSArgsError,
+)
+
 M = TypeVar('M')
 P = TypeVar('P', bound=Spec)
 
@@ -84,7 +92,7 @@ def run(node_class: Callable[[], WorkNode], args: list[str] | None, end: End) ->
         spinning.start()
         if not end.asked:
             report_ready()
-    except (RobotRLError, ParameterException, rclpy_implementation.RCLError) as error:
+    except WRONG_INPUT as error:
         _print_error(node, error)
         end(2)
     end.wait()
@@ -98,6 +106,8 @@ def run(node_class: Callable[[], WorkNode], args: list[str] | None, end: End) ->
 
 def _print_error(node: Node | None, error: Exception) -> None:
     line = ' '.join(str(error).split())
+    if isinstance(error, rclpy_implementation.UnknownROSArgsError):
+        line = f'unknown ROS arguments: {line}'
     if node is not None:
         node.get_logger().fatal(line)
     else:

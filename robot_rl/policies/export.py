@@ -57,11 +57,17 @@ def export_onnx(policy: Policy, card: PolicyCard, path: str | Path) -> Path:
     model = _graph(policy, card)
     for key, value in card.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(model.SerializeToString())
-    check_parity(partial, policy, card)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(model.SerializeToString())
+        check_parity(partial, policy, card)
+        os.replace(partial, path)
+    except OSError as error:
+        raise PolicyFileError(f'{path}: cannot be written ({error.strerror})') from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 
@@ -129,7 +135,12 @@ def _graph(policy: Policy, card: PolicyCard) -> onnx.ModelProto:
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             verbose=False,
         )
-    return program.model_proto
+    model = program.model_proto
+    # The exporter notes its callers beside every node: paths that are nobody else's business.
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField('metadata_props')
+    return model
 
 
 @contextlib.contextmanager

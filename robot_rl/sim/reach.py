@@ -19,6 +19,10 @@ Columns = Mapping[str, np.ndarray]
 
 TOOL, TARGET = 'tool.position', 'target_pose.position'
 
+# Ages beyond which a policy stops rather than act on what was: several periods of a 100 Hz arm,
+# and of a target that is seen a few times a second, on a computer that is not real-time.
+_JOINTS_MAX_AGE_S, _TARGET_MAX_AGE_S = 0.25, 1.0
+
 
 class InitialCondition(NamedTuple):
     """How an episode starts: joint positions [n] [rad], and the target [3] [m] in base_frame."""
@@ -97,7 +101,11 @@ class ReachTask:
         vector = {'names': joints, 'shape': (len(joints),)}
         observation = (
             ObservationField(
-                name='joint_position', source='joint_states.position', unit='rad', **vector
+                name='joint_position',
+                source='joint_states.position',
+                unit='rad',
+                max_age_s=_JOINTS_MAX_AGE_S,
+                **vector,
             ),
             ObservationField(
                 name='joint_velocity',
@@ -114,6 +122,7 @@ class ReachTask:
                 unit='m',
                 shape=(3,),
                 goal=True,
+                max_age_s=_TARGET_MAX_AGE_S,
             ),
         )
         action = ActionField(

@@ -66,7 +66,7 @@ class EpisodeHeader(Spec):
     # Why it ended, in words.
     termination: str = ''
     tags: tuple[str, ...] = ()
-    # The version of robot_rl (git describe, or the package's version) that recorded it.
+    # The version of robot_rl that recorded it.
     code_version: str = ''
     # Nanoseconds since the epoch.
     start_time_ns: Int64 = pydantic.Field(default_factory=time.time_ns)

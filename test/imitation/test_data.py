@@ -103,5 +103,5 @@ def test_goals_in_hindsight_are_places_where_the_tool_was(task, simulated):
 
 
 def test_a_query_without_episodes_is_one_line(task, tmp_path):
-    with pytest.raises(StorageError, match="no episode for the query 'task=ur5e/reach'"):
+    with pytest.raises(StorageError, match="no usable episode for the query 'task=ur5e/reach'"):
         load_episodes(Store(tmp_path), task, task.contract(), 'task=ur5e/reach')

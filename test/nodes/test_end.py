@@ -78,9 +78,21 @@ def test_a_node_that_cannot_work_says_so_in_one_line_and_ends_with_code_2(
         supervisor.wait_ready()
 
 
-def test_an_unknown_node_is_named():
-    done = subprocess.run(
-        [sys.executable, '-m', 'robot_rl.nodes', 'polcy'], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['polcy'], "unknown node 'polcy'; did you mean 'policy'?"),
+        (['session', '--ros-args', '--pram'], "unknown ROS arguments: ['--pram']"),
+        (
+            ['session', '--ros-args', '-p', 'nothing'],
+            "Couldn't parse parameter override rule: '-p nothing'",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(arguments, words):
+    command = [sys.executable, '-m', 'robot_rl.nodes', *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == "robot_rl.nodes: unknown node 'polcy'; did you mean 'policy'?"
+    *_, line = done.stderr.strip().splitlines()  # rcl may have its own line before
+    assert line.startswith('robot_rl.nodes: ') and words in line, done.stderr
+    assert 'Traceback' not in done.stderr

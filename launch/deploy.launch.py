@@ -5,7 +5,8 @@ from launch import LaunchDescription
 from robot_rl.nodes.launching import Launch, describe
 
 ARGUMENTS = [
-    'sim', 'robot', 'task', 'policy', 'episodes', 'first_seed', 'operator', 'record', 'storage',
+    'sim', 'robot', 'task', 'policy', 'episodes', 'first_seed', 'manual', 'operator', 'record',
+    'storage',
 ]  # fmt: skip
 
 
@@ -27,7 +28,8 @@ def nodes(launch: Launch) -> list:
         task=task,
         policy=policy,
         episodes=launch.number('episodes'),
-        first_seed=launch.number('first_seed'),
+        first_seed=launch.first_seed,
+        manual=launch.manual,
         operator=launch['operator'],
         participants=[node.node_executable for node in started],
     )

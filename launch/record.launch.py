@@ -28,7 +28,7 @@ def nodes(launch: Launch) -> list:
         'session',
         task=task,
         episodes=launch.number('episodes'),
-        first_seed=launch.number('first_seed'),
+        first_seed=launch.first_seed,
         operator=launch['operator'],
         participants=[node.node_executable for node in started],
     )

@@ -7,7 +7,10 @@ from launch_ros.substitutions import ExecutableInPackage
 
 ARGUMENTS = {
     'task': ('ur5e/reach', 'what to learn: see `ros2 run robot_rl robot-rl tasks`'),
-    'agent': ('d4pg', 'agent in config/agents, or a YAML file'),
+    'agent': (
+        '',
+        'agent in config/agents, or a YAML file (empty: d4pg_reach for ur5e/reach, else d4pg)',
+    ),
     'steps': ('', "environment steps in all (empty: the agent's own number)"),
     'seed': ('0', 'of networks, exploration, sampling and episodes'),
     'out': ('', 'folder of the run (empty: runs/<task>-<agent>-seed<seed>)'),
@@ -18,6 +21,8 @@ SAVE_WITHIN_S = '60'
 
 def train(context) -> list:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    if values['task'] == 'ur5e/reach':
+        values['agent'] = values['agent'] or 'd4pg_reach'
     options = [part for name, value in values.items() if value for part in (f'--{name}', value)]
     executable = ExecutableInPackage(package='robot_rl', executable='robot-rl')
     command = [executable, 'train', *options]

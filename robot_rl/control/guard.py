@@ -14,8 +14,11 @@ import pydantic
 from numpy.typing import ArrayLike
 
 from robot_rl.control.limiter import Limits, interpolate, limit
+from robot_rl.errors import SpecError
 from robot_rl.specs import RobotSpec, Spec
 
+# The controller whose commands are what the guard computes: positions, at a steady rate.
+SERVED = 'forward_position'
 # A measured pose less than this outside the limits [rad] is noise, and is commanded at the limit.
 MEASUREMENT_TOLERANCE = 0.02
 # A ramp is over once the command is this close [rad] to the target.
@@ -42,7 +45,15 @@ class GuardConfig(Spec):
     start_gate: pydantic.PositiveFloat = pydantic.Field(
         0.1,
         description='a first target is far where a joint is more than this from where the arm '
-        'stands or, after a hold or with a new source, from the last command [rad or m]',
+        'stands, at the start and after a hold, or from the last command with a new source; an '
+        'arm that is farther than this from a held command starts anew from where it stands '
+        '[rad or m]',
+    )
+    tracking_gate: pydantic.PositiveFloat = pydantic.Field(
+        0.2,
+        description='a joint farther than this from a held command was moved by something else: '
+        'the command is forgotten, so that the arm is not yanked back. Twice what an arm lags '
+        'behind in a fast motion, 60 ms at 1.6 rad/s [rad or m]',
     )
     ramp_speed: pydantic.PositiveFloat = pydantic.Field(
         0.25, description='speed of the fastest joint during a ramp [rad/s or m/s]'
@@ -53,7 +64,9 @@ class GuardConfig(Spec):
         'no target may take longer to reach (two periods of a 20 Hz policy)',
     )
     measured_max_age_s: pydantic.PositiveFloat = pydantic.Field(
-        0.5, description='older joint states do not tell where the arm stands at the start'
+        0.5,
+        description='older joint states do not tell where the arm stands: commands are refused, '
+        'and the last one is held',
     )
     estop_cooldown_s: pydantic.NonNegativeFloat = pydantic.Field(
         0.5, description='time from an emergency stop to the first reset that is heard'
@@ -79,9 +92,15 @@ class CommandGuard:
     command to the target, within position and velocity limits, and holds afterwards. A tick gives
     the position for the end of the period that it begins. Times are seconds of any steady clock;
     time that goes backwards counts as standing still. Not thread-safe: callers hold one lock.
+    Raises SpecError for a robot whose controller does not take positions.
     """
 
     def __init__(self, robot: RobotSpec, config: GuardConfig | None = None):
+        if robot.controller.kind != SERVED:
+            raise SpecError(
+                f'robot {robot.name}: controller.kind {robot.controller.kind!r} would read '
+                f'positions as something else; the guard serves {SERVED!r} only'
+            )
         self.robot = robot
         self.config = config or GuardConfig()
         self.period_s = 1.0 / robot.controller.rate_hz
@@ -89,7 +108,17 @@ class CommandGuard:
         self._slow = self.limits.slowed(self.config.ramp_speed)
         self._state = GuardState.IDLE
         self._counts = dict.fromkeys(
-            ('accepted', 'refused', 'clamped', 'slowed', 'ramped', 'held', 'estopped'), 0
+            (
+                'accepted',
+                'refused',
+                'clamped',
+                'slowed',
+                'ramped',
+                'held',
+                'displaced',
+                'estopped',
+            ),
+            0,
         )
         self._last_refusal = ''
         self._clock: float | None = None  # the last time heard
@@ -115,13 +144,18 @@ class CommandGuard:
     def measured(self, names: Sequence[str], positions: ArrayLike, now: float) -> str | None:
         """Take measured joint positions, in any order and among other joints.
 
-        Returns None, or why they are refused; then the former ones stay.
+        Returns None, or why they are refused; then the former ones stay. An arm that has left a
+        held command behind is not told that command any more.
         """
         self._pass_time(now)
         found, reason = self._by_name(names, positions, others=True)
         if reason:
             return self._refuse(f'joint states: {reason}')
         self._measured, self._measured_at = found, self._time
+        # In motion the arm lags behind, and how far says nothing: only a standing one is judged.
+        if self._state is not GuardState.ACTIVE and self._is_off(self.config.tracking_gate):
+            self._counts['displaced'] += 1
+            self.reset()
         return None
 
     def command(
@@ -141,19 +175,22 @@ class CommandGuard:
         if self._state is GuardState.ESTOP:
             return self._refuse(f'{source}: the emergency stop is latched; reset it first')
         target, reason = self._by_name(names, positions, others=False)
-        reason = reason or self._wrong_duration(duration_s) or self._unknown_pose()
+        follows = self._state is GuardState.ACTIVE
+        # A hold that the arm has left is no place to go on from.
+        anew = self._published is None or (not follows and self._is_off(self.config.start_gate))
+        reason = reason or self._wrong_duration(duration_s) or self._unknown_pose(anew)
         if reason:
             return self._refuse(f'{source}: {reason}')
-        goal, published = self.limits.clip(target), self._published
-        start = self.limits.clip(self._measured) if published is None else published
-        if self._state is not GuardState.ACTIVE or source != self._source:
-            gap = np.abs(goal - start)
+        goal, stands = self.limits.clip(target), self.limits.clip(self._measured)
+        start = stands if anew else self._published
+        if not follows or source != self._source:
+            gap = np.abs(goal - (start if follows else stands))
             far = bool(gap.max() > self.config.start_gate)
             if far and self.config.start == 'refuse':
                 return self._refuse(f'{source}: {self._too_far(gap)}')
             self._ramping = far
             self._counts['ramped'] += far
-        if published is None:
+        if anew:
             self._ticked = self._time - self.period_s
         self._start, self._goal, self._published = start, goal, start
         self._duration, self._received = duration_s, self._time
@@ -167,10 +204,6 @@ class CommandGuard:
         self._pass_time(now)
         if self._published is None:
             return None
-        quiet = self._time - self._received
-        if self._state is GuardState.ACTIVE and quiet > self.config.timeout_s:
-            self._state = GuardState.HOLDING
-            self._counts['held'] += 1
         if self._state is GuardState.ACTIVE:
             self._published = self._next()
         self._ticked = self._time
@@ -211,9 +244,30 @@ class CommandGuard:
         self._stamp, self._source, self._ramping = 0, '', False
 
     def _pass_time(self, now: float) -> None:
+        """Move the time on; hold where the source or the arm has been quiet for too long."""
         if self._clock is not None:
             self._time += max(0.0, now - self._clock)
         self._clock = now
+        quiet = self._time - self._received > self.config.timeout_s
+        if self._state is GuardState.ACTIVE and (quiet or self._blind()):
+            self._state = GuardState.HOLDING
+            self._counts['held'] += 1
+
+    def _blind(self) -> str:
+        """Say why it is not known where the arm stands now; nothing: it is known."""
+        if self._measured is None:
+            return 'no joint states have come: it is not known where the arm stands'
+        age = self._time - self._measured_at
+        if age <= self.config.measured_max_age_s:
+            return ''
+        allowed = self.config.measured_max_age_s
+        return f'the last joint states are {age:.2f} s old, at most {allowed} s are allowed'
+
+    def _is_off(self, gate: float) -> bool:
+        """Tell whether a joint is measured farther than `gate` from the last command."""
+        if self._published is None or self._measured is None:
+            return False
+        return bool(np.abs(self._measured - self._published).max() > gate)
 
     def _next(self) -> np.ndarray:
         """Return the position for the end of the period that begins now."""
@@ -255,18 +309,10 @@ class CommandGuard:
             f'timeout of {self.config.timeout_s} s, after which a quiet source is not followed'
         )
 
-    def _unknown_pose(self) -> str:
-        """Say why it is not known where the arm stands, where a command needs that to start."""
-        if self._published is not None:
-            return ''
-        if self._measured is None:
-            return 'no joint states have come: it is not known where the arm stands'
-        age = self._time - self._measured_at
-        if age > self.config.measured_max_age_s:
-            return (
-                f'the last joint states are {age:.2f} s old, at most '
-                f'{self.config.measured_max_age_s} s are allowed at the start'
-            )
+    def _unknown_pose(self, anew: bool) -> str:
+        """Say why the arm is not to be moved from where it stands, if so; `anew`: from there."""
+        if (reason := self._blind()) or not anew:
+            return reason
         outside = np.abs(self._measured - self.limits.clip(self._measured))
         if outside.max() > MEASUREMENT_TOLERANCE:
             joint = self.robot.joints[int(outside.argmax())]

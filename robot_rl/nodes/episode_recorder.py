@@ -65,7 +65,8 @@ class EpisodeRecorder(Node):
     """Opens an episode when it is prepared, commits it when it has ended.
 
     A required topic must have a publisher before the recorder is ready. A recorder that is
-    stopped commits what it has as truncated; one that is killed leaves '<id>.partial'.
+    stopped commits what it has as truncated, and discards an episode that has not run; one that
+    is killed leaves '<id>.partial'.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class EpisodeRecorder(Node):
         self._lock = threading.Lock()
         self._writer: EpisodeWriter | None = None
         self._required: set[str] = set()
-        self._waiting = False
+        self._waiting = self._has_run = False
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
@@ -93,13 +94,14 @@ class EpisodeRecorder(Node):
         self._worker.start()
 
     def close(self) -> None:
-        """Commit what there is of an episode."""
+        """Commit what there is of an episode that has run."""
         if self._worker:
             self._worker.stop()
         if self._writer is not None:
             try:
                 self._drain(time.monotonic())
-                self._finish('truncated', 'the recorder was stopped')
+                told = self._end and self._end[1:]
+                self._finish(*(told or self._cut('the recorder was stopped')))
             except RobotRLError as error:
                 self._give_up(error)
 
@@ -124,6 +126,8 @@ class EpisodeRecorder(Node):
             try:
                 if info.state == 'prepare':
                     self._open(info)
+                elif info.state == 'running' and self._writes(info):
+                    self._has_run = True
                 elif info.state == 'ended' and self._writes(info):
                     self._waiting = False
                     self._end = time.monotonic() + GRACE_S, info.result, info.reason
@@ -137,11 +141,11 @@ class EpisodeRecorder(Node):
         if self._writes(info):
             return
         if self._writer is not None:
-            self._finish('truncated', 'the next episode was prepared')
+            self._finish(*self._cut('the next episode was prepared'))
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
-        self._lost = {}
+        self._lost, self._has_run = {}, False
         self._writer = EpisodeWriter(self._root, self._header(info))
         self._participant.report(
             'preparing', f'no publisher of {", ".join(sorted(self._required))}'
@@ -150,7 +154,9 @@ class EpisodeRecorder(Node):
 
     def _header(self, info: SessionInfo) -> EpisodeHeader:
         fields = info.to_dict()
-        names = ('task', 'source', 'policy', 'operator', 'seed', 'contract', 'tags')
+        names = (
+            'task', 'source', 'policy', 'policy_sha256', 'operator', 'seed', 'contract', 'tags'
+        )  # fmt: skip
         return EpisodeHeader.parse(
             {name: fields[name] for name in names}
             | {
@@ -227,6 +233,10 @@ class EpisodeRecorder(Node):
                 about['source_timestamp'],
                 about['publication_sequence_number'] or 0,
             )
+
+    def _cut(self, reason: str) -> tuple[str, str]:
+        """Return how an episode ends that nobody has ended: one that never ran is no episode."""
+        return 'truncated' if self._has_run else 'discarded', reason
 
     def _finish(self, result: str, termination: str) -> None:
         """Commit or discard the episode, and say where it lies and what it lacks."""

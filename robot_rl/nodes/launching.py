@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from launch_ros.actions import Node
 
 SWITCH = ['true', 'false']
+MAYBE = ['', *SWITCH]
 FROM_FILE = '(empty: as in params_file)'
+REAL = '(empty: {} where sim is false, else as in params_file)'
 
 # name: (default, description, choices)
 _ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
@@ -25,7 +27,8 @@ _ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     'task': ('', f'task in config/tasks, or a YAML file {FROM_FILE}', None),
     'policy': ('', f"file, name in pretrained/, 'random', 'constant' {FROM_FILE}", None),
     'seed': ('', f'seed of the initial condition {FROM_FILE}', None),
-    'first_seed': ('', f'seed of the first episode, -1: no seeds {FROM_FILE}', None),
+    'first_seed': ('', f'seed of the first episode, -1: no seeds {REAL.format("-1")}', None),
+    'manual': ('', f'a person starts each episode by /session/start {REAL.format("true")}', MAYBE),
     'episodes': ('', f'how many episodes to run, 0: until stopped {FROM_FILE}', None),
     'operator': ('', 'the person beside the arm, for the record', None),
     'record': ('true', 'record the episodes', SWITCH),
@@ -45,6 +48,20 @@ class Launch:
     def number(self, name: str) -> int | None:
         """Return an argument as a whole number; None where it is empty."""
         return int(self[name]) if self[name] else None
+
+    @property
+    def first_seed(self) -> int | None:
+        """The seed of the first episode, None: as in params_file. No seed places a real arm."""
+        if self['sim'] == 'false' and not self['first_seed']:
+            return -1
+        return self.number('first_seed')
+
+    @property
+    def manual(self) -> bool | None:
+        """Whether a person starts each episode, None: as in params_file. A real arm waits."""
+        if not self['manual']:
+            return True if self['sim'] == 'false' else None
+        return self['manual'] == 'true'
 
     def node(self, executable: str, **parameters: Any) -> Node:
         """Return a node whose end ends the launch; empty parameters are left to params_file."""

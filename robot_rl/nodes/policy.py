@@ -46,7 +46,9 @@ class Parameters(Spec):
     )
     seed: pydantic.NonNegativeInt = pydantic.Field(0, description="of the policy 'random'")
     max_age_s: pydantic.PositiveFloat = pydantic.Field(
-        0.25, description='age of the joint states beyond which the episode is broken off [s]'
+        0.25,
+        description='joint states older than this, or stamped farther in the future, break the '
+        'episode off [s]',
     )
     autostart: bool = pydantic.Field(
         True, description='configure and activate without a lifecycle manager'
@@ -60,10 +62,18 @@ def open_policy(name: str, task: str, seed: int = 0) -> Policy:
     """
     if name in BUILT_IN:
         return load_policy(name, registry.make_task(task).contract(), seed)
+    return load_policy(policy_file(name))
+
+
+def policy_file(name: str) -> Path:
+    """Return the path of an .onnx file, or of one by its name in pretrained/.
+
+    Raises UnknownName.
+    """
     path = Path(name)
     if path.suffix != '.onnx' and not path.exists():
         path = resources.find('pretrained', name, '.onnx')
-    return load_policy(path)
+    return path
 
 
 class PolicyNode(LifecycleNode):
@@ -151,7 +161,7 @@ class PolicyNode(LifecycleNode):
 
     def _create_topics(self, robot: RobotSpec, contract: Contract) -> None:
         self._joint_states = support.Polled(
-            self, JointState, robot.joint_states_topic, support.SENSOR
+            self, JointState, robot.joint_states_topic, support.NEIGHBOURS
         )
         poses = {field.stream for field in contract.observation}
         poses -= {'joint_states', 'command', 'tool'}
@@ -280,15 +290,16 @@ class PolicyNode(LifecycleNode):
 
     def _require_fresh_joint_states(self) -> None:
         age = self._now() - support.seconds(self._stamp)
-        if age > self._max_age_s:
+        if abs(age) > self._max_age_s:
+            side = 'old' if age > 0 else 'in the future'
             raise ContractMismatch(
-                f'the newest joint states are {age:.2f} s old, at most {self._max_age_s} s are '
-                'allowed (parameter max_age_s)'
+                f'the newest joint states are {abs(age):.2f} s {side}, at most '
+                f'{self._max_age_s} s are allowed (parameter max_age_s)'
             )
 
     def _poll(self) -> None:
-        """Take the newest sample of every stream, or note why it is refused."""
-        if (message := self._joint_states.newest()) is not None:
+        """Take the newest samples of every stream, or note why they are refused."""
+        for message, _ in self._joint_states.drain():
             values = {'position': message.position, 'velocity': message.velocity}
             if self._put('joint_states', message, values, message.name):
                 self._stamp = message.header.stamp

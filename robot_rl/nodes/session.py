@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import threading
 import time
@@ -15,11 +16,12 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from robot_rl import registry
+from robot_rl.control.runtime import BUILT_IN
 from robot_rl.control.session import Result, Session, SessionInfo
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
-from robot_rl.nodes.policy import open_policy
+from robot_rl.nodes.policy import open_policy, policy_file
 from robot_rl.specs import Spec
 from robot_rl.storage.episode import new_episode_id
 
@@ -73,7 +75,9 @@ class Parameters(Spec):
     operator: str = pydantic.Field('', description='the person beside the arm')
     tags: tuple[str, ...] = pydantic.Field((), description='tags of the episodes')
     manual: bool = pydantic.Field(
-        False, description='wait for ~/start, and for a person to end each episode'
+        False,
+        description='wait for ~/start before each episode; one that no policy ends after its '
+        'steps is ended by a person',
     )
     exit_when_done: bool = pydantic.Field(True, description='end the node after the last episode')
     ready_timeout_s: pydantic.PositiveFloat = pydantic.Field(
@@ -100,7 +104,8 @@ class SessionNode(Node):
         self._parameters = support.read_parameters(self, Parameters)
         self._session = Session()
         self._answers: dict[str, support.Answer] = {}
-        self._calls: collections.deque[str] = collections.deque()
+        self._asked_to_start = threading.Event()
+        self._ends: collections.deque[str] = collections.deque()  # calls that end an episode
         self._changed = threading.Event()
         self._paused = self._parameters.manual
         self._fields = self._describe()
@@ -131,15 +136,20 @@ class SessionNode(Node):
         """Return the fields of SessionInfo that all episodes share."""
         parameters, task = self._parameters, registry.make_task(self._parameters.task)
         contract, label, steps = task.contract(), parameters.policy_label, parameters.max_steps
-        if parameters.source == 'policy':
+        by_policy, digest = parameters.source == 'policy', ''
+        if by_policy:
             policy = open_policy(parameters.policy, parameters.task)
             contract, label = policy.contract, label or policy.card.id
+            if parameters.policy not in BUILT_IN:
+                file = policy_file(parameters.policy).read_bytes()
+                digest = hashlib.sha256(file).hexdigest()
         self._period_s = contract.period_s
         return {
             'task': task.name,
             'source': parameters.source,
             'policy': label,
-            'max_steps': steps or (None if parameters.manual else task.max_steps),
+            'policy_sha256': digest,
+            'max_steps': steps or (task.max_steps if by_policy or not parameters.manual else None),
             'operator': parameters.operator,
             'robot': task.robot.name,
             'contract': contract.to_dict(),
@@ -162,7 +172,10 @@ class SessionNode(Node):
             response.success = self._is_possible(name)
             response.message = name if response.success else f'not possible in state {state!r}'
             if response.success:
-                self._calls.append(name)
+                if name == 'start':
+                    self._asked_to_start.set()
+                else:
+                    self._ends.append(name)
                 self._changed.set()
             return response
 
@@ -202,7 +215,9 @@ class SessionNode(Node):
         ending = self._walk(stop)
         has_run = self._session.info.state == 'running'
         stopped = stop.is_set() or (ending.result == 'discarded' and ending.reason in CALLS)
-        self._publish(self._session.end(ending.result, ending.reason))
+        ended = self._session.end(ending.result, ending.reason)
+        self._forget_calls()  # they were about this episode, not the next
+        self._publish(ended)
         self._print(ending, stop)
         if not (has_run or stopped):
             raise NotReady(ending.reason)
@@ -218,7 +233,9 @@ class SessionNode(Node):
             if self._paused:
                 self.get_logger().info('ready: call ~/start')
                 self._wait(self._started, stop)
+            self._require_no_end(stop)  # the arm moves from here on
             self._publish(self._session.start())
+            self._asked_to_start.clear()  # asked twice, it is still for one episode
             timeout_s = None
             if info.max_steps:
                 timeout_s = info.max_steps * self._period_s + parameters.run_margin_s
@@ -232,8 +249,9 @@ class SessionNode(Node):
         return all(self._answer(name).state == 'ready' for name in names)
 
     def _started(self) -> bool:
-        if self._called() != 'start':
+        if not self._asked_to_start.is_set():
             return False
+        self._asked_to_start.clear()
         self._paused = self._parameters.manual
         return True
 
@@ -253,8 +271,8 @@ class SessionNode(Node):
         cut = 'truncated' if running else 'discarded'
         if stop.is_set():
             raise Ending(cut, 'the session was stopped')
-        if self._calls and self._calls[0] != 'start':
-            call = self._called()
+        if self._ends:
+            call = self._ends.popleft()
             self._paused = self._paused or call == 'stop'
             raise Ending(CALLS[call] if running else 'discarded', call)
         for name in self._parameters.participants:
@@ -296,8 +314,9 @@ class SessionNode(Node):
         detail = f' ({answer.detail})' if answer.detail else ''
         return f'{name} is {answer.state}{detail}'
 
-    def _called(self) -> str | None:
-        return self._calls.popleft() if self._calls else None
+    def _forget_calls(self) -> None:
+        self._asked_to_start.clear()
+        self._ends.clear()
 
     def _wait(
         self,
@@ -308,18 +327,20 @@ class SessionNode(Node):
     ) -> bool:
         """Wait until `condition`, which is looked at whenever something changes.
 
-        Returns False after `timeout_s`. Raises Ending where something ends the episode in hand,
-        unless it has `ended`.
+        Returns False after `timeout_s`. Raises Ending where something ends the episode in hand;
+        where it has `ended`, a stop makes it return False.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._changed.clear()
             if not ended:
                 self._require_no_end(stop)
+            elif stop.is_set():
+                return False
             if condition():
                 return True
             left = None if deadline is None else deadline - time.monotonic()
-            if stop.is_set() or (left is not None and left <= 0):
+            if left is not None and left <= 0:
                 return False
             self._changed.wait(left)
 

@@ -43,6 +43,8 @@ COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 STREAM = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 # How control reads sensors (REP 2003): the newest sample, from any publisher.
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# The newest two: a velocity that is a difference of positions is one of neighbours.
+NEIGHBOURS = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 # A state that newcomers get as well, the newest only; who is there gets every one of them.
 LATCHED = QoSProfile(
     depth=1,

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.control.guard import CommandGuard, GuardConfig, GuardState
+from robot_rl.errors import SpecError
 from robot_rl.specs import RobotSpec
 
 NAMES = ('shoulder', 'elbow', 'wrist')
@@ -28,6 +29,12 @@ def run(guard, times) -> np.ndarray:
     return np.array([guard.tick(now).positions for now in times])
 
 
+def follow(guard, now) -> None:
+    """Let the arm be measured where it was last told to be."""
+    stands = HOME if guard.published is None else guard.published
+    assert guard.measured(NAMES, stands, now) is None
+
+
 def test_interpolates_linearly_and_arrives_after_the_duration(robot):
     guard = started(robot)
     target = HOME + np.array([0.04, -0.05, 0.02])
@@ -44,6 +51,7 @@ def test_a_stream_of_targets_continues_from_the_last_command(robot):
     guard = started(robot)
     last = HOME
     for k in range(20):
+        follow(guard, PERIOD * k)
         target = last + 0.03
         assert send(guard, target, now=PERIOD * k) is None
         out = run(guard, PERIOD * k + TICK * np.arange(5))
@@ -131,6 +139,7 @@ def test_a_quiet_source_is_held_exactly_and_may_come_back(robot):
         assert np.array_equal(applied.positions, moving.positions)
         assert applied.source == 'hold'
     assert guard.diagnostics()['held'] == 1
+    follow(guard, 0.6)
     assert send(guard, moving.positions + 0.05, now=0.6) is None
     assert guard.state is GuardState.ACTIVE
     np.testing.assert_allclose(guard.tick(0.6).positions, moving.positions + 0.01)
@@ -178,6 +187,7 @@ def test_a_far_first_target_is_ramped_slowly_then_followed(robot):
     for k in range(300):
         now = TICK * k
         if k % 5 == 0:
+            follow(guard, now)
             assert send(guard, target, now) is None
         out.append(guard.tick(now).positions)
     steps = np.abs(np.diff(out, axis=0))
@@ -185,6 +195,7 @@ def test_a_far_first_target_is_ramped_slowly_then_followed(robot):
     np.testing.assert_allclose(steps[10], [0, 0.0025, 0.00125], atol=1e-12)  # a straight line
     assert np.array_equal(out[-1], target)
     assert guard.diagnostics()['ramped'] == 1
+    follow(guard, 3.0)
     send(guard, target + np.array([0, 0, 0.08]), now=3.0)
     np.testing.assert_allclose(guard.tick(3.0).positions, target + np.array([0, 0, 0.016]))
 
@@ -204,6 +215,7 @@ def test_a_source_that_comes_back_after_a_hold_passes_the_start_gate_too(robot):
     send(guard, HOME, now=0.0)
     guard.tick(0.0)
     guard.tick(0.5)
+    follow(guard, 0.51)
     send(guard, HOME + np.array([0, -0.5, 0]), now=0.51)
     moved = guard.tick(0.51).positions - HOME
     np.testing.assert_allclose(moved, [0, -0.0025, 0], atol=1e-12)
@@ -223,6 +235,7 @@ def test_positions_beyond_the_limits_are_clamped_and_counted(robot):
     for k in range(1500):
         now = TICK * k
         if k % 5 == 0:
+            follow(guard, now)
             send(guard, [5.0, 5.0, -9.0], now)
         applied = guard.tick(now)
     np.testing.assert_array_equal(applied.positions, [2.0, 1.0, -3.0])
@@ -262,6 +275,87 @@ def test_time_that_goes_backwards_stands_still(robot):
     assert guard.tick(3.02).source == 'policy'
 
 
+@pytest.mark.parametrize('kind', ['forward_velocity', 'joint_trajectory'])
+def test_an_arm_that_is_not_commanded_by_position_is_refused(robot, kind):
+    controller = {'kind': kind, 'driver_timeout_s': 0.1}
+    with pytest.raises(SpecError, match=f"'{kind}' would .* serves 'forward_position' only"):
+        CommandGuard(robot.replace(controller=controller))
+
+
+def test_commands_are_held_and_refused_while_joint_states_are_old(robot):
+    guard = started(robot)
+    for k in range(11):
+        assert send(guard, HOME + 0.001 * k, now=PERIOD * k) is None
+        guard.tick(PERIOD * k)
+    held = guard.tick(0.51)  # the policy is there, the arm is not
+    assert held.source == 'hold'
+    assert 'joint states are 0.55 s old' in send(guard, HOME + 0.02, now=0.55)
+    assert guard.state is GuardState.HOLDING
+    assert np.array_equal(guard.tick(0.56).positions, held.positions)
+    follow(guard, 0.57)
+    assert send(guard, HOME + 0.02, now=0.58) is None
+    assert guard.tick(0.58).source == 'policy'
+    assert guard.diagnostics()['held'] == 1
+
+
+def held_at_home(robot, **config) -> CommandGuard:
+    guard = started(robot, **config)
+    send(guard, HOME, now=0.0)
+    guard.tick(0.0)
+    assert guard.tick(0.2).source == 'hold'
+    return guard
+
+
+def test_an_arm_that_was_moved_during_a_hold_is_ramped_from_where_it_stands(robot):
+    guard, moved = held_at_home(robot), HOME + np.array([0.0, -0.15, 0.0])
+    guard.measured(NAMES, moved, now=0.3)
+    assert guard.tick(0.3).source == 'hold'  # not yet far enough to be let go
+    assert send(guard, HOME, now=0.31) is None
+    np.testing.assert_allclose(guard.tick(0.31).positions - moved, [0, 0.0025, 0], atol=1e-12)
+    assert guard.diagnostics()['ramped'] == 1
+
+
+def test_an_arm_that_was_moved_during_a_hold_may_go_on_from_there_only(robot):
+    guard = held_at_home(robot, start='refuse')
+    moved = HOME + np.array([0.0, -0.15, 0.0])
+    guard.measured(NAMES, moved, now=0.3)
+    assert '0.150 rad from where elbow stands' in send(guard, HOME, now=0.31)
+    assert send(guard, moved, now=0.32) is None
+    assert np.array_equal(guard.tick(0.32).positions, moved)
+
+
+def test_an_arm_beyond_its_limits_is_not_commanded_after_a_hold_either(robot):
+    guard = held_at_home(robot, tracking_gate=9.0)
+    guard.measured(NAMES, [0.1, 1.2, 0.3], now=0.3)
+    assert 'elbow is measured 0.200 rad outside its limits' in send(guard, HOME, now=0.31)
+
+
+def test_an_arm_that_leaves_a_held_command_behind_is_not_pulled_back(robot):
+    guard = held_at_home(robot)
+    guard.measured(NAMES, HOME + np.array([0.19, 0, 0]), now=0.3)
+    assert guard.tick(0.3).source == 'hold'
+    guard.measured(NAMES, HOME + np.array([0.21, 0, 0]), now=0.31)
+    assert (guard.state, guard.tick(0.31)) == (GuardState.IDLE, None)
+    assert guard.diagnostics()['displaced'] == 1
+
+
+def test_an_arm_that_is_moved_after_an_emergency_stop_is_not_pulled_back(robot):
+    guard = held_at_home(robot)
+    guard.estop(0.3)
+    guard.measured(NAMES, HOME + 0.3, now=0.31)
+    assert (guard.state, guard.tick(0.31)) == (GuardState.ESTOP, None)
+    assert 'latched' in send(guard, HOME, now=0.32)
+
+
+def test_lagging_behind_in_motion_does_not_stop_it(robot):
+    guard = started(robot)
+    for k in range(20):
+        guard.measured(NAMES, HOME, now=PERIOD * k)  # it does not move at all
+        assert send(guard, HOME + np.array([0, 0, 0.05 * k]), now=PERIOD * k) is None
+        assert guard.tick(PERIOD * k).source == 'policy'
+    assert guard.diagnostics()['displaced'] == 0
+
+
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
 near = st.floats(-4, 4)
 vectors = st.one_of(
@@ -294,14 +388,20 @@ def test_no_sequence_of_messages_and_times_gets_past_the_limits(robot, sequence,
     guard = CommandGuard(robot, GuardConfig(start=start))
     guard.measured(NAMES, robot.home_position, 0.0)
     now = passed = 0.0  # `passed`: time gone by forwards, since the last tick
-    last = None
+    last, stands = None, robot.home_position
     for kind, elapsed, *arguments in sequence:
         now, passed = now + elapsed, passed + max(0.0, elapsed)
         if kind == 'command':
             positions, duration = arguments
             guard.command(NAMES[: len(positions)], positions, duration, 0, 'policy', now)
+            if last is not None and (guard.published != last).any():
+                # The arm was moved during a hold: it starts anew, and from where it stands.
+                assert (np.abs(stands - last) > guard.config.start_gate).any()
+                assert np.array_equal(guard.published, np.clip(stands, robot.lower, robot.upper))
+                last = None
         elif kind == 'measured':
-            guard.measured(NAMES, *arguments, now)
+            if guard.measured(NAMES, *arguments, now) is None:
+                stands = np.array(*arguments)
         elif kind == 'reset':
             guard.reset()
         elif kind != 'tick':

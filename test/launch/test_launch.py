@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,22 +17,33 @@ pytest.importorskip('launch_ros', reason='launch_ros is not installed: it comes 
 if shutil.which('ros2') is None:
     pytest.skip('no ros2 command on the PATH', allow_module_level=True)
 
+from launch import LaunchContext
+
+from robot_rl import resources
+from robot_rl.nodes.supervisor import reserved_domain_id
+
 ARGUMENTS = {
     'train': {'task', 'agent', 'steps', 'seed', 'out'},
     'sim_robot': {'task', 'seed', 'namespace', 'params_file', 'log_level', 'use_sim_time'},
-    'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'record', 'storage', 'namespace'},
+    'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'manual', 'record', 'storage'},
     'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
 }
 
 
 @pytest.fixture
-def launch(workspace, tmp_path):
+def domain_id():
+    with reserved_domain_id() as domain_id:
+        yield domain_id
+
+
+@pytest.fixture
+def launch(workspace, tmp_path, domain_id):
     """Return `start(file, *arguments)`, which starts `ros2 launch robot_rl <file>`."""
     started = []
 
     def start(file: str, *arguments: str) -> subprocess.Popen:
         environment = workspace.environment | {
-            'ROS_DOMAIN_ID': str(os.getpid() % 100 + 1),
+            'ROS_DOMAIN_ID': str(domain_id),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
             'ROS_LOG_DIR': str(tmp_path / 'log'),
         }
@@ -118,6 +130,28 @@ def test_a_missing_policy_ends_the_launch_with_one_clear_line(launch, workspace)
     text, _ = process.communicate(timeout=60)
     assert 'no/such.onnx: cannot be read (No such file or directory)' in text
     assert 'Traceback' not in text and orphans(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ('task', 'agent', 'used'),
+    [
+        ('ur5e/reach', '', 'd4pg_reach'),
+        ('ur5e/reach', 'my.yaml', 'my.yaml'),
+        ('suite/cartpole-swingup', '', None),  # what robot-rl train takes by itself
+    ],
+)
+def test_train_takes_the_agent_that_is_made_for_the_task(task, agent, used):
+    path = resources.find('launch', 'train', '.launch.py')
+    spec = importlib.util.spec_from_file_location('train_launch', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    context = LaunchContext()
+    defaults = {name: default for name, (default, _) in module.ARGUMENTS.items()}
+    context.launch_configurations.update(defaults | {'task': task, 'agent': agent})
+    (action,) = module.train(context)
+    words = [part.text for word in action.cmd[1:] for part in word]
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert (options['--task'], options.get('--agent')) == (task, used)
 
 
 def test_train_starts_training(launch, workspace, tmp_path):

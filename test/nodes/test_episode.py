@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -54,6 +55,7 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
         episode = EpisodeReader(line['path'])
         header, columns = episode.header, aligned_columns(episode)
         assert (header.task, header.source, header.policy) == ('ur5e/reach', 'policy', 'random-1')
+        assert header.policy_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (header.result, header.tags, header.robot) == ('truncated', ('smoke',), 'ur5e')
         assert header.contract == task.contract() and episode.damage() is None
         assert columns['action/requested'].shape == (15, 6)

@@ -121,6 +121,22 @@ def test_a_recorder_that_is_stopped_commits_what_it_has(recorder):
     assert header.topics['/policy/action'].count == 3
 
 
+def test_an_episode_that_never_ran_is_discarded_when_the_recorder_is_stopped(recorder):
+    recorder = recorder()
+    recorder.graph()
+    recorder.session.say('prepare', episode='e1')
+    recorder.session.hears('ready')
+    recorder.session.say('prepare', episode='e2')
+    recorder.session.hears('ready')
+    recorder.session.say('ready')
+    recorder.child.send_signal(signal.SIGINT)
+    assert recorder.child.wait(20) == 0
+    names = sorted(path.name for path in recorder.root.iterdir())
+    assert names == ['e1.discarded', 'e2.discarded']
+    header = EpisodeReader(recorder.root / 'e2.discarded').header
+    assert (header.result, header.termination) == ('discarded', 'the recorder was stopped')
+
+
 def test_further_topics_are_recorded_and_a_prepared_successor_ends_an_episode(recorder, observer):
     recorder = recorder(topics=['notes'])
     recorder.graph()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+import rclpy
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
 from robot_rl.control.observation import observe
 from robot_rl.control.runtime import load_policy
+from robot_rl.nodes.policy import PolicyNode
 from robot_rl.robots.kinematics import KinematicChain
 
 
@@ -142,6 +147,55 @@ def test_when_joint_states_stop_it_breaks_the_episode_off(supervisor, observer, 
     session.say('prepare', episode='e2')
     assert 'joint_states: none has come' in session.hears('preparing')
     assert len(world.commands) == count
+
+
+def test_joint_states_from_the_future_break_the_episode_off(
+    supervisor, observer, conductor, world
+):
+    supervisor.start('policy', {'policy': 'random'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    session.say('prepare', max_steps=100)
+    session.hears('ready')
+    session.say('running')
+    observer.until(lambda: len(world.commands) >= 3)
+    now = observer.stamp
+
+    def ahead():
+        stamp = now()
+        stamp.sec += 1
+        return stamp
+
+    observer.stamp = ahead
+    assert 's in the future, at most 0.25 s are allowed' in session.hears('error')
+
+
+def test_velocities_that_are_differences_are_those_of_neighbouring_samples(
+    domain_id, observer, ur5e
+):
+    rclpy.init(args=['--ros-args', '-p', 'policy:=constant'], domain_id=domain_id)
+    node = PolicyNode()
+    try:
+        node._configure()
+        arm, home = observer.publisher(JointState, 'joint_states'), ur5e.home_position
+        observer.until(lambda: node.count_publishers('joint_states'))
+        # The last two come between the same two ticks.
+        for moved, elapsed_ms in ((0.0, 0), (0.4, 40), (0.41, 50)):
+            message = JointState(name=ur5e.joints, position=(home + moved).tolist())
+            message.header.stamp.sec, message.header.stamp.nanosec = 10, elapsed_ms * 1_000_000
+            arm.publish(message)
+            if not elapsed_ms:
+                observer.until(
+                    lambda: node._poll() or node._loop.observations.latest('joint_states')
+                )
+        time.sleep(0.3)
+        node._poll()
+        sample = node._loop.observations.latest('joint_states')
+        np.testing.assert_allclose(sample['position'], home + 0.41)
+        np.testing.assert_allclose(sample['velocity'], 0.01 / 0.01)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 def test_nan_joint_states_are_no_samples(supervisor, observer, conductor, world):

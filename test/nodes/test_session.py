@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
+import rclpy
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
+
+from robot_rl.nodes.session import Ending, SessionNode
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -138,6 +142,84 @@ def test_stop_ends_the_episode_and_the_next_waits_for_a_person(play, observer):
     session.info('ready', 1)
     assert observer.call('session/start').success
     session.answer(session.info('running', 1), 'done')
+    assert session.child.wait(20) == 0
+
+
+@pytest.fixture
+def node(domain_id):
+    """Return `make(**parameters)`: a session in this process, in a prepared episode, unstarted."""
+
+    def make(**parameters) -> SessionNode:
+        overrides = [part for k, v in parameters.items() for part in ('-p', f'{k}:={v}')]
+        rclpy.init(args=['--ros-args', *overrides], domain_id=domain_id)
+        node = SessionNode()
+        node.published = []
+        node._publish = lambda info: node.published.append(info.state)
+        node._session.prepare('e1', **node._fields)
+        made.append(node)
+        return node
+
+    made: list[SessionNode] = []
+    yield make
+    for one in made:
+        one.destroy_node()
+    rclpy.try_shutdown()
+
+
+@pytest.mark.parametrize('how', ['signal', 'stop', 'discard'])
+@pytest.mark.parametrize('moment', ['_all_ready', '_started'])
+def test_a_stop_between_two_checks_never_lets_an_episode_run(node, how, moment):
+    node, stop = node(manual='true'), threading.Event()
+    node._all_ready = node._started = lambda: True
+
+    def end() -> bool:  # comes after the look for an end, before the episode moves on
+        stop.set() if how == 'signal' else node._ends.append(how)
+        return moment == '_started'
+
+    setattr(node, moment, end)
+    threading.Timer(0.1, node._changed.set).start()
+    ending = node._walk(stop)
+    assert isinstance(ending, Ending) and ending.result == 'discarded'
+    assert 'running' not in node.published
+
+
+def test_a_manual_episode_without_a_number_of_steps_ends_when_stopped(node):
+    node, stop = node(manual='true', source='teleop'), threading.Event()
+    assert node._session.info.max_steps is None
+    node._all_ready = node._started = lambda: True
+
+    def done() -> bool:
+        stop.set()
+        node._changed.set()
+        return False
+
+    node._done = done
+    assert node._walk(stop).reason == 'the session was stopped'
+    assert node.published == ['ready', 'running']
+
+
+def test_a_person_who_asks_twice_is_heard_once_and_can_still_stop(play, observer):
+    session = play(manual=True, source='teleop', participants=['arm'], episodes=0)
+    info = session.info('prepare')
+    for _ in range(2):
+        assert observer.call('session/start').success
+    session.answer(info, 'ready')
+    session.info('running')
+    assert observer.call('session/stop').success
+    assert session.info('ended')['reason'] == 'stop'
+    session.answer(session.info('prepare', 1), 'ready')
+    session.info('ready', 1)
+    assert json.loads(session.states[-1].data)['state'] == 'ready'
+
+
+def test_a_person_starts_a_policy_that_ends_by_its_steps(play, observer):
+    session = play(manual=True, episodes=1, first_seed=-1)
+    info = session.info('prepare')
+    assert info['max_steps'] == 60 and info['seed'] is None
+    session.answer(info, 'ready')
+    session.info('ready')
+    assert observer.call('session/start').success
+    session.answer(session.info('running'), 'done')
     assert session.child.wait(20) == 0
 
 

@@ -27,19 +27,22 @@ class StorageError(RobotRLError, OSError):
 class UnknownName(RobotRLError, KeyError):
     """A task, agent, robot or command of that name is not known."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed_by: str = ''):
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(f'unknown {kind} {name!r}{did_you_mean(name, self.known)}')
+        hint = did_you_mean(name, self.known, listed_by)
+        super().__init__(f'unknown {kind} {name!r}{hint}')
 
     def __str__(self) -> str:
         return self.args[0]  # KeyError would show the repr of the message
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean ...?' for a near miss, else the list of what is known."""
+def did_you_mean(name: str, known: Iterable[str], listed_by: str = '') -> str:
+    """Return '; did you mean ...?' for a near miss, else what is known, or what lists it."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return '; did you mean ' + ' or '.join(repr(n) for n in near) + '?'
+    if listed_by:
+        return f'; {listed_by} lists them'
     listed = ', '.join(known[:8]) + (', ...' if len(known) > 8 else '')
     return f'; known: {listed}' if known else ''

@@ -53,7 +53,7 @@ def make_task(name: str) -> ReachTask:
             f'task {name!r} has no arm and no streams; those of an arm are: {", ".join(TASKS)}'
         )
     if name not in TASKS:
-        raise UnknownName('task', name, _known())
+        raise UnknownName('task', name, _known(), 'robot-rl tasks')
     return resolve('task', name).load(name)
 
 

@@ -35,10 +35,10 @@ def names(folder: str, suffix: str = '.yaml') -> list[str]:
     return sorted(path.name.removesuffix(suffix) for path in found)
 
 
-def find(folder: str, name: str, suffix: str = '.yaml') -> Path:
+def find(folder: str, name: str, suffix: str = '.yaml', kind: str = '') -> Path:
     """Return the file called `name` in `folder`, or `name` itself where it is a path of a file.
 
-    Raises UnknownName, with the nearest known name, where neither exists.
+    Raises UnknownName, with the nearest known name, where neither exists; `kind` says of what.
     """
     own = Path(name)
     if own.suffix and own.is_file():
@@ -46,8 +46,7 @@ def find(folder: str, name: str, suffix: str = '.yaml') -> Path:
     path = share() / folder / f'{name}{suffix}'
     if path.is_file():
         return path
-    kind = Path(folder).name.removesuffix('s')
-    raise UnknownName(kind, name, names(folder, suffix))
+    raise UnknownName(kind or Path(folder).name.removesuffix('s'), name, names(folder, suffix))
 
 
 def model(name: str) -> Path:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pydantic
 import tyro
 
 from robot_rl.errors import RobotRLError, SpecError, did_you_mean
 from robot_rl.specs.base import Spec, load_yaml
+
+if TYPE_CHECKING:
+    from robot_rl.storage.store import Store
 
 
 class Options(Spec):
@@ -24,6 +28,21 @@ class Options(Spec):
         tyro.conf.arg(name='json', help='print one JSON object'),
         tyro.conf.FlagCreatePairsOff,
     ] = False
+
+
+class StoreOptions(Options):
+    """Options of the commands that read recorded episodes."""
+
+    store: Path = pydantic.Field(
+        default_factory=lambda: Path(os.environ.get('ROBOT_RL_STORE', 'episodes')),
+        description='the folder that holds the episodes; $ROBOT_RL_STORE, or ./episodes',
+    )
+
+    def open(self) -> Store:
+        """Open the store; a folder that is not there is an error, not a new store."""
+        from robot_rl.storage.store import Store
+
+        return Store(self.store, create=False)
 
 
 OptionsT = TypeVar('OptionsT', bound=Spec)
@@ -37,6 +56,7 @@ def parse(
     Raises RobotRLError with one line for a flag or a value that does not fit.
     """
     description = f'{summary.strip()}\n\nexample: {example}'
+    _require_known(options, argv, command)
     argv = _with_config_file(options, argv)
     errors = io.StringIO()
     try:
@@ -53,6 +73,38 @@ def parse(
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:
     """Print `data` as one JSON object for machines, or `text` for people."""
     print(json.dumps(data, allow_nan=False) if as_json else text)
+
+
+def require_folder(flag: str, path: Path) -> None:
+    """Raise RobotRLError where `path` is there and is no folder."""
+    if path.exists() and not path.is_dir():
+        raise RobotRLError(f'{flag}: {path} is a file; a folder is needed')
+
+
+def _require_known(options: type[Spec], argv: list[str], command: str) -> None:
+    """Refuse a misspelt flag before what it was meant to give is found missing."""
+    known = [*_known_flags(options), '--config', '--help']
+    given = argv[: argv.index('--')] if '--' in argv else argv
+    for word in given:
+        flag = word.split('=')[0]
+        if flag.startswith('--') and flag.replace('_', '-') not in known:
+            near = did_you_mean(flag, known)
+            raise RobotRLError(f'{command}: unknown option {flag}{near}')
+
+
+def _known_flags(model: type[pydantic.BaseModel], prefix: str = '--') -> list[str]:
+    """Return all flags of a model, those of nested models included."""
+    flags = []
+    for key, field in model.model_fields.items():
+        named = (item.name for item in field.metadata if getattr(item, 'name', None))
+        name = prefix + next(named, key).replace('_', '-')
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Spec):
+            flags += _known_flags(field.annotation, f'{name}.')
+        else:
+            flags.append(name)
+            if field.annotation is bool and tyro.conf.FlagCreatePairsOff not in field.metadata:
+                flags.append(_negated(name))
+    return flags
 
 
 def _with_config_file(options: type[Spec], argv: list[str]) -> list[str]:
@@ -100,11 +152,35 @@ def _negated(flag: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    """Reduce tyro's message to its sentence: title, frame and the hints on --help go."""
+    """Reduce tyro's message to its sentence: title, frame, hints and help texts go."""
     lines = [re.sub(r'[│╭╮╰╯─]+|-{3,}', ' ', line).strip() for line in message.splitlines()]
+    if any(line.startswith('Missing from') for line in lines):
+        # Each missing option has a line of its own, with its help text below.
+        missing = [line.split()[0] for line in lines if line.startswith('--')]
+        return f'{", ".join(missing) or "an argument"} is missing; see --help'
     skip = ('For full help', 'For further', 'information visit', 'https:', 'robot-rl ')
     text = ' '.join(line for line in lines[1:] if line and not line.startswith(skip))
-    text = re.sub(r'\[type=[^\]]*\]', '', text)
-    text = re.sub(r'Error parsing \w+: \d+ validation errors? for \w+ ', '', text)
-    text = re.sub(r' Argument helptext:.*', '', text)
-    return ' '.join(text.split()) or 'the options do not fit; see --help'
+    text = ' '.join(re.sub(r' Argument helptext:.*', '', text).split())
+    for pattern, words in _WORDS:
+        text = re.sub(pattern, words, text)
+    return text or 'the options do not fit; see --help'
+
+
+# Python's and pydantic's words for a wrong value, as tyro hands them on, and ours.
+_WORDS = (
+    (
+        r"Error parsing (\S+): .*invalid literal for int\(\) with base 10: ('.*')",
+        r'\1: a whole number is needed, found \2',
+    ),
+    (
+        r"Error parsing (\S+): .*could not convert string to float: ('.*')",
+        r'\1: a number is needed, found \2',
+    ),
+    (r"Missing value for argument '(.*?)'.*", r'\1: a value is needed'),
+    (r'Error parsing \w+: \d+ validation errors? for \w+ ', ''),
+    (
+        r'(\S+) Input should (.*?) \[type=\w+, input_value=(.*?), input_type=\w+\]',
+        r'--\1: must \2, found \3',
+    ),
+    (r' \[type=[^\]]*\]', ''),
+)

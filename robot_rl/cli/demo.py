@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from pathlib import Path
 
@@ -21,11 +22,13 @@ class Options(common.Options):
     deploy_only: bool = pydantic.Field(
         False, description='only run the policy that ships with the package on the twin, by ROS 2'
     )
-    episodes: pydantic.PositiveInt = pydantic.Field(
-        5, description='how many episodes --deploy-only runs'
+    episodes: pydantic.PositiveInt | None = pydantic.Field(
+        None, description='how many episodes --deploy-only runs; 5 without it'
     )
-    out: Path = pydantic.Field(
-        Path('runs/demo'), description='folder of the results; an older one is kept, renamed'
+    out: Path | None = pydantic.Field(
+        None,
+        description='folder of the results; an older one is kept, renamed. Without it: runs/demo, '
+        'or runs/deploy for --deploy-only',
     )
 
 
@@ -36,27 +39,30 @@ def main(argv: list[str]) -> int:
         raise RobotRLError(
             "demo needs ROS 2: source its setup.bash, or pip install 'robot_rl[ros]'"
         )
-    _set_aside(options.out)
+    if options.episodes is not None and not options.deploy_only:
+        raise RobotRLError('demo: --episodes belongs to --deploy-only')
+    out = options.out or Path('runs/deploy' if options.deploy_only else 'runs/demo')
+    _set_aside(out)
     console = Console(stderr=options.as_json)
     if options.deploy_only:
-        return _deploy(options, console)
+        return _deploy(out, options, console)
     from robot_rl.demo.pipeline import Demo
 
-    passed = Demo(options.out, console).run()
+    passed = Demo(out, console).run()
     if options.as_json:
-        print((options.out / 'summary.json').read_text(encoding='utf-8'))
+        print((out / 'summary.json').read_text(encoding='utf-8'))
     return 0 if passed else 1
 
 
-def _deploy(options: Options, console: Console) -> int:
+def _deploy(out: Path, options: Options, console: Console) -> int:
     """Run the shipped policy on held-out targets, and say how it did."""
     from robot_rl.demo import deploy
 
-    outcome = deploy.run(options.out, options.episodes, console)
-    data = {**outcome, 'folder': str(options.out)}
+    outcome = deploy.run(out, options.episodes or 5, console)
+    data = {**outcome, 'folder': str(out)}
     text = (
         f'reached {outcome["reached"]} of {outcome["episodes"]} targets; '
-        f'pictures and episodes are in {options.out}'
+        f'pictures and episodes are in {out}'
     )
     common.emit(data, options.as_json, text)
     return 0 if outcome['reached'] else 1
@@ -68,4 +74,5 @@ def _set_aside(folder: Path) -> None:
         raise StorageError(f'{folder}: a file is in the way; choose another --out')
     if folder.exists() and any(folder.iterdir()):
         then = time.strftime('%Y%m%d-%H%M%S', time.localtime(folder.stat().st_mtime))
-        folder.rename(folder.with_name(f'{folder.name}-{then}'))
+        kept = folder.rename(folder.with_name(f'{folder.name}-{then}'))
+        print(f'robot-rl: earlier results are kept in {kept}', file=sys.stderr)

@@ -11,7 +11,6 @@ reindex                        rebuild the index from the directories
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import sys
 from typing import Annotated, Any, Literal
@@ -30,17 +29,8 @@ EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=tru
 TRUTH = {'true': True, 'false': False, 'unknown': None}
 
 
-class Options(common.Options):
+class Options(common.StoreOptions):
     """Options of every action; a model's docstring is the help of its action."""
-
-    store: str = pydantic.Field(
-        default_factory=lambda: os.environ.get('ROBOT_RL_STORE', 'episodes'),
-        description='the folder that holds the episodes; $ROBOT_RL_STORE, or ./episodes',
-    )
-
-    def open(self) -> Store:
-        """Open the store; a folder that is not there is an error, not a new store."""
-        return Store(self.store, create=False)
 
 
 class ListOptions(Options):

@@ -13,7 +13,9 @@ EXAMPLE = 'robot-rl evaluate --policy runs/swingup/policy.onnx --task suite/cart
 class Options(common.Options):
     """Which policy, in which task, how often."""
 
-    policy: str = pydantic.Field(description="a policy file (.onnx), or 'random' or 'constant'")
+    policy: str = pydantic.Field(
+        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+    )
     task: str | None = pydantic.Field(
         None, description='see robot-rl tasks; the task that the file was trained on without it'
     )

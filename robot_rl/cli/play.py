@@ -29,7 +29,9 @@ _MOST_FRAMES_PER_S = 50
 class Options(common.Options):
     """What to watch, and where to."""
 
-    policy: str = pydantic.Field(description="an .onnx file, 'random' or 'constant'")
+    policy: str = pydantic.Field(
+        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+    )
     task: str = pydantic.Field('', description='task; default: the one the policy was trained on')
     episodes: pydantic.PositiveInt = pydantic.Field(1, description='how many episodes')
     seed: pydantic.NonNegativeInt = pydantic.Field(

@@ -9,7 +9,7 @@ import pydantic
 
 from robot_rl import resources
 from robot_rl.cli import common
-from robot_rl.specs.base import load_with_overrides
+from robot_rl.errors import RobotRLError
 
 EXAMPLE = (
     'robot-rl retrain --store runs/demo/episodes --task ur5e/reach --agent crr '
@@ -17,11 +17,10 @@ EXAMPLE = (
 )
 
 
-class Options(common.Options):
+class Options(common.StoreOptions):
     """What to learn from, how, and where to put it."""
 
     task: str = pydantic.Field(description='whose rewards and contract: see robot-rl tasks')
-    store: Path = pydantic.Field(Path('episodes'), description='folder of the episodes')
     query: str = pydantic.Field('', description='which episodes, as robot-rl episodes ls takes it')
     agent: str = pydantic.Field(
         'crr', description='crr, d4pg or bc (files of config/offline), or the path of such a file'
@@ -37,21 +36,23 @@ class Options(common.Options):
 def main(argv: list[str]) -> int:
     """Write config, metrics and policy.onnx into the result's folder."""
     options = common.parse(Options, argv, 'retrain', __doc__, EXAMPLE)
+    common.require_folder('--out', options.out)
     # Here, and not above: torch takes seconds, and --help should not.
     import torch
 
     from robot_rl.imitation.retrain import POLICY, RetrainConfig, retrain
-    from robot_rl.storage.store import Store
     from robot_rl.training.logs import ProgressBar
 
     torch.set_num_threads(1)
     given = {'task': options.task, 'query': options.query, 'seed': options.seed}
     if options.updates is not None:
         given['updates'] = options.updates
-    path = resources.find('config/offline', options.agent)
-    config = RetrainConfig.parse(load_with_overrides(path, given, options.set), str(path))
+    if (options.out / POLICY).exists():
+        raise RobotRLError(f'--out: {options.out} holds a {POLICY} already; name another folder')
+    path = resources.find('config/offline', options.agent, kind='agent')
+    config = RetrainConfig.from_yaml_with(path, given, options.set)
+    store = options.open()
     with ProgressBar(f'retrain {config.agent}', config.updates) as bar:
-        store = Store(options.store, create=False)
         card = retrain(config, store, options.out, bar.show, _left_out)
     data = {'policy': str(options.out / POLICY), 'id': card.id, 'training': card.training}
     text = f'learned from {card.training["episodes"]} episodes; the policy is {data["policy"]}'

@@ -49,14 +49,19 @@ def main(argv: list[str]) -> int:
     # Here, and not above: torch takes seconds, and --help should not.
     from robot_rl.training.loop import POLICY, Trainer
 
+    if options.out is not None:
+        common.require_folder('--out', options.out)
     config = _config(options)
     name = f'{config.task.replace("/", "-")}-{config.agent}-seed{config.seed}'
     out = options.out or Path('runs') / name
     trainer = Trainer(config, out)
+    complete = trainer.complete
     finished, steps = trainer.run(), trainer.state.env_steps
     data = {'out': str(out), 'finished': finished, 'env_steps': steps, 'policy': str(out / POLICY)}
     text = f'{steps} steps done; the policy is {out / POLICY}'
-    if not finished:
+    if complete:
+        text = f'{out} has {steps} steps already; nothing to do'
+    elif not finished:
         text = f'stopped and saved at {steps} steps; robot-rl train --resume --out {out} goes on'
     common.emit(data, options.as_json, text)
     return 0 if finished else 130

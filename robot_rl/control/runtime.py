@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
-from robot_rl.errors import ContractMismatch, PolicyFileError, did_you_mean
+from robot_rl import resources
+from robot_rl.errors import ContractMismatch, PolicyFileError, UnknownName
 from robot_rl.specs import Contract, PolicyCard
 
 Arrays = dict[str, np.ndarray]
@@ -173,10 +174,10 @@ class OnnxPolicy:
 def load_policy(
     name_or_path: str | Path, contract: Contract | None = None, seed: int = 0
 ) -> Policy:
-    """Return 'random' or 'constant' for `contract`, or the policy in an .onnx file.
+    """Return 'random' or 'constant' for `contract`, or the policy that policy_file() finds.
 
     Where `contract` is given, a file must read nothing else and command the same. Raises
-    PolicyFileError and ContractMismatch.
+    UnknownName, PolicyFileError and ContractMismatch.
     """
     if str(name_or_path) in BUILT_IN:
         if contract is None:
@@ -184,14 +185,24 @@ def load_policy(
         if name_or_path == 'random':
             return RandomPolicy(contract, seed)
         return ConstantPolicy(contract)
-    path = Path(name_or_path)
-    if path.suffix != '.onnx' and not path.exists():
-        hint = did_you_mean(str(name_or_path), BUILT_IN)
-        raise PolicyFileError(f'{path}: neither a policy file (.onnx) nor a known policy{hint}')
-    policy = OnnxPolicy(path)
+    policy = OnnxPolicy(policy_file(name_or_path))
     if contract is not None:
         _require_same_view(policy, contract)
     return policy
+
+
+def policy_file(name_or_path: str | Path) -> Path:
+    """Return the path of an .onnx file, or of one by its name in pretrained/.
+
+    Raises UnknownName.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    pretrained = resources.names('pretrained', '.onnx')
+    if name in pretrained and not path.is_file():
+        return resources.find('pretrained', name, '.onnx')
+    if path.suffix != '.onnx' and not path.exists():
+        raise UnknownName('policy', name, [*BUILT_IN, *pretrained])
+    return path
 
 
 def _batch_size(contract: Contract, observation: Mapping[str, np.ndarray]) -> int:
@@ -226,10 +237,13 @@ def _open(path: Path) -> onnxruntime.InferenceSession:
         graph = path.read_bytes()
     except OSError as error:
         raise PolicyFileError(f'{path}: cannot be read ({error.strerror})') from None
+    reason = 'not a whole ONNX file: cut short, or of another kind'
+    if not graph:  # for which onnxruntime has other words
+        raise PolicyFileError(f'{path}: {reason}')
     try:
         return onnxruntime.InferenceSession(graph, options, providers=['CPUExecutionProvider'])
     except InvalidProtobuf:
-        reason = 'not a whole ONNX file: cut short, or of another kind'
+        pass
     except Exception as error:  # onnxruntime's errors share no narrower base
         reason = f'onnxruntime {onnxruntime.__version__} cannot load it: {_one_line(error)}'
         if 'model_path must not be empty' in str(error):

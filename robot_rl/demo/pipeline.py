@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from robot_rl import registry, resources
+from robot_rl import __version__, registry, resources
 from robot_rl.control.runtime import load_policy
 from robot_rl.demo import report
 from robot_rl.demo.pictures import episode_pictures
 from robot_rl.demo.twin import Batch, loop_figures, run_batch
 from robot_rl.errors import RobotRLError
 from robot_rl.imitation.data import Episode, judge
+from robot_rl.policies.export import check_parity, git_revision
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.sim.reach import ReachTask
 from robot_rl.storage.store import Store
@@ -78,6 +80,7 @@ class Demo:
 
     def run(self) -> bool:
         """Run all stages; write report.html and summary.json; tell whether all gates passed."""
+        self.console.print(f'five stages, 5 to 9 minutes; results in {self.folder}')
         with self._stage('train in simulation'):
             policies = self._train()
         with self._stage('run on the twin through ROS 2'):
@@ -94,7 +97,6 @@ class Demo:
 
     def _train(self) -> dict[str, str]:
         """Train and export; return the files of the trained and the half-trained policy."""
-        from robot_rl.policies.export import check_parity
         from robot_rl.training.config import load_run_config
         from robot_rl.training.loop import POLICY, Trainer
 
@@ -171,11 +173,16 @@ class Demo:
             'run': {
                 'torch against ONNX Runtime': f'{self.parity:.1e} of the action range at most',
                 'episodes found by query': found,
-                'seconds': {name: round(value, 1) for name, value in self.seconds.items()},
+                **{f'{name} [s]': round(value, 1) for name, value in self.seconds.items()},
                 'cores': os.cpu_count(),
-                'load average': os.getloadavg()[0],
+                'load average': round(os.getloadavg()[0], 2),
+                'date': time.strftime('%Y-%m-%d %H:%M'),
+                'robot_rl': __version__,
+                'git revision': git_revision() or 'no checkout',
                 'python': platform.python_version(),
-                'policy': load_policy(self.folder / 'train' / 'policy.onnx').card.id,
+                **{name: _version(name) for name in ('torch', 'mujoco', 'numpy', 'ros-rclpy')},
+                'policy': str(self.folder / 'train' / 'policy.onnx'),
+                'episodes': str(self.store.root),
             },
         }
 
@@ -200,7 +207,11 @@ class Demo:
         for gate in summary['gates']:
             mark = '[green]passed[/]' if gate['passed'] else '[bold red]FAILED[/]'
             self.console.print(f'{mark}  {gate["name"]}: {gate["value"]:.2f} ({gate["needs"]})')
-        self.console.print(f'report: {self.folder / "report.html"}')
+        failed = sum(not gate['passed'] for gate in summary['gates'])
+        if failed:
+            self.console.print(f'[bold red]{failed} of {len(summary["gates"])} not reached[/]')
+        total = sum(self.seconds.values())
+        self.console.print(f'{total:.0f} s in all; report: {self.folder / "report.html"}')
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -239,7 +250,7 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
 
 def _recorded_outcomes(task: ReachTask, episodes: Sequence[Episode]) -> list[Outcome]:
     """Return how the policies did through ROS, each by its tag, and all of the data together."""
-    parts = {name: [e for e in episodes if name in e.header.tags] for name in (HALF, TRAINED)}
+    parts = {name: [e for e in episodes if name in e.header.tags] for name in RECORDED}
     outcomes = []
     for name, part in {'behaviour mean of the data': list(episodes), **parts}.items():
         success = [episode.header.success for episode in part]
@@ -273,6 +284,13 @@ def _gates(rates: dict[tuple[str, str], float], found: dict[str, int]) -> list[d
         {'name': name, 'value': value, 'needs': needs, 'passed': bool(passed)}
         for name, value, needs, passed in rows
     ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # ROS from a distribution's packages
+        return 'not from a wheel'
 
 
 def _headline(outcomes: Sequence[Outcome], recorded: int) -> str:

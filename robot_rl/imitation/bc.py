@@ -20,7 +20,8 @@ class BCConfig(LearnerConfig):
 
     n_step: pydantic.PositiveInt = 1  # every step is imitated, also the last ones of an episode
     normalize_observations: bool = True  # by the statistics of the recorded data
-    learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam
+    learning_rate: pydantic.PositiveFloat = 3e-4  # of AdamW
+    weight_decay: pydantic.NonNegativeFloat = 0.0  # as AdamW has it
 
 
 class BCLearner:
@@ -35,8 +36,11 @@ class BCLearner:
             self._vector.size, contract.action_size, config.policy_layers, generator
         )
         self.policy = Policy(contract, self._vector, network).to(device)
-        self._optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, fused=True
+        self._optimizer = torch.optim.AdamW(
+            network.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

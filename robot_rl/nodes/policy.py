@@ -6,7 +6,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -17,7 +16,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from robot_rl import registry, resources
+from robot_rl import registry
 from robot_rl.control.loop import Command, ControlLoop
 from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
 from robot_rl.control.session import SessionInfo
@@ -62,18 +61,7 @@ def open_policy(name: str, task: str, seed: int = 0) -> Policy:
     """
     if name in BUILT_IN:
         return load_policy(name, registry.make_task(task).contract(), seed)
-    return load_policy(policy_file(name))
-
-
-def policy_file(name: str) -> Path:
-    """Return the path of an .onnx file, or of one by its name in pretrained/.
-
-    Raises UnknownName.
-    """
-    path = Path(name)
-    if path.suffix != '.onnx' and not path.exists():
-        path = resources.find('pretrained', name, '.onnx')
-    return path
+    return load_policy(name)
 
 
 class PolicyNode(LifecycleNode):

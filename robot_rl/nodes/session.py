@@ -16,12 +16,12 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from robot_rl import registry
-from robot_rl.control.runtime import BUILT_IN
+from robot_rl.control.runtime import BUILT_IN, policy_file
 from robot_rl.control.session import Result, Session, SessionInfo
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
-from robot_rl.nodes.policy import open_policy, policy_file
+from robot_rl.nodes.policy import open_policy
 from robot_rl.specs import Spec
 from robot_rl.storage.episode import new_episode_id
 

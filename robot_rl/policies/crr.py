@@ -36,6 +36,7 @@ class CRRConfig(LearnerConfig, CriticConfig):
 
     normalize_observations: bool = True  # by the statistics of the recorded data
     learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam, policy and critic
+    weight_decay: pydantic.NonNegativeFloat = 0.0  # of the policy, as AdamW has it
     filter: Literal['binary', 'exp'] = 'exp'  # 1[A > 0], or exp(A / beta) up to max_weight
     beta: pydantic.PositiveFloat = 1.0  # temperature of the exp filter, in units of return
     max_weight: pydantic.PositiveFloat = 20.0  # of one transition under the exp filter
@@ -57,8 +58,11 @@ class CRRLearner:
         self._online = self._networks(seed).to(device)
         self._target = self._networks(seed).to(device).requires_grad_(False)
         self.policy = Policy(contract, self._vector, self._online['policy']).to(device)
+        decays = {'policy': config.weight_decay, 'critic': 0.0}
         self._optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+            name: torch.optim.AdamW(
+                network.parameters(), config.learning_rate, weight_decay=decays[name], fused=True
+            )
             for name, network in self._online.items()
         }
 

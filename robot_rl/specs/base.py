@@ -38,14 +38,29 @@ class Spec(pydantic.BaseModel):
         try:
             return cls.model_validate(data)
         except pydantic.ValidationError as error:
-            lines = [_explain(cls, item) for item in _causes(error)]
             prefix = f'{origin}: ' if origin else ''
-            raise SpecError(prefix + '; '.join(lines)) from None
+            raise SpecError(prefix + '; '.join(_lines(cls, error))) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML (or JSON) file. Raises SpecError, which names the file."""
         return cls.parse(load_yaml(path), origin=str(path))
+
+    @classmethod
+    def from_yaml_with(
+        cls, path: str | Path, given: Mapping[str, Any], overrides: Sequence[str] = ()
+    ) -> Self:
+        """Read a YAML file, put `given` fields over it and then `overrides`.
+
+        An override is 'key=value' or 'section.key=value', with the value as YAML. Raises
+        SpecError, which names the flag (--<field> or --set) that is wrong, or else the file.
+        """
+        data = _load_with_overrides(path, given, overrides)
+        try:
+            return cls.model_validate(data)
+        except pydantic.ValidationError as error:
+            lines = [_blame(line, path, given, overrides) for line in _lines(cls, error)]
+            raise SpecError('; '.join(lines)) from None
 
     @classmethod
     def from_json(cls, text: str, origin: str = '') -> Self:
@@ -93,13 +108,10 @@ def load_yaml(path: str | Path) -> Any:
         raise SpecError(f'{path}:{line} not valid YAML ({problem})') from None
 
 
-def load_with_overrides(
-    path: str | Path, given: Mapping[str, Any], overrides: Sequence[str] = ()
+def _load_with_overrides(
+    path: str | Path, given: Mapping[str, Any], overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Read a YAML mapping, put `given` fields over it and then `overrides`.
-
-    An override is 'key=value' or 'section.key=value', with the value as YAML. Raises SpecError.
-    """
+    """Return what Spec.from_yaml_with reads, as plain data."""
     data = load_yaml(path) or {}
     if not isinstance(data, dict):
         raise SpecError(f'{path}: expected a mapping of fields, found {data!r}')
@@ -112,6 +124,9 @@ def load_with_overrides(
                 f'--set {override}: expected <key>=<value>, such as learner.discount=0.9'
             )
         inner = data
+        inside = [name for name, value in data.items() if isinstance(value, dict) and key in value]
+        if not sections and key not in data and inside:
+            raise SpecError(f"--set {override}: unknown key; did you mean '{inside[0]}.{key}'?")
         if sections:
             inner = data[sections[0]] = dict(data.get(sections[0]) or {})
         inner[key] = _value(text, override)
@@ -128,6 +143,18 @@ def _value(text: str, override: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     return value
+
+
+def _blame(line: str, path: str | Path, given: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Put the flag that gave the field which an error's line begins with before it, or `path`."""
+    for override in overrides:
+        section, dot, key = override.partition('=')[0].rpartition('.')
+        # 'training.steps: ...', or 'learner: sigma: ...' from a model that reads the section
+        inside = rf'{re.escape(section)}(: unknown key|[.:] ?(\w+: )?{re.escape(key)}\b)'
+        if re.match(inside if dot else rf'{re.escape(key)}\b', line):
+            return f'--set {override}: {line}'
+    field = re.split(r'\W', line)[0]
+    return f'--{line}' if field in given else f'{path}: {line}'
 
 
 # What pydantic's own words for a wrong type do not say to somebody who writes YAML.
@@ -158,6 +185,10 @@ def _causes(error: pydantic.ValidationError) -> list[dict[str, Any]]:
     return [item for item in items if item['type'] != 'too_short' or item['loc'] not in inside]
 
 
+def _lines(model: type[pydantic.BaseModel], error: pydantic.ValidationError) -> list[str]:
+    return [_explain(model, item) for item in _causes(error)]
+
+
 def _explain(model: type[pydantic.BaseModel], item: dict[str, Any]) -> str:
     """Turn one pydantic error into 'field: what is wrong, what was found, what is right'."""
     location = '.'.join(str(part) for part in item['loc']) or model.__name__
@@ -170,6 +201,7 @@ def _explain(model: type[pydantic.BaseModel], item: dict[str, Any]) -> str:
     if kind == 'literal_error':
         return f'{location}: {_explain_choice(item["loc"][-1], found, item["ctx"]["expected"])}'
     message = _NEEDED.get(kind) or item['msg'].removeprefix('Value error, ')
+    message = message.replace('Input should', 'must', 1)
     if kind == 'value_error':
         return f'{location}: {message}'
     return f'{location}: {message[0].lower()}{message[1:]}, found {_short(found)}'

@@ -40,6 +40,11 @@ class Store:
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
             os.scandir(self.root).close()
+        except FileNotFoundError:
+            raise StorageError(
+                f'{self.root}: no folder of episodes here; --store names it, e.g. '
+                'runs/demo/episodes'
+            ) from None
         except OSError as error:
             raise StorageError(
                 f'{self.root}: not a folder for episodes ({error.strerror}); choose one that '

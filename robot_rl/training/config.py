@@ -10,7 +10,6 @@ import pydantic
 from robot_rl import registry, resources
 from robot_rl.policies.agent import OffPolicyConfig
 from robot_rl.specs import Spec
-from robot_rl.specs.base import load_with_overrides
 
 Count = pydantic.NonNegativeInt
 
@@ -67,8 +66,7 @@ def load_run_config(
     """
     path = resources.find('config/agents', agent)
     given = {'task': task} | {key: value for key, value in options.items() if value is not None}
-    data = load_with_overrides(path, given, overrides)
-    return RunConfig.parse(data, origin=str(path))
+    return RunConfig.from_yaml_with(path, given, overrides)
 
 
 def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:

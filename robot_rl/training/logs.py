@@ -91,4 +91,4 @@ class ProgressBar:
         """Say what an evaluation gave."""
         self._progress.update(self._task, note=text)
         if not self._console.is_terminal:
-            self._console.print(f'{self._title}: {self._done}/{self._total} steps, {text}')
+            self._console.print(f'{self._title}: {self._done}/{self._total}, {text}')

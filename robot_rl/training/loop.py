@@ -56,16 +56,26 @@ class Trainer:
         self._environment = _environment(config, config.training.num_envs, seed)
         self._returns = _Returns(config.training.num_envs)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the folder holds a policy of as many steps as are asked for, or of more."""
+        enough = self.state.env_steps >= self.config.steps
+        return enough and (self.folder / POLICY).is_file()
+
     def run(self) -> bool:
         """Train until the end or a signal (SIGINT, SIGTERM), save; tell whether the end came.
+
+        A folder that is complete is left as it is.
 
         Raises RobotRLError where the learning diverges; the last checkpoint is left alone then.
         """
         torch.set_num_threads(self.config.training.threads)
-        self._write_config()
         with contextlib.ExitStack() as stack:
             for environment in (self._environment, self._held_out):
                 stack.callback(environment.close)
+            if self.complete:
+                return True
+            self._write_config()
             self._log = MetricsLog(self.folder, self.state.env_steps)
             stack.callback(self._log.close)
             self._bar = stack.enter_context(ProgressBar(self.config.task, self.config.steps))
@@ -232,6 +242,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     stop, previous = threading.Event(), {}
 
     def on_signal(number: int, frame: object) -> None:
+        # Saving may wait for an evaluation. Not print: it may be what the signal interrupted.
+        os.write(2, b'\nrobot-rl: stopping and saving\n')
         stop.set()
         signal.signal(number, previous[number])
 

@@ -72,13 +72,49 @@ def test_an_unknown_task_names_near_ones():
     assert 'suite/cartpole-swingup' in line
 
 
+def test_an_unknown_task_names_the_command_that_lists_them():
+    assert refused('train', '--task', 'nope').endswith(
+        "unknown task 'nope'; robot-rl tasks lists them"
+    )
+
+
 def test_an_unknown_agent_names_the_known():
     assert 'd4pg' in refused('train', '--task', 'ur5e/reach', '--agent', 'd4gp')
 
 
 def test_an_unknown_offline_agent_names_the_known(tmp_path):
     line = refused('retrain', '--task', 'ur5e/reach', '--store', tmp_path, '--agent', 'ccr')
-    assert 'crr' in line
+    assert "unknown agent 'ccr'" in line and 'crr' in line
+
+
+@pytest.mark.parametrize('command', ['train', 'retrain'])
+def test_a_file_where_a_folder_is_needed(command, tmp_path):
+    out = tmp_path / 'file'
+    out.write_text('mine')
+    line = refused(command, '--task', 'ur5e/reach', '--out', out)
+    assert line == f'robot-rl: --out: {out} is a file; a folder is needed'
+    assert out.read_text() == 'mine'
+
+
+def test_retrain_overwrites_no_earlier_policy(tmp_path):
+    (tmp_path / 'policy.onnx').write_text('mine')
+    line = refused('retrain', '--task', 'ur5e/reach', '--out', tmp_path)
+    assert str(tmp_path) in line and 'policy.onnx' in line
+    assert (tmp_path / 'policy.onnx').read_text() == 'mine'
+
+
+def test_a_wrong_value_is_blamed_on_its_flag(tmp_path):
+    argv = ('--task', 'ur5e/reach', '--store', tmp_path, '--out', tmp_path / 'new')
+    line = refused('retrain', *argv, '--updates', '-5')
+    assert line == 'robot-rl: --updates: must be greater than 0, found -5'
+    line = refused('retrain', *argv, '--set', 'shufle_rewards=true')
+    assert line.startswith('robot-rl: --set shufle_rewards=true: ') and 'shuffle_rewards' in line
+
+
+def test_retrain_reads_the_store_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROBOT_RL_STORE', str(tmp_path / 'none'))
+    line = refused('retrain', '--task', 'ur5e/reach', '--out', tmp_path / 'new')
+    assert line.startswith(f'robot-rl: {tmp_path / "none"}: no folder of episodes here; --store')
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_damaged_episode_is_told_on_stderr(store, run):
         (['ls', 'tsk=x'], "unknown query key 'tsk'; did you mean 'task'?"),
         (['ls', 'reach'], "'reach' is not of the form key=value"),
         (['ls', '--stor', 'x'], 'episodes ls: '),
-        (['ls', '--store', 'absent'], 'absent: not a folder for episodes (No such file'),
+        (['ls', '--store', 'absent'], 'absent: no folder of episodes here; --store names it'),
         (['list'], "unknown action of episodes 'list'"),
         (['show', 'e9'], "unknown episode 'e9'; known: e0, e1, e2"),
         (['show'], 'episodes show: '),

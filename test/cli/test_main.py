@@ -20,6 +20,7 @@ class Inner(Spec):
 class Options(common.Options):
     task: str = pydantic.Field(description='which task')
     steps: pydantic.PositiveInt = 10
+    limit: int | None = None
     sizes: tuple[int, ...] = (1, 2)
     inner: Inner = Inner()
 
@@ -79,10 +80,14 @@ def test_flags_and_nested_flags():
 @pytest.mark.parametrize(
     ('argv', 'told'),
     [
-        (['--task', 'a', '--stesp', '3'], '--stesp'),
-        (['--task', 'a', '--steps', 'x'], '--steps'),
-        (['--task', 'a', '--steps', '-1'], 'steps Input should be greater than 0'),
-        ([], '--task'),
+        (['--stesp', '3'], "test: unknown option --stesp; did you mean '--steps'"),
+        (['--inner.no-wdie'], "did you mean '--inner.no-wide'"),
+        (['--task', 'a', '--steps', '1e5'], "--steps: a whole number is needed, found '1e5'"),
+        (['--task', 'a', '--limit', '1e5'], "--limit: a whole number is needed, found '1e5'"),
+        (['--task', 'a', '--inner.rate', 'x'], "--inner.rate: a number is needed, found 'x'"),
+        (['--task', 'a', '--steps', '-1'], '--steps: must be greater than 0, found -1'),
+        ([], 'test: --task is missing; see --help'),
+        (['--task'], 'test: --task: a value is needed'),
         (['--config'], '--config: a YAML file must follow'),
         (['--config', 'no-such.yaml'], 'no-such.yaml: cannot be read'),
     ],

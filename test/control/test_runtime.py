@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from robot_rl.control.runtime import ConstantPolicy, OnnxPolicy, RandomPolicy, load_policy
-from robot_rl.errors import ContractMismatch, PolicyFileError
+from robot_rl.errors import ContractMismatch, PolicyFileError, UnknownName
 from robot_rl.specs import Contract, ObservationField, PolicyCard, StateField
 
 
@@ -87,7 +87,7 @@ def damaged(tmp_path, policy_file, contract, kind):
         ('missing', 'cannot be read (No such file or directory)'),
         ('folder', 'cannot be read (Is a directory)'),
         ('text', 'not a whole ONNX file'),
-        ('empty', 'No graph was found'),
+        ('empty', 'not a whole ONNX file'),
         ('noise', 'not a whole ONNX file'),
         ('0.1', 'not a whole ONNX file'),
         ('0.5', 'not a whole ONNX file'),
@@ -302,8 +302,11 @@ def test_load_policy_finds_names_and_files(policy_file, contract):
     assert load_policy(policy_file(contract)).contract == contract
     with pytest.raises(ContractMismatch, match='needs the contract of a task'):
         load_policy('random')
-    with pytest.raises(PolicyFileError, match=r"randm: neither .* did you mean 'random'"):
+    with pytest.raises(UnknownName, match="unknown policy 'randm'; did you mean 'random'"):
         load_policy('randm', contract)
+    with pytest.raises(UnknownName, match="'nope'; known: constant, random, ur5e_reach"):
+        load_policy('nope', contract)
+    assert load_policy('ur5e_reach').card.task == 'ur5e/reach'
     with pytest.raises(PolicyFileError, match=r'gone\.onnx: cannot be read'):
         load_policy('gone.onnx', contract)
 

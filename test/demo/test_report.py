@@ -79,7 +79,7 @@ def test_the_report_holds_its_figures_and_pictures(tmp_path):
     report.write_report(path, SUMMARY, CURVE, {'start': picture})
     text = path.read_text()
     assert text.count('data:image/png;base64,') == 2  # the picture and the curve
-    assert 'it &lt;works&gt;' in text and '95 %' in text and '12.3 mm' in text
+    assert 'it &lt;works&gt;' in text and '95.0 %' in text and '12.3 mm' in text
     assert 'failed' in text
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing from outside
 
@@ -96,7 +96,7 @@ def test_an_earlier_run_is_set_aside_and_not_lost(tmp_path):
 def test_tables_print_their_rows():
     console = Console(record=True, width=100)
     pipeline.print_table(console, report.POLICY_HEADER, report.policy_rows(SUMMARY['policies']))
-    assert '95 %' in console.export_text()
+    assert '95.0 %' in console.export_text()
 
 
 @pytest.mark.slow

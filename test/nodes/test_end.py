@@ -57,10 +57,10 @@ def test_a_signal_while_the_node_is_still_starting_ends_it(supervisor, after_s):
     ('node', 'parameters', 'words'),
     [
         ('sim_robot', {'task': 'ur5e/reech'}, "unknown task 'ur5e/reech'; did you mean"),
-        ('sim_robot', {'seed': -1}, 'parameters of sim_robot: seed: input should be greater'),
+        ('sim_robot', {'seed': -1}, 'parameters of sim_robot: seed: must be greater'),
         ('policy', {'polcy': 'random'}, 'parameter polcy: policy has none of that name; did you'),
         ('policy', {'policy': 'no/such.onnx'}, 'no/such.onnx: cannot be read'),
-        ('policy', {'policy': 'ur5e_raech'}, "unknown pretrained 'ur5e_raech'"),
+        ('policy', {'policy': 'ur5e_raech'}, "unknown policy 'ur5e_raech'"),
         ('command_guard', {'robot': 'ur55e'}, "unknown robot 'ur55e'; did you mean 'ur5e'"),
         ('command_guard', {'start': 'jump'}, "start: unknown value 'jump'; known: ramp, refuse"),
         ('episode_recorder', {'min_free_gb': 1e9}, 'GB are wanted (parameter min_free_gb)'),

@@ -147,7 +147,7 @@ def test_specs_are_frozen_and_replace_validates(contract_data):
     with pytest.raises(pydantic.ValidationError, match='frozen'):
         contract.rate_hz = 5.0
     assert contract.replace(rate_hz=5).period_s == 0.2
-    with pytest.raises(SpecError, match='rate_hz: input should be greater than 0, found -1'):
+    with pytest.raises(SpecError, match='rate_hz: must be greater than 0, found -1'):
         contract.replace(rate_hz=-1)
 
 
@@ -187,7 +187,7 @@ def change(data: dict, path: str, value: object) -> dict:
         (
             'joint_limits.elbow.max_velocity',
             float('nan'),
-            'joint_limits.elbow.max_velocity: input should be a finite number, found nan',
+            'joint_limits.elbow.max_velocity: must be a finite number, found nan',
         ),
         ('joint_limits.elbow', 3, 'joint_limits.elbow: a mapping of fields is needed, found 3'),
         (
@@ -204,7 +204,7 @@ def change(data: dict, path: str, value: object) -> dict:
         ('workspace.upper', [1, 1], 'workspace.upper.2: this field is required and missing'),
         ('workspace.upper', [1, -2, 1], 'must be below upper (1.0, -2.0, 1.0) on every axis'),
         ('name', 7, 'name: a text is needed, found 7'),
-        ('gripper', {'joint': 'g', 'open_width': -1}, 'gripper.open_width: input should be gre'),
+        ('gripper', {'joint': 'g', 'open_width': -1}, 'gripper.open_width: must be gre'),
         ('schema_version', 2, 'schema_version: 2 is newer than 1, the newest that this robot_rl'),
         ('schema_version', 'one', "schema_version: this robot_rl reads 1, found 'one'"),
         ('name', [0] * 99, 'name: a text is needed, found [0, 0, 0, 0, 0,'),
@@ -229,14 +229,14 @@ def test_a_wrong_robot_is_told_by_field_with_what_was_found(robot_data, path, va
             "observation.0.source: 'joints' is not '<stream>.<quantity>', such as 'joint_states.p",
         ),
         ('observation.0.shape', [2], 'observation.0: shape [2] does not hold 1 names'),
-        ('observation.0.shape', [-2], 'observation.0.shape.0: input should be greater than or'),
+        ('observation.0.shape', [-2], 'observation.0.shape.0: must be greater than or'),
         ('observation.0.shape', [1.5], 'observation.0.shape.0: a whole number is needed, found'),
         ('observation.1.name', 'q', "observation: the names ['q'] stand more than once"),
         ('observation', [], 'observation: at least one is needed, found []'),
         ('action.0.kind', 'joint_delt', "unknown value 'joint_delt'; did you mean 'joint_delta'"),
         ('action.0.upper', [1], 'action.0: upper: 1 values for 2 names'),
         ('action.0.upper', [1, -1], 'action.0: lower [-0.1, -0.2] must be below upper [1.0, -1.'),
-        ('rate_hz', 0, 'rate_hz: input should be greater than 0, found 0'),
+        ('rate_hz', 0, 'rate_hz: must be greater than 0, found 0'),
     ],
 )
 def test_a_wrong_contract_is_told_by_field(contract_data, path, value, told):

@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(StorageError, match=r'file/x: not a folder for episodes'):
         Store(tmp_path / 'file' / 'x')
-    with pytest.raises(StorageError, match='absent: not a folder for episodes'):
+    with pytest.raises(StorageError, match='absent: no folder of episodes here; --store names it'):
         Store(tmp_path / 'absent', create=False)
     assert not (tmp_path / 'absent').exists()
 

@@ -47,6 +47,19 @@ def test_train_evaluate_and_export_hand_on_to_one_another(lines, tmp_path, capsy
     assert run(capsys, train, '--resume', '--out', out, '--steps', 150)[1]['env_steps'] == 150
 
 
+def test_train_leaves_a_folder_that_has_the_steps_already_as_it_is(lines, tmp_path, capsys):
+    out = tmp_path / 'run'
+    argv = ['--task', 'suite/line', '--agent', 'd4pg', '--out', out, '--set', *SMALL]
+    run(capsys, train, '--steps', 100, *argv)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
+    for fewer in (100, 60):
+        code, told = run(capsys, train, '--steps', fewer, *argv)
+        assert (code, told['finished'], told['env_steps']) == (0, True, 100)
+    train.main([*map(str, ['--resume', '--out', out, '--steps', 60])])
+    assert f'{out} has 100 steps already' in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
+
+
 def test_evaluate_knows_random_and_constant_actions(lines, capsys):
     _, constant = run(capsys, evaluate, '--policy', 'constant', '--task', 'suite/line')
     _, random = run(capsys, evaluate, '--policy', 'random', '--task', 'suite/line')

@@ -48,18 +48,38 @@ def test_overrides_and_options_win_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ('overrides', 'message'),
     [
-        (['learner.sigmma=0.3'], r'sigmma: unknown key; did you mean .sigma.'),
+        (
+            ['learner.sigmma=0.3'],
+            r'^--set learner.sigmma=0.3: learner: sigmma: unknown key; did you mean .sigma.',
+        ),
         (['training.num_env=3'], r'training.num_env: unknown key; did you mean .num_envs.'),
-        (['sigma=0.3'], r'sigma: unknown key'),
+        (['sigma=0.3'], r"--set sigma=0.3: unknown key; did you mean 'learner.sigma'"),
         (['learner.sigma'], r'--set learner.sigma: expected'),
         (['learner.sigma=[1'], r'not a value'),
         (['learner.sigma=much'], r'sigma: .*much'),
-        (['learner.v_min=200'], r'v_min 200.0 must be below v_max'),
+        (['learner.v_min=200'], r'^--set learner.v_min=200: .*v_min 200.0 must be below v_max'),
+        (
+            ['trainin.seed=1'],
+            r'^--set trainin.seed=1: trainin: unknown key; did you mean .training',
+        ),
     ],
 )
 def test_a_wrong_override_is_named(overrides, message):
     with pytest.raises(SpecError, match=message):
         load_run_config('d4pg', 'suite/walker-walk', overrides)
+
+
+def test_a_wrong_value_is_blamed_on_what_gave_it(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    path.write_text('agent: d4pg\nseed: -2\nlearner: {sigma: much}\n')
+    with pytest.raises(SpecError) as caught:
+        load_run_config(str(path), 'suite/walker-walk', ['training.num_envs=0'], steps=-1)
+    assert str(caught.value) == (
+        f'{path}: seed: must be greater than or equal to 0, found -2; '
+        '--steps: must be greater than 0, found -1; '
+        '--set training.num_envs=0: training.num_envs: must be greater than 0, found 0; '
+        f"{path}: learner: sigma: a number is needed, found 'much'"
+    )
 
 
 def test_an_unknown_agent_is_named(tmp_path):

@@ -137,7 +137,7 @@ def test_a_folder_with_another_run_is_refused(lines, run_config, tmp_path, no_ex
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(
-    lines, run_config, tmp_path, no_export, no_board, number
+    lines, run_config, tmp_path, no_export, no_board, capfd, number
 ):
     config = run_config(steps=100_000)
     handler = signal.getsignal(number)
@@ -146,6 +146,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(
     timer.start()
     assert not trainer.run()
     assert signal.getsignal(number) is handler
+    assert 'robot-rl: stopping and saving\n' in capfd.readouterr().err
     steps = trainer.state.env_steps
     assert 0 < steps < 100_000
     assert no_export == ['policy.onnx']

@@ -81,8 +81,9 @@ class Trainer:
             self._bar = stack.enter_context(ProgressBar(self.config.task, self.config.steps))
             stop = stack.enter_context(_stop_on_signals())
             self._loop(stop)
-            self.save()
+            # In this order: a checkpoint of all steps means that their policy is there.
             self.export(self.folder / POLICY)
+            self.save()
         return self.finished
 
     def save(self) -> None:
@@ -151,7 +152,7 @@ class Trainer:
         if crossed(training.evaluate_every) or self.finished:
             self._evaluate()
         self._export_snapshots(before)
-        if crossed(training.checkpoint_every):
+        if crossed(training.checkpoint_every) and not self.finished:
             self.save()
         if crossed(_BAR_EVERY):
             self._bar.show(now)

@@ -16,8 +16,12 @@ from robot_rl.errors import ContractMismatch, RobotRLError, UnknownName
 from robot_rl.sim.environment import HELD_OUT, TimeStep
 from robot_rl.specs import ActionField, Contract, ObservationField
 
+# The suite's LQR tasks have actuators without limits and episodes without end. A policy needs
+# bounds and evaluation an end: they get these (in the actuator's unit, and seconds).
+_ASSUMED_BOUND, _ASSUMED_TIME_LIMIT_S = 1.0, 20.0
 # dm_control states 1e10 for an actuator without limits.
 _UNBOUNDED = 1e9
+_LQR = 'suite/lqr-'
 
 
 class DmControlEnvironment:
@@ -28,14 +32,13 @@ class DmControlEnvironment:
     own units. See sim.environment.Environment for the semantics.
     """
 
-    # The suite's and the manipulation tasks' design: rewards of one step lie in [0, 1].
-    reward_range = (0.0, 1.0)
-
     def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
         self.num_envs = num_envs
         self._envs = [_load(task) for _ in range(num_envs)]
-        self.contract = _contract(task, self._envs[0])
+        self.contract = _contract(self._envs[0])
         self.max_steps = _max_steps(self._envs[0])
+        # The design of all others: rewards of one step lie in [0, 1].
+        self.reward_range = None if task.startswith(_LQR) else (0.0, 1.0)
         self._sources = [(field.name, field.quantity) for field in self.contract.observation]
         self._lower, self._upper = self.contract.action_lower, self.contract.action_upper
         self._rng = np.random.default_rng(seed)
@@ -144,7 +147,8 @@ def _load(task: str) -> Any:
     # The seed fixes what is drawn once, at construction; episodes are seeded as they begin.
     if family == 'manipulation':
         return package.load(name, seed=0)
-    env = package.load(*name.split('-', 1), task_kwargs={'random': 0})
+    endless = {'time_limit': _ASSUMED_TIME_LIMIT_S} if task.startswith(_LQR) else {}
+    env = package.load(*name.split('-', 1), task_kwargs={'random': 0, **endless})
     # quadruped-escape would open dm_control's OpenGL at every reset; sim.rendering draws instead.
     physics = type(env.physics)
     env.physics.__class__ = type(physics.__name__, (physics,), {'contexts': None})
@@ -165,12 +169,12 @@ def _begin(env: Any, seed: int) -> Any:
 def _max_steps(env: Any) -> int | None:
     """Return how many steps the time limit allows; neither family tells it in public."""
     if hasattr(env, '_step_limit'):
-        return None if math.isinf(env._step_limit) else int(env._step_limit)
+        return None if math.isinf(env._step_limit) else math.ceil(env._step_limit)
     return round(env._time_limit / env.control_timestep())
 
 
-def _contract(task: str, env: Any) -> Contract:
-    """Describe what the environment shows and takes. Raises ContractMismatch: no bounds."""
+def _contract(env: Any) -> Contract:
+    """Describe what the environment shows and takes."""
     observation = tuple(
         ObservationField(
             name=key.replace('/', '_'), source=f'env.{key}', shape=tuple(spec.shape) or (1,)
@@ -179,12 +183,10 @@ def _contract(task: str, env: Any) -> Contract:
     )
     spec = env.action_spec()
     size = math.prod(spec.shape)
-    lower, upper = (np.broadcast_to(b, size).tolist() for b in (spec.minimum, spec.maximum))
-    if max(map(abs, lower + upper)) > _UNBOUNDED:
-        raise ContractMismatch(
-            f'task {task}: its actuators have no limits, and a policy needs bounds for its '
-            'actions; choose a task whose actuators are limited'
-        )
+    lower, upper = (
+        [float(b) if abs(b) < _UNBOUNDED else float(np.sign(b)) * _ASSUMED_BOUND for b in bounds]
+        for bounds in (np.broadcast_to(b, size) for b in (spec.minimum, spec.maximum))
+    )
     names = (spec.name or '').split('\t')
     if len(set(names)) != size or not all(names):
         names = [f'action_{i}' for i in range(size)]

@@ -41,7 +41,7 @@ TRAINED, HALF, RANDOM = 'trained', 'half-trained', 'random'
 RECORDED_SEEDS = HELD_OUT + 20_000
 TABLE_SEEDS = [HELD_OUT + 10_000 + index for index in range(200)]
 # How many episodes are recorded, by the tag of their policy.
-RECORDED = {TRAINED: 20, HALF: 20, RANDOM: 10}
+RECORDED = {TRAINED: 30, HALF: 30, RANDOM: 10}
 # Over config/agents/d4pg_reach.yaml: a snapshot for the half-trained policy, and no step more
 # than it takes.
 TRAINING = (
@@ -112,7 +112,7 @@ class Demo:
         return {TRAINED: str(folder / POLICY), HALF: str(half), RANDOM: RANDOM}
 
     def _record(self, policies: dict[str, str]) -> list[Episode]:
-        """Run and record 50 episodes; judge each from its columns; return those a query finds."""
+        """Run and record the episodes; judge each from its columns; return those a query finds."""
         batches, seed = [], RECORDED_SEEDS
         for tag, episodes in RECORDED.items():
             batches.append(Batch(policies[tag], episodes, seed, tag))

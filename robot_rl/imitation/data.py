@@ -100,9 +100,10 @@ def make_steps(
     """Return all episodes as Steps, rewarded by the task, each under `hindsight_goals` more goals.
 
     What the arm did does not depend on the goal that it was given, so each episode is evidence
-    for other goals as well: its target is replaced, in turn, by a place where its own tool came
-    by and by one where any episode's did, and its rewards are computed anew (hindsight
-    experience replay, Andrychowicz et al. 2017, strategies 'episode' and 'random').
+    for other goals as well: its target is replaced by the place where its tool ended, then in
+    turn by one where it came by and one where any episode's tool did, and its rewards are
+    computed anew (hindsight experience replay, Andrychowicz et al. 2017, strategies 'final',
+    'episode' and 'random').
     """
     rng = np.random.default_rng(seed)
     reached = np.concatenate([episode.columns[TOOL] for episode in episodes])
@@ -111,7 +112,10 @@ def make_steps(
         own = episode.columns[TOOL]
         rows.append(steps_of(task, episode.columns, contract, action))
         for number in range(hindsight_goals):
-            places = own if number % 2 == 0 else reached
-            goal = np.broadcast_to(places[rng.integers(len(places))], own.shape)
+            place = own[-1]
+            if number:
+                places = own if number % 2 else reached
+                place = places[rng.integers(len(places))]
+            goal = np.broadcast_to(place, own.shape)
             rows.append(steps_of(task, episode.columns | {TARGET: goal}, contract, action))
     return Steps.concatenate(rows)

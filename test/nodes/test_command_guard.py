@@ -87,6 +87,7 @@ def test_commands_by_name_may_come_in_any_order(guard, observer, ur5e):
     guard.command(target[::-1], names)
     observer.until(lambda: guard.applied and guard.arrived(target))
     observer.until(lambda: np.allclose(guard.to_arm[-1].data, target, rtol=0, atol=1e-9))
+    np.testing.assert_allclose(guard.to_arm[-1].data, target, rtol=0, atol=1e-9)
 
 
 def test_the_emergency_stop_latches_until_a_person_resets_it(guard, observer, conductor, ur5e):

@@ -56,6 +56,7 @@ def test_it_follows_commands_and_drops_bad_ones(twin, supervisor, observer, ur5e
         observer.until(lambda: 'takes 6 finite joint positions' in supervisor.log('sim_robot'))
     twin.commands.publish(Float64MultiArray(data=goal.tolist()))
     observer.until(lambda: np.abs(twin.position() - goal).max() < 0.01)
+    np.testing.assert_allclose(twin.position(), goal, atol=0.01)
 
 
 def test_an_episode_starts_at_its_seed_and_old_commands_do_not_move_it(twin, observer, ur5e):

@@ -17,7 +17,10 @@ def test_the_agents_defaults_are_written_out():
 
 @pytest.mark.parametrize('name', resources.names('config/agents'))
 def test_the_files_of_agents_are_whole(name):
-    load_run_config(name, 'suite/walker-walk')
+    config = load_run_config(name, 'suite/walker-walk')
+    assert (
+        config.task == 'suite/walker-walk' and config.learner_config().to_dict() == config.learner
+    )
 
 
 def test_the_file_of_d4pg_lists_every_default():

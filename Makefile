@@ -24,9 +24,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Learning runs that are not finished yet (hours), then docs/results.md.
+# Learning runs that are not finished yet (days), then docs/results.md.
 results: setup
-	$(BIN)/python -m robot_rl.bench.results
+	$(BIN)/robot-rl results run
+	test -f results/bench.jsonl || $(BIN)/robot-rl results bench
+	$(BIN)/robot-rl results write
 
 clean:
 	rm -rf .venv build dist *.egg-info

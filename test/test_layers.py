@@ -124,6 +124,10 @@ def test_only_its_adapter_imports_dm_control():
     assert wrong <= {'sim/dm_control.py'}
 
 
+def test_only_its_adapter_imports_gymnasium():
+    assert importers({'gymnasium'}) == {'sim/gymnasium.py'}
+
+
 def loaded_by(*rooms: str) -> set[str]:
     """Import every module of `rooms` in a fresh interpreter; return the packages then loaded."""
     names = [
@@ -148,9 +152,9 @@ def test_specs_and_storage_load_neither_torch_nor_mujoco():
 
 def test_what_runs_beside_the_arm_loads_no_learning_framework():
     loaded = loaded_by('specs', 'storage', 'robots', 'control', 'sim', *SHARED)
-    assert not loaded & {'torch', 'onnx', 'onnxscript', 'tensorboard', 'dm_control', 'rclpy'}
+    assert not loaded & {*LEARNING, 'dm_control', 'gymnasium', 'rclpy'}
 
 
 def test_nodes_load_no_learning_framework():
     pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`, or a ROS installation)')
-    assert not loaded_by('nodes') & {'torch', 'onnx', 'onnxscript', 'dm_control'}
+    assert not loaded_by('nodes') & {*LEARNING, 'dm_control', 'gymnasium'}

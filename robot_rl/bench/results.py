@@ -1,36 +1,40 @@
 """The learning runs behind docs/results.md: a queue that goes on where it stopped.
 
-python -m robot_rl.bench.results [--only NAME] runs what results/queue.yaml asks for and is not
-finished, keeps each run's evaluations in results/<name>/seed-<k>.json, and writes
-docs/results.md and its curves. The benchmarks are run likewise where results/bench.jsonl is
-missing: remove it, or a seed's file, to measure again.
+results/queue.yaml names the runs, runs/results/<name>/seed-<k> is the folder of one, and
+results/<name>/seed-<k>.json keeps what a finished one gave; remove that file to run it again.
+Who runs a folder holds its lock, so that several processes can work on one queue.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import importlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import pydantic
-import tyro
 
-from robot_rl.control.runtime import load_policy
-from robot_rl.errors import SpecError
+from robot_rl import resources
+from robot_rl.errors import RobotRLError, SpecError, UnknownName
 from robot_rl.specs import Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.training.logs import METRICS, read_metrics
-from robot_rl.training.loop import POLICY
 
-RESULTS, DOCS = Path('results'), Path('docs')
-BENCH = RESULTS / 'bench.jsonl'
-_KEPT = (
+RESULTS, RUNS = Path('results'), Path('runs/results')
+QUEUE, BENCH = RESULTS / 'queue.yaml', RESULTS / 'bench.jsonl'
+LOCK = 'lock'
+# How many evaluations of a run are kept, about.
+_ROWS = 60
+_COLUMNS = (
     'env_steps',
     'learner_steps',
     'wall_s',
@@ -39,6 +43,9 @@ _KEPT = (
     'eval_success_rate',
     'load_average',
 )
+
+# The agents of which results/published.yaml has curves.
+PublishedAgent = Literal['D4PG', 'MPO', 'DMPO', 'DDPG']
 
 
 class Needs(Spec):
@@ -51,162 +58,262 @@ class Needs(Spec):
 class Entry(Spec):
     """One line of the queue: a run with `seeds` seeds, from 0 on."""
 
-    name: str
-    task: str
-    agent: str
-    steps: pydantic.PositiveInt
+    name: str = pydantic.Field(pattern=r'^[\w.-]+$')  # a folder's
+    task: str  # as `robot-rl tasks` lists it
+    agent: str  # a file of config/agents
+    steps: pydantic.PositiveInt  # environment steps
     seeds: pydantic.PositiveInt
-    needs: Needs
+    set: tuple[str, ...] = ()  # changes to the config, as train --set takes them
+    needs: Needs | None = None
+    published: PublishedAgent | None = None  # whose published curve it stands beside
+    title: str = ''  # of the section in the document; the name without it
+    note: str = ''  # a paragraph below the title
+
+    @pydantic.field_validator('agent')
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            resources.find('config/agents', value)
+        except UnknownName as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
-def read_queue(path: Path) -> list[Entry]:
-    """Read the queue. Raises SpecError."""
-    data = load_yaml(path)
+class Kept(Spec):
+    """What is kept of one finished run."""
+
+    command: str
+    git_revision: str
+    cores: int
+    samples_per_insert: float | None  # of the run's config; None where the agent has no such thing
+    updates: int  # of the learner
+    rows: tuple[dict[str, int | float], ...] = pydantic.Field(min_length=1)  # its evaluations
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One seed of an entry."""
+
+    entry: Entry
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return RUNS / self.entry.name / f'seed-{self.seed}'
+
+    @property
+    def path(self) -> Path:
+        """Where what it gave is kept."""
+        return RESULTS / self.entry.name / f'seed-{self.seed}.json'
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished and kept."""
+        return self.path.exists()
+
+    @property
+    def command(self) -> str:
+        """The command that runs it, or goes on with it."""
+        entry = self.entry
+        flags = {'task': entry.task, 'agent': entry.agent, 'steps': entry.steps, 'seed': self.seed}
+        words = [f'--{name} {shlex.quote(str(value))}' for name, value in flags.items()]
+        words += [shlex.join(['--set', *entry.set])] if entry.set else []
+        return ' '.join(['robot-rl train', *words, f'--out {self.folder}'])
+
+    def load(self) -> Kept:
+        """Read what is kept of it. Raises SpecError."""
+        return Kept.from_json(self.path.read_text(encoding='utf-8'), str(self.path))
+
+
+def read_queue(only: str = '') -> list[Entry]:
+    """Read the queue, or the entry called `only`. Raises SpecError and UnknownName."""
+    data = load_yaml(QUEUE)
     if not isinstance(data, list):
-        raise SpecError(f'{path}: expected a list of runs')
-    return [Entry.parse(item, f'{path}: run {number}') for number, item in enumerate(data)]
+        raise SpecError(f'{QUEUE}: expected a list of runs')
+    queue = [Entry.parse(item, f'{QUEUE}: run {number}') for number, item in enumerate(data)]
+    names = [entry.name for entry in queue]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise SpecError(f'{QUEUE}: run {number}: the name {name!r} is taken')
+    if only and only not in names:
+        raise UnknownName('run', only, names, 'robot-rl results --status')
+    return [entry for entry in queue if only in ('', entry.name)]
 
 
-def run(entry: Entry, seed: int, runs: Path) -> None:
-    """Run one seed, or go on with it, and keep its evaluations."""
-    kept = RESULTS / entry.name / f'seed-{seed}.json'
-    if kept.exists():
-        return
-    folder = runs / entry.name / f'seed-{seed}'
-    flags = f'--task {entry.task} --agent {entry.agent} --steps {entry.steps} --seed {seed}'
-    command = f'robot-rl train {flags} --out {folder}'
-    argv = [sys.executable, '-m', 'robot_rl.cli.main', *shlex.split(command)[1:]]
-    print(command, flush=True)
-    subprocess.run(argv, check=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
-    card = load_policy(folder / POLICY).card
-    data = {
-        'command': command,
-        'git_revision': card.git_revision,
-        'cores': os.cpu_count(),
-        'rows': [
-            {key: round(row[key], 2) for key in _KEPT if key in row}
-            for row in read_metrics(folder / METRICS)
-        ],
+def runs(queue: Sequence[Entry]) -> list[Run]:
+    """Return all runs in their order: by entry, then by seed."""
+    return [Run(entry, seed) for entry in queue for seed in range(entry.seeds)]
+
+
+def run_next(queue: Sequence[Entry]) -> Run | None:
+    """Run the first missing run that no other process has; return it, or None without one.
+
+    Raises KeyboardInterrupt where a signal stopped it, and RobotRLError where it failed; the
+    next call goes on with it.
+    """
+    for run in runs(queue):
+        if run.done:
+            continue
+        with _locked(run.folder) as lock:
+            # Not done still: the process that held the lock until now may have finished it.
+            if lock is not None and not run.done:
+                stopped = _train(run, lock)
+                _keep(run)
+                if stopped:  # while it ended anyway
+                    raise KeyboardInterrupt
+                return run
+    return None
+
+
+def status(run: Run) -> dict[str, Any]:
+    """Return how far a run is, as plain data; what is not known yet is None."""
+    rows = run.load().rows if run.done else read_metrics(run.folder / METRICS)
+    returns = [row['eval_return_mean'] for row in rows]
+    state = 'half-done' if rows else 'missing'
+    if run.done:
+        state = 'done'
+    elif _is_running(run.folder):
+        state = 'running'
+    return {
+        'name': run.entry.name,
+        'seed': run.seed,
+        'state': state,
+        'env_steps': rows[-1]['env_steps'] if rows else 0,
+        'steps': run.entry.steps,
+        'last_return': returns[-1] if rows else None,
+        'best_return': max(returns) if rows else None,
+        'wall_s': rows[-1]['wall_s'] if rows else None,
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
 
 
-def run_benches() -> None:
-    """Run every benchmark and keep its rows, each with the load of the machine."""
+def run_benches(seconds: float = 20.0) -> int:
+    """Run every benchmark and keep its rows, each with the machine's load; return how many."""
     rows = []
     for name in ('learner', 'sim', 'deploy'):
         load = round(os.getloadavg()[0], 2)
         module = importlib.import_module(f'robot_rl.bench.{name}')
-        rows += [row | {'load_average': load} for row in module.run(seconds=20.0)]
-    BENCH.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+        rows += [row | {'load_average': load} for row in module.run(seconds=seconds)]
+    _write(BENCH, ''.join(json.dumps(row) + '\n' for row in rows))
+    return len(rows)
 
 
-def write_docs(queue: Sequence[Entry]) -> None:
-    """Write docs/results.md and a curve for each run that has results."""
-    parts = [_HEAD]
-    for entry in queue:
-        seeds = [_load(path) for path in sorted((RESULTS / entry.name).glob('seed-*.json'))]
-        if seeds:
-            parts += [_section(entry, seeds), _curve(entry, seeds)]
-    if BENCH.exists():
-        parts.append(_bench_table([json.loads(line) for line in BENCH.read_text().splitlines()]))
-    (DOCS / 'results.md').write_text('\n'.join(parts), encoding='utf-8')
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[IO[bytes] | None]:
+    """Hold a run's lock, and give its open file; None where another process has it.
+
+    The kernel frees it with the last process that has the file open, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, 'ab') as file:
+        yield file if _try(file, fcntl.LOCK_EX) else None
 
 
-_HEAD = """# Results
+def _is_running(folder: Path) -> bool:
+    # For an instant a shared lock is in the way of who takes the run: that one tries the next.
+    if not (folder / LOCK).exists():
+        return False
+    with open(folder / LOCK, 'rb') as file:
+        return not _try(file, fcntl.LOCK_SH)
 
-Measured, not quoted; written by `make results` from the small files in `results/`. A return is the
-mean over noiseless evaluation episodes from held-out initial conditions.
-"""
+
+def _try(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _section(entry: Entry, seeds: Sequence[dict[str, Any]]) -> str:
-    wanted = entry.needs.return_
-    lines = [
-        f'## {entry.name}',
-        '',
-        f'Required: {wanted:g} within {entry.needs.within:,} environment steps, every seed.',
-        '',
-        f'| seed | first at {wanted:g} [env steps] | best | last | wall [s] | cores | load |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for number, seed in enumerate(seeds):
-        rows = seed['rows']
-        returns = [row['eval_return_mean'] for row in rows]
-        reached = [row['env_steps'] for row in rows if row['eval_return_mean'] >= wanted]
-        lines.append(
-            f'| {number} | {reached[0] if reached else "not reached"} | {max(returns):.1f} | '
-            f'{returns[-1]:.1f} | {rows[-1]["wall_s"]:.0f} | {seed["cores"]} | {_load_of(rows)} |'
+def _train(run: Run, lock: IO[bytes]) -> bool:
+    """Train in a process of its own; return whether a signal came that it did not need.
+
+    A SIGINT or SIGTERM goes on to it, and it saves and ends. It inherits the lock: where this
+    process is killed alone, its run is still taken.
+    """
+    print(run.command, file=sys.stderr, flush=True)
+    stopped = False
+    with _signals() as received:
+        # A session of its own: Ctrl-C in a terminal would reach it twice, and the second one does
+        # not wait for the checkpoint. Its output goes to stderr: stdout is this command's.
+        child = subprocess.Popen(
+            _argv(run),
+            stdout=2,
+            env=os.environ | {'OMP_NUM_THREADS': '1'},
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,
         )
-    lines += ['', f'    {seeds[0]["command"]}', '', f'Revision {seeds[0]["git_revision"]}.', '']
-    return '\n'.join(lines)
+        while child.poll() is None:
+            while received:
+                stopped = True
+                child.send_signal(received.pop(0))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=0.2)
+    if child.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
+        raise KeyboardInterrupt
+    if child.returncode:
+        raise RobotRLError(
+            f'{run.folder}: training ended with exit code {child.returncode}; the command was: '
+            f'{run.command}'
+        )
+    return stopped or bool(received)
 
 
-def _load_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the machine's mean load average over the run, where it was noted."""
-    loads = [row['load_average'] for row in rows if 'load_average' in row]
-    return f'{sum(loads) / len(loads):.1f}' if loads else 'not noted'
+def _argv(run: Run) -> list[str]:
+    return [sys.executable, '-m', 'robot_rl.cli.main', *shlex.split(run.command)[1:]]
 
 
-def _curve(entry: Entry, seeds: Sequence[dict[str, Any]]) -> str:
-    """Draw the seeds' curves as docs/results/<name>.png; return the line that shows it."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3), dpi=100)
-    for number, seed in enumerate(seeds):
-        steps = [row['env_steps'] for row in seed['rows']]
-        axes.plot(steps, [row['eval_return_mean'] for row in seed['rows']], label=f'seed {number}')
-    axes.axhline(entry.needs.return_, color='grey', linewidth=0.8, linestyle='--')
-    axes.set(xlabel='environment steps', ylabel='return')
-    axes.legend(frameon=False)
-    path = DOCS / 'results' / f'{entry.name}.png'
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, bbox_inches='tight')
-    plt.close(figure)
-    return f'![learning curves](results/{entry.name}.png)\n'
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of acting on them."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in numbers
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _bench_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        '## Speed',
-        '',
-        'Each figure beside a floor measured in the same run (`robot-rl bench`).',
-        '',
-        '| bench | metric | value | unit | reference | ratio | load |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    keys = ('bench', 'metric', 'value', 'unit', 'reference', 'ratio', 'load_average')
-    for row in rows:
-        cells = (row[key] for key in keys)
-        lines.append('| ' + ' | '.join(_cell(cell) for cell in cells) + ' |')
-    return '\n'.join([*lines, ''])
+def _keep(run: Run) -> None:
+    """Keep what a finished run gave."""
+    revision, config = _made_by(run.folder)
+    rows = read_metrics(run.folder / METRICS)
+    kept = Kept(
+        command=run.command,
+        git_revision=revision,
+        cores=os.cpu_count(),
+        samples_per_insert=config['learner'].get('samples_per_insert'),
+        updates=rows[-1]['learner_steps'],
+        rows=tuple(
+            {key: round(row[key], 2) for key in _COLUMNS if key in row} for row in _thinned(rows)
+        ),
+    )
+    _write(run.path, json.dumps(kept.to_dict(), indent=1) + '\n')
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ''
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
+def _made_by(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the revision that trained the policy in a run's folder, and the run's config."""
+    # Here, and not above: torch takes seconds, and what is kept is read without it.
+    from robot_rl.control.runtime import load_policy
+    from robot_rl.training.loop import CONFIG, POLICY
+
+    return load_policy(folder / POLICY).card.git_revision, load_yaml(folder / CONFIG)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding='utf-8'))
+def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return at most _ROWS evenly spaced rows, the last one always."""
+    every = -(-len(rows) // _ROWS)
+    return list(rows[::-1][:: max(every, 1)][::-1])
 
 
-def main(only: str = '', runs: Path = Path('runs/results')) -> None:
-    """Run the queue (or only the entry of that name) and write the documents."""
-    queue = read_queue(RESULTS / 'queue.yaml')
-    for entry in queue:
-        if only in ('', entry.name):
-            for seed in range(entry.seeds):
-                run(entry, seed, runs)
-    if not (only or BENCH.exists()):
-        run_benches()
-    write_docs(queue)
-
-
-if __name__ == '__main__':
-    tyro.cli(main)
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)

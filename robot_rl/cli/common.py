@@ -75,6 +75,15 @@ def emit(data: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(data, allow_nan=False) if as_json else text)
 
 
+def table(rows: list[dict[str, str]]) -> list[str]:
+    """Return the rows as lines of aligned columns, below a line of their names."""
+    if not rows:
+        return []
+    rows = [dict(zip(rows[0], rows[0], strict=True)), *rows]
+    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
+    return ['  '.join(row[key].ljust(widths[key]) for key in row).rstrip() for row in rows]
+
+
 def require_folder(flag: str, path: Path) -> None:
     """Raise RobotRLError where `path` is there and is no folder."""
     if path.exists() and not path.is_dir():

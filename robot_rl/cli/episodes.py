@@ -105,7 +105,7 @@ def _list(options: ListOptions) -> None:
     }
     for problem in store.damaged.values():
         print(f'robot-rl: skipped: {problem}', file=sys.stderr)
-    lines = _table([_row(header) for header in headers])
+    lines = common.table([_row(header) for header in headers])
     lines.append(f'{len(headers)} episodes in {store.root}')
     if unfinished:
         lines.append(f'unfinished: {", ".join(unfinished)}')
@@ -134,7 +134,7 @@ def _judge(options: JudgeOptions) -> None:
     judged = [header for header in store.episodes(options.query) if header.id in ids]
     done = [header for header in judged if header.success is not None]
     data = {'judged': len(done), 'success': sum(bool(h.success) for h in done)}
-    text = '\n'.join(_table([_row(header) for header in done]))
+    text = '\n'.join(common.table([_row(header) for header in done]))
     common.emit(data, options.as_json, text or 'nothing waits to be judged')
 
 
@@ -163,7 +163,7 @@ def _reindex(options: ReindexOptions) -> None:
 
 
 def _emit_changed(store: Store, header: EpisodeHeader, as_json: bool) -> None:
-    (line,) = _table([_row(header)])[1:]
+    (line,) = common.table([_row(header)])[1:]
     common.emit(_summary(store, header), as_json, line)
 
 
@@ -186,15 +186,6 @@ def _row(header: EpisodeHeader) -> dict[str, str]:
         'seconds': '' if header.duration_s is None else f'{header.duration_s:.1f}',
         'tags': ' '.join(header.tags),
     }
-
-
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    """Return the rows as lines of aligned columns, below a line of their names."""
-    if not rows:
-        return []
-    rows = [dict(zip(rows[0], rows[0], strict=True)), *rows]
-    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
-    return ['  '.join(row[key].ljust(widths[key]) for key in row).rstrip() for row in rows]
 
 
 def _positional_last(argv: list[str]) -> list[str]:

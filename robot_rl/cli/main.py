@@ -22,6 +22,7 @@ COMMANDS = (
     'retrain',
     'demo',
     'bench',
+    'results',
 )
 
 
@@ -68,7 +69,15 @@ def _run(command: str, argv: list[str]) -> int:
 def _extra_of(module: str) -> str | None:
     """Return the optional dependency group that brings a top-level module, if any does."""
     groups = {
-        'train': ('torch', 'dm_control', 'onnx', 'onnxscript', 'tensorboard', 'matplotlib'),
+        'train': (
+            'torch',
+            'dm_control',
+            'gymnasium',
+            'onnx',
+            'onnxscript',
+            'tensorboard',
+            'matplotlib',
+        ),
         'ros': ('rclpy', 'sensor_msgs', 'std_msgs', 'std_srvs', 'trajectory_msgs'),
     }
     top = module.split('.')[0]

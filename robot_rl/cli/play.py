@@ -86,6 +86,7 @@ def _episode(environment: Environment, policy: Policy, seed: int, screen: Any) -
 
 def _screen(options: Options, environment: Environment) -> Any:
     """Return the film or the window. Raises RobotRLError where neither can be."""
+    environment.scene()  # before a file is begun: not every task can be drawn
     if options.out is None:
         return _Window(environment)
     return _Film(options.out, environment, (options.width, options.height))

@@ -11,7 +11,9 @@ _TITLES = {
     'arm': 'arms, simulated and through ROS 2',
     'suite': 'dm_control suite',
     'manipulation': 'dm_control manipulation with features',
+    'gym': 'Gymnasium (others with continuous actions: gym/<id>, gym/<module>:<id>)',
 }
+_PACKAGES = {'suite': 'dm_control', 'gym': 'gymnasium'}
 
 
 class Options(common.Options):
@@ -19,14 +21,17 @@ class Options(common.Options):
 
 
 def main(argv: list[str]) -> int:
-    """Print the names by family; without dm_control, those of the arms and a hint."""
+    """Print the names by family, and a hint for every package that is missing."""
     options = common.parse(Options, argv, 'tasks', __doc__, EXAMPLE)
     families = registry.task_names()
     blocks = [
         '\n'.join([f'{_TITLES[family]}:', *(f'  {name}' for name in names)])
         for family, names in families.items()
     ]
-    if 'suite' not in families:
-        blocks.append("dm_control is not installed: pip install 'robot_rl[train]'")
+    blocks += [
+        f"{package} is not installed: pip install 'robot_rl[train]'"
+        for family, package in _PACKAGES.items()
+        if family not in families
+    ]
     common.emit({'tasks': families}, options.as_json, '\n\n'.join(blocks))
     return 0

@@ -18,10 +18,14 @@ from robot_rl.specs import Contract
 class BCConfig(LearnerConfig):
     """What behaviour cloning lets one choose; rewards and what follows them are not read."""
 
-    n_step: pydantic.PositiveInt = 1  # every step is imitated, also the last ones of an episode
-    normalize_observations: bool = True  # by the statistics of the recorded data
-    learning_rate: pydantic.PositiveFloat = 3e-4  # of AdamW
-    weight_decay: pydantic.NonNegativeFloat = 0.0  # as AdamW has it
+    n_step: pydantic.PositiveInt = 1
+    """every step is imitated, also the last ones of an episode"""
+    normalize_observations: bool = True
+    """by the statistics of the recorded data"""
+    learning_rate: pydantic.PositiveFloat = 3e-4
+    """of AdamW"""
+    weight_decay: pydantic.NonNegativeFloat = 0.0
+    """as AdamW has it"""
 
 
 class BCLearner:

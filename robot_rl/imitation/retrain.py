@@ -13,6 +13,7 @@ from robot_rl import registry
 from robot_rl.errors import StorageError
 from robot_rl.imitation.data import load_episodes, make_steps
 from robot_rl.imitation.offline import shuffle_rewards, train_offline
+from robot_rl.policies.agent import CriticConfig, fit_support
 from robot_rl.policies.export import export_onnx, git_revision
 from robot_rl.sim.reach import ReachTask
 from robot_rl.specs import PolicyCard, Spec
@@ -68,7 +69,10 @@ def retrain(
     )
     if config.shuffle_rewards:
         steps = shuffle_rewards(steps, config.seed)
-    learner = agent.learner(contract, agent.config.parse(config.learner), config.seed)
+    settings = agent.config.parse(config.learner)
+    if isinstance(settings, CriticConfig):
+        settings = settings.replace(**fit_support(settings, settings.discount, task.reward_range))
+    learner = agent.learner(contract, settings, config.seed)
     rows: list[dict[str, Any]] = []
 
     def note(done: int, metrics: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
@@ -10,7 +11,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from robot_rl.policies.policy import Policy
+from robot_rl.errors import SpecError
+from robot_rl.policies.policy import Behaviour, Policy
 from robot_rl.specs import Spec
 
 Sizes = Annotated[tuple[pydantic.PositiveInt, ...], pydantic.Field(min_length=1)]
@@ -19,26 +21,38 @@ Sizes = Annotated[tuple[pydantic.PositiveInt, ...], pydantic.Field(min_length=1)
 class LearnerConfig(Spec):
     """What every learner from n-step transitions lets one choose."""
 
-    batch_size: pydantic.PositiveInt = 256  # transitions in one update
-    n_step: pydantic.PositiveInt = 5  # rewards summed before bootstrapping
-    discount: float = pydantic.Field(0.99, gt=0, le=1)  # gamma, per environment step
-    normalize_observations: bool = False  # by statistics of the first steps, or of all recorded
-    policy_layers: Sizes = (256, 256, 256)  # units of each layer
-    max_gradient_norm: pydantic.PositiveFloat = 40.0  # of each network
+    batch_size: pydantic.PositiveInt = 256
+    """transitions in one update, or sequences where the agent has a memory"""
+    n_step: pydantic.PositiveInt = 5
+    """rewards summed before bootstrapping"""
+    discount: float = pydantic.Field(0.99, gt=0, le=1)
+    """gamma, per environment step"""
+    normalize_observations: bool = False
+    """by statistics of the first min_replay_size steps, or of all recorded"""
+    policy_layers: Sizes = (256, 256, 256)
+    """units of each layer"""
+    max_gradient_norm: pydantic.PositiveFloat = 40.0
+    """of each network"""
 
 
 class CriticConfig(Spec):
     """What a distributional critic and its target let one choose."""
 
-    critic_layers: Sizes = (256, 256, 256)  # units of each layer
-    v_min: float = -150.0  # smallest return that the critic can express
-    v_max: float = 150.0  # largest return that the critic can express
-    num_atoms: int = pydantic.Field(51, ge=2)  # places between v_min and v_max, both included
-    target_update_period: pydantic.PositiveInt = 100  # updates between copies to the targets
+    critic_layers: Sizes = (256, 256, 256)
+    """units of each layer"""
+    v_min: float | None = -150.0
+    """smallest return that the critic can express; null: from the task's rewards and gamma"""
+    v_max: float | None = 150.0
+    """largest return that the critic can express; null: from the task's rewards and gamma"""
+    num_atoms: int = pydantic.Field(51, ge=2)
+    """places between v_min and v_max, both included"""
+    target_update_period: pydantic.PositiveInt = 100
+    """updates between copies to the targets"""
 
     @pydantic.model_validator(mode='after')
     def _support_is_ordered(self) -> Self:
-        if self.v_min >= self.v_max:
+        known = self.v_min is not None and self.v_max is not None
+        if known and self.v_min >= self.v_max:
             raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
         return self
 
@@ -46,10 +60,24 @@ class CriticConfig(Spec):
 class OffPolicyConfig(LearnerConfig):
     """What an agent that acts and learns from a replay lets one choose."""
 
-    samples_per_insert: pydantic.PositiveFloat = 32.0  # times each step is sampled, on average
-    min_replay_size: pydantic.PositiveInt = 1000  # environment steps before the first update
-    replay_size: pydantic.PositiveInt = 1_000_000  # environment steps kept, oldest out first
-    sigma: pydantic.NonNegativeFloat = 0.2  # exploration noise; actions span [-1, 1]
+    samples_per_insert: pydantic.PositiveFloat = 32.0
+    """times each step is sampled, on average"""
+    min_replay_size: pydantic.PositiveInt = 1000
+    """environment steps before the first update"""
+    replay_size: pydantic.PositiveInt = 1_000_000
+    """environment steps kept, oldest out first"""
+    priority_exponent: float = pydantic.Field(0.0, ge=0, le=1)
+    """alpha: how much more often surprising steps are sampled; 0: all alike"""
+    importance_exponent: float = pydantic.Field(0.4, ge=0, le=1)
+    """beta: how far weights in the loss make up for priorities; 1: wholly"""
+    memory: pydantic.NonNegativeInt = 0
+    """units of an LSTM in each network, which then learns from sequences; 0: feed-forward"""
+    sequence_length: pydantic.PositiveInt = 20
+    """steps of a sequence that are learned from; with a memory only"""
+    burn_in: pydantic.NonNegativeInt = 10
+    """steps in front of them that only bring the memory up to date"""
+    updates_per_call: pydantic.PositiveInt = 1
+    """updates from batches drawn at once; more than one where a call costs more than an update"""
 
     @pydantic.model_validator(mode='after')
     def _replay_holds_what_is_asked(self) -> Self:
@@ -62,7 +90,60 @@ class OffPolicyConfig(LearnerConfig):
             raise ValueError(
                 f'n_step {self.n_step} must be below min_replay_size {self.min_replay_size}'
             )
+        if self.memory and self.burn_in + self.sequence_length >= self.replay_size:
+            raise ValueError(
+                f'burn_in {self.burn_in} and sequence_length {self.sequence_length} must come to '
+                f'less than replay_size {self.replay_size}'
+            )
         return self
+
+    @property
+    def steps_per_update(self) -> int:
+        """How many sampled steps one update learns from."""
+        return self.batch_size * (self.sequence_length if self.memory else 1)
+
+    @property
+    def priorities(self) -> tuple[float, float] | None:
+        """alpha and beta of prioritised sampling; None: all steps are sampled alike."""
+        if self.priority_exponent == 0:
+            return None
+        return self.priority_exponent, self.importance_exponent
+
+
+def fit_support(
+    config: CriticConfig,
+    discount: float,
+    reward_range: tuple[float, float] | None,
+) -> dict[str, float]:
+    """Return v_min and v_max of `config`, worked out where it leaves them open.
+
+    Rewards of a step between (lowest, highest) of `reward_range` and a discount gamma below 1
+    bound every return: r / (1 - gamma), or r itself, an episode of one step, if that is farther
+    out. None says that the task does not state its rewards. Raises SpecError, which names the
+    field, where a bound cannot be worked out or a support that is given cannot hold the returns.
+    """
+    bounds: dict[str, float | None] = {'v_min': None, 'v_max': None}
+    if reward_range is not None:
+        horizon = 1 / (1 - discount) if discount < 1 else math.inf
+        low, high = reward_range
+        bounds['v_min'] = low * horizon if low < 0 else low if low > 0 else 0.0
+        bounds['v_max'] = high * horizon if high > 0 else high
+    found = {}
+    for name, sign in (('v_min', -1), ('v_max', 1)):
+        given, bound = getattr(config, name), bounds[name]
+        if given is None:
+            if bound is None or not math.isfinite(bound):
+                why = 'does not state its rewards' if bound is None else 'has no bound: discount 1'
+                raise SpecError(f'learner.{name}: null, but the return {why}; give a number')
+            given = bound
+        elif bound is not None and math.isfinite(bound) and sign * (bound - given) > 1e-6:
+            raise SpecError(
+                f'learner.{name}: {given:g} cannot hold the returns: rewards of {reward_range[0]:g} '
+                f'to {reward_range[1]:g} a step and discount {discount:g} come to {bound:g}; '
+                f'{name}: {bound:g}, or null, is right'
+            )
+        found[name] = float(given)
+    return found
 
 
 class Batch(NamedTuple):
@@ -73,13 +154,31 @@ class Batch(NamedTuple):
     reward: Any  #                    R        [B]
     discount: Any  #                  gamma^k times the environment's discounts [B]
     next_observation: Mapping[str, Any]  # o_{t+k}  {field: [B, ...]}
+    weight: Any = None  #             of each transition in the critic's loss [B]; None: all 1
+
+
+class SequenceBatch(NamedTuple):
+    """B sequences, time first, as storage.sampler.Sequences defines them.
+
+    L = burn_in + T + n rows: some to burn in, T to learn from, n to bootstrap from.
+    """
+
+    observation: Mapping[str, Any]  # {field: [L, B, ...]}
+    real: Any  #      [burn_in, B] bool: False where a row in front only fills the shape
+    state: Mapping[str, Any]  # {name: [B, ...]} recurrent state before the first real row
+    action: Any  #    [T, B, A], contract units
+    reward: Any  #    [T, B] n-step returns
+    discount: Any  #  [T, B] gamma^k times the environment's discounts
+    following: Any  # [T, B] k: o_{t+k} is row burn_in + t + k
+    valid: Any  #     [T, B] bool: whether there is something to learn at this step
+    weight: Any = None  # [B]
 
 
 class Learner(Protocol):
     """What offline learning asks of an algorithm."""
 
     config: LearnerConfig
-    policy: Policy  # what acts, is evaluated and is exported; follows the learning in place
+    policy: Policy  # what is evaluated and exported; follows the learning in place
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Do one step of gradient descent; metrics stay tensors, so that nothing waits."""
@@ -88,10 +187,15 @@ class Learner(Protocol):
         """Fix the observation statistics, before the first update."""
 
 
-class ResumableLearner(Learner, Protocol):
-    """What the training loop asks besides: it can be stopped and gone on with."""
+class ActingLearner(Learner, Protocol):
+    """What the training loop asks besides: it explores, can be stopped and gone on with."""
 
+    config: OffPolicyConfig
     steps: int  # updates done
+    priorities: Tensor | None  # [B]: how far off each transition of the last batch was
+
+    def behaviour(self, num_envs: int) -> Behaviour:
+        """Return what acts in `num_envs` environments; it follows the learning in place."""
 
     def save(self) -> dict[str, Any]:
         """Return all that the next update depends on."""
@@ -107,19 +211,23 @@ class Agent(NamedTuple):
     learner: type[Learner]
 
 
-def as_tensors(batch: Batch, device: torch.device) -> Batch:
-    """Return `batch` (of arrays or tensors) as float32 tensors on `device`."""
+def as_tensors(batch: Any, device: torch.device) -> Batch | SequenceBatch:
+    """Return transitions or sequences (of arrays or tensors) as tensors on `device`.
 
-    def tensor(value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32, device=device)
+    Floating point becomes float32; whole and truth values keep their type.
+    """
 
-    return Batch(
-        {name: tensor(value) for name, value in batch.observation.items()},
-        tensor(batch.action),
-        tensor(batch.reward),
-        tensor(batch.discount),
-        {name: tensor(value) for name, value in batch.next_observation.items()},
-    )
+    def tensor(value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, Mapping):
+            return {name: tensor(part) for name, part in value.items()}
+        value = torch.as_tensor(value)
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        return value.to(device, dtype, non_blocking=True)
+
+    kind = SequenceBatch if hasattr(batch, 'following') else Batch
+    return kind(*(tensor(getattr(batch, name, None)) for name in kind._fields))
 
 
 @torch.no_grad()
@@ -128,14 +236,16 @@ def copy_parameters(source: nn.Module, target: nn.Module) -> None:
     torch._foreach_copy_(list(target.parameters()), list(source.parameters()))
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> Tensor:
-    """Take one step down `loss` [] with the gradient's global norm cut to `max_norm`.
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> list[Tensor]:
+    """Take one step down `loss` [], the gradient's norm in each parameter group cut to `max_norm`.
 
-    Returns that norm [] as it was before the cut.
+    Returns those norms, each [], as they were before the cut.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+    norms = [
+        nn.utils.clip_grad_norm_(group['params'], max_norm, foreach=True)
+        for group in optimizer.param_groups
+    ]
     optimizer.step()
-    return norm
+    return norms

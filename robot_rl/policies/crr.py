@@ -30,17 +30,27 @@ from robot_rl.policies.networks import CategoricalCritic, GaussianPolicy
 from robot_rl.policies.policy import ObservationVector, Policy
 from robot_rl.specs import Contract
 
+# A deviation below this makes single transitions dominate a likelihood.
+_MIN_STD = 1e-2
+
 
 class CRRConfig(LearnerConfig, CriticConfig):
     """What CRR lets one choose; the filter's constants are the paper's."""
 
-    normalize_observations: bool = True  # by the statistics of the recorded data
-    learning_rate: pydantic.PositiveFloat = 3e-4  # of Adam, policy and critic
-    weight_decay: pydantic.NonNegativeFloat = 0.0  # of the policy, as AdamW has it
-    filter: Literal['binary', 'exp'] = 'exp'  # 1[A > 0], or exp(A / beta) up to max_weight
-    beta: pydantic.PositiveFloat = 1.0  # temperature of the exp filter, in units of return
-    max_weight: pydantic.PositiveFloat = 20.0  # of one transition under the exp filter
-    num_samples: pydantic.PositiveInt = 4  # actions that the policy's own value is averaged over
+    normalize_observations: bool = True
+    """by the statistics of the recorded data"""
+    learning_rate: pydantic.PositiveFloat = 3e-4
+    """of Adam, policy and critic"""
+    weight_decay: pydantic.NonNegativeFloat = 0.0
+    """of the policy, as AdamW has it"""
+    filter: Literal['binary', 'exp'] = 'exp'
+    """1[A > 0], or exp(A / beta) up to max_weight"""
+    beta: pydantic.PositiveFloat = 1.0
+    """temperature of the exp filter, in units of return"""
+    max_weight: pydantic.PositiveFloat = 20.0
+    """of one transition under the exp filter"""
+    num_samples: pydantic.PositiveInt = 4
+    """actions that the policy's own value is averaged over"""
 
 
 class CRRLearner:
@@ -75,8 +85,8 @@ class CRRLearner:
         logits = self._online['critic'](observation, action)
         critic_loss = self._critic_loss(logits, batch, next_observation)
         weight = self._weight(observation, logits)
-        likelihood = self._online['policy'].distribution(observation).log_prob(action)
-        policy_loss = -(weight * likelihood.sum(dim=1)).mean()
+        mean, std = self._online['policy'].gaussian(observation)
+        policy_loss = losses.weighted_likelihood_loss(action[None], weight[None], mean, std).mean()
         limit = self.config.max_gradient_norm
         descend(self._optimizers['critic'], critic_loss, limit)
         descend(self._optimizers['policy'], policy_loss, limit)
@@ -98,21 +108,19 @@ class CRRLearner:
         generator = torch.Generator().manual_seed(seed)
         sizes = self._vector.size, self.contract.action_size
         support = torch.linspace(config.v_min, config.v_max, config.num_atoms)
-        critic = CategoricalCritic(*sizes, config.critic_layers, support, generator)
-        policy = GaussianPolicy(*sizes, config.policy_layers, generator)
+        critic = CategoricalCritic(*sizes, config.critic_layers, generator, support)
+        policy = GaussianPolicy(
+            *sizes, config.policy_layers, generator, min_std=_MIN_STD, squash=True
+        )
         return nn.ModuleDict({'policy': policy, 'critic': critic})
 
     def _critic_loss(self, logits: Tensor, batch: Batch, next_observation: Tensor) -> Tensor:
         with torch.no_grad():
             next_action = self._sample(self._target['policy'], next_observation)
             next_logits = self._target['critic'](next_observation, next_action)
-        return losses.categorical_td_loss(
-            logits,
-            self._online['critic'].support,
-            batch.reward,
-            batch.discount,
-            next_logits.softmax(dim=1),
-        ).mean()
+        critic = self._online['critic']
+        target = critic.target(batch.reward, batch.discount, critic.belief(next_logits))
+        return critic.loss(logits, target).mean()
 
     @torch.no_grad()
     def _weight(self, observation: Tensor, logits: Tensor) -> Tensor:
@@ -120,19 +128,17 @@ class CRRLearner:
         critic, config = self._online['critic'], self.config
         repeated = observation.repeat(config.num_samples, 1)  # [N * B, D]
         sampled = critic(repeated, self._sample(self._online['policy'], repeated))
-        value = (sampled.softmax(dim=1) @ critic.support).view(config.num_samples, -1).mean(dim=0)
-        advantage = logits.softmax(dim=1) @ critic.support - value
+        value = critic.value(critic.belief(sampled)).view(config.num_samples, -1).mean(dim=0)
+        advantage = critic.value(critic.belief(logits)) - value
         if config.filter == 'binary':
             return (advantage > 0).float()
         return (advantage / config.beta).exp().clamp(max=config.max_weight)
 
     def _sample(self, policy: nn.Module, observation: Tensor) -> Tensor:
         """Sample one action [B, A] in [-1, 1] a row, from this learner's own generator."""
-        normal = policy.distribution(observation)
-        noise = torch.randn(
-            normal.mean.shape, generator=self._generator, device=observation.device
-        )
-        return (normal.mean + normal.stddev * noise).clamp(-1, 1)
+        mean, std = policy.gaussian(observation)
+        noise = torch.randn(mean.shape, generator=self._generator, device=observation.device)
+        return (mean + std * noise).clamp(-1, 1)
 
 
 CRR = Agent(CRRConfig, CRRLearner)

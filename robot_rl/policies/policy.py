@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.policies.networks import Memory
 from robot_rl.policies.normalizer import Normalizer
-from robot_rl.specs import Contract
+from robot_rl.specs import Contract, StateField
 
 State = dict[str, Tensor]
+Arrays = dict[str, np.ndarray]
+
+# The parts of a memory's state by name, and what stands before those of a critic's.
+STATE, CRITIC = ('hidden', 'cell'), 'critic_'
 
 
 class ObservationVector(nn.Module):
@@ -84,29 +89,54 @@ class ActionScale(nn.Module):
 class Policy(nn.Module):
     """(observation, state) -> (action, state) as a torch module, and `select` on arrays.
 
-    `network` maps the vector [B, D] to actions [B, A]; what lies outside [-1, 1] is clipped.
-    A feed-forward policy has no state: its dictionaries of states stay empty.
+    `network` maps features [B, F] to actions [B, A]; what lies outside [-1, 1] is clipped. The
+    features are the observation's vector [B, D]; a `memory` adds what was seen before, and its
+    state then goes in and out of every call. A feed-forward policy's states are empty.
     """
 
-    def __init__(self, contract: Contract, vector: ObservationVector, network: nn.Module):
+    def __init__(
+        self,
+        contract: Contract,
+        vector: ObservationVector,
+        network: nn.Module,
+        memory: Memory | None = None,
+    ):
         super().__init__()
         self.contract = contract
         self.vector, self.network, self.scale = vector, network, ActionScale(contract)
+        self.memory = memory
 
     def forward(self, observation: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
         """Return actions [B, A] in contract units, and the next state."""
-        return self.scale.to_contract(self.network(self.vector(observation))), state
+        features, state = remember(self.memory, self.vector(observation), state)
+        return self.scale.to_contract(self.network(features)), state
 
-    def initial_state(self, batch: int) -> State:
-        """Return the state that an episode begins with."""
-        return {}
+    @property
+    def recurrent_state(self) -> tuple[StateField, ...]:
+        """The state that goes in and out, as a PolicyCard describes it."""
+        size = self.memory.hidden_size if self.memory is not None else 0
+        fields = (StateField(name=n, shape=(size,), initial=(0.0,) * size) for n in STATE if size)
+        return tuple(fields)
+
+    def initial_state(self, batch: int) -> Arrays:
+        """Return the state that an episode begins with: zeros."""
+        shapes = {field.name: (batch, *field.shape) for field in self.recurrent_state}
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
     @torch.inference_mode()
-    def select(self, observation: Mapping[str, Any], state: Any = None) -> tuple[np.ndarray, Any]:
+    def select(
+        self, observation: Mapping[str, Any], state: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, Arrays]:
         """Return float32 actions [B, A] for arrays {field: [B, ...]}, and the next state.
 
         Raises ContractMismatch where a field is missing or has another shape.
         """
+        tensors = self.tensors(observation)
+        action, following = self(tensors, self.state_tensors(state or {}))
+        return action.cpu().numpy(), _arrays(following)
+
+    def tensors(self, observation: Mapping[str, Any]) -> State:
+        """Return the contract's fields of an observation on the policy's device."""
         tensors, device = {}, self.scale.lower.device
         for field in self.contract.observation:
             value = observation.get(field.name)
@@ -117,5 +147,64 @@ class Policy(nn.Module):
                     f'{list(field.full_shape)}'
                 )
             tensors[field.name] = torch.as_tensor(value, dtype=torch.float32, device=device)
-        action, state = self(tensors, state or {})
-        return action.cpu().numpy(), state
+        return tensors
+
+    def state_tensors(self, state: Mapping[str, Any]) -> State:
+        """Return a recurrent state on the policy's device."""
+        device = self.scale.lower.device
+        return {name: torch.as_tensor(value, device=device) for name, value in state.items()}
+
+
+class Behaviour(nn.Module):
+    """A policy with exploration, as it acts in N environments: normal noise around its action.
+
+    The deviation is `sigma` [N], of a range of [-1, 1], or the network's own (`gaussian`) where
+    sigma is None. A critic with a memory remembers along: what its memory held at each step is
+    stored with the step, and learning starts from there.
+    """
+
+    def __init__(self, policy: Policy, sigma: Tensor | None, critic_memory: Memory | None = None):
+        super().__init__()
+        self.policy, self.critic_memory = policy, critic_memory
+        self.register_buffer('sigma', None if sigma is None else sigma[:, None])
+
+    def initial_state(self, batch: int) -> Arrays:
+        """Return the state that an episode begins with: that of policy and critic."""
+        state = self.policy.initial_state(batch)
+        if self.critic_memory is None:
+            return state
+        return state | {CRITIC + name: value.copy() for name, value in state.items()}
+
+    @torch.inference_mode()
+    def select(
+        self, observation: Mapping[str, Any], state: Mapping[str, Any], noise: np.ndarray
+    ) -> tuple[np.ndarray, Arrays]:
+        """Return float32 actions [N, A] in contract units and the next state.
+
+        `noise` [N, A] is drawn from a standard normal by whoever keeps the random state.
+        """
+        policy, given = self.policy, self.policy.state_tensors(state)
+        vector = policy.vector(policy.tensors(observation))
+        features, following = remember(policy.memory, vector, given)
+        if self.sigma is None:
+            mean, deviation = policy.network.gaussian(features)
+        else:
+            mean, deviation = policy.network(features), self.sigma
+        action = mean + deviation * torch.as_tensor(noise, device=mean.device)
+        _, also = remember(self.critic_memory, vector, given, CRITIC)
+        return policy.scale.to_contract(action).cpu().numpy(), _arrays(following | also)
+
+
+def remember(
+    memory: Memory | None, vector: Tensor, state: State, prefix: str = ''
+) -> tuple[Tensor, State]:
+    """Return features [B, F] of an observation's vector [B, D], and the next state."""
+    if memory is None:
+        return vector, {}
+    names = [prefix + name for name in STATE]
+    features, following = memory.step(vector, tuple(state[name] for name in names))
+    return features, dict(zip(names, following, strict=True))
+
+
+def _arrays(state: State) -> Arrays:
+    return {name: value.cpu().numpy() for name, value in state.items()}

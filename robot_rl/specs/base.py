@@ -20,7 +20,11 @@ class Spec(pydantic.BaseModel):
     """A frozen model without unknown keys, with YAML and JSON doors and readable errors."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra='forbid', allow_inf_nan=False, ser_json_inf_nan='constants'
+        frozen=True,
+        extra='forbid',
+        allow_inf_nan=False,
+        ser_json_inf_nan='constants',
+        use_attribute_docstrings=True,  # the text below a field is its description
     )
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 import pydantic
 
-from robot_rl.errors import ContractMismatch
+from robot_rl.errors import ContractMismatch, SpecError, did_you_mean
 from robot_rl.specs.base import Spec
 
 # The quantity of a pose stream that is its position less the tool's.
@@ -162,6 +162,20 @@ class Contract(Spec):
     def action_upper(self) -> np.ndarray:
         """Upper bounds [A]."""
         return np.array([bound for field in self.action for bound in field.upper])
+
+    def without(self, hidden: Sequence[str]) -> Contract:
+        """Return the contract of a policy that does not see the fields called `hidden`.
+
+        Raises SpecError for a name that no field has, or where nothing would be left to see.
+        """
+        names = list(self.observation_shapes)
+        for name in hidden:
+            if name not in names:
+                raise SpecError(f'hide: no observation field {name!r}{did_you_mean(name, names)}')
+        left = [f.to_dict() for f in self.observation if f.name not in hidden]
+        if not left:
+            raise SpecError(f'hide: {", ".join(hidden)} leave nothing to see')
+        return self.replace(observation=left) if hidden else self
 
     def action_slice(self, name: str) -> slice:
         """Return where the action field called `name` lies in the action vector."""

@@ -2,7 +2,8 @@
 
 Row t holds the observation o_t, the action a_t taken in it, the reward r_{t+1} and the discount
 d_{t+1} that followed that action, and the step type of o_t. Of a LAST row only the observation is
-valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' and 'step_type'.
+valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' and 'step_type';
+'state/<name>' may hold the recurrent state that belongs to o_t: the one before the policy saw it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from robot_rl.errors import StorageError
 # The step types of dm_env, which sim.environment.StepType repeats.
 FIRST, MID, LAST = 0, 1, 2
 
-OBSERVATION = 'observation/'
+OBSERVATION, STATE = 'observation/', 'state/'
 ACTION, REWARD, DISCOUNT, STEP_TYPE = 'action', 'reward', 'discount', 'step_type'
 
 
@@ -81,10 +82,21 @@ class Steps:
     @property
     def observation_names(self) -> list[str]:
         """The observation fields that have a column, without the column prefix."""
-        return [
-            name.removeprefix(OBSERVATION) for name in self.columns if name.startswith(OBSERVATION)
-        ]
+        return self._names(OBSERVATION)
+
+    @property
+    def state_names(self) -> list[str]:
+        """The recurrent states that have a column, without the column prefix."""
+        return self._names(STATE)
 
     def rows(self, lane: np.ndarray, age: np.ndarray) -> np.ndarray:
         """Return the flat row of the `age`-th oldest valid step of `lane`; ages broadcast."""
         return lane * self.length + (self.head - self.size + age) % self.length
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return lane and age of flat `rows`; an age of `size` or more is no valid step's."""
+        lane, row = np.divmod(rows, self.length)
+        return lane, (row - self.head + self.size) % self.length
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)]

@@ -7,53 +7,71 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.policies.policy import Policy
+from robot_rl.policies.policy import Behaviour
 from robot_rl.sim.environment import StepType, TimeStep
 from robot_rl.training.replay import Replay
 
+State = dict[str, np.ndarray]
+
 
 class Actor:
-    """Acts in N environments by `policy` with Gaussian noise, inside the contract's bounds.
+    """Acts in N environments by `behaviour`, whose noise it draws, and fills the replay.
 
-    `sigma` is the noise's deviation where the action's range is [-1, 1] (Acme's D4PG). `learn` is
-    called by update(), as often as the loop wishes.
+    `learn` is called by update(), as often as the loop wishes.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        behaviour: Behaviour,
         replay: Replay,
         learn: Callable[[], None],
-        sigma: float,
         rng: np.random.Generator,
     ):
-        self.policy, self.rng = policy, rng
+        self.behaviour, self.rng = behaviour, rng
         self._replay, self._learn = replay, learn
-        lower, upper = policy.contract.action_lower, policy.contract.action_upper
-        self._lower, self._upper = lower.astype(np.float32), upper.astype(np.float32)
-        self._deviation = (sigma * (upper - lower) / 2).astype(np.float32)
+        self._action_size = behaviour.policy.contract.action_size
 
     def select(
-        self, observation: Mapping[str, np.ndarray], state: Any
-    ) -> tuple[np.ndarray, Any, dict[str, np.ndarray]]:
+        self, observation: Mapping[str, np.ndarray], state: State
+    ) -> tuple[np.ndarray, State, dict[str, Any]]:
         """Return actions [N, A] in contract units, the next state, and extras to remember."""
-        action, state = self.policy.select(observation, state)
-        noise = self.rng.standard_normal(action.shape, dtype=np.float32)
-        return np.clip(action + self._deviation * noise, self._lower, self._upper), state, {}
+        lanes = len(next(iter(observation.values())))
+        noise = self.rng.standard_normal((lanes, self._action_size), dtype=np.float32)
+        action, following = self.behaviour.select(observation, state, noise)
+        return action, following, {}
 
-    def observe_first(self, timestep: TimeStep) -> None:
-        """Remember the observations that episodes begin with."""
-        self._replay.add_first(timestep)
+    def observe_first(self, timestep: TimeStep) -> State:
+        """Remember the observations that episodes begin with; return the state to act from."""
+        state = self.behaviour.initial_state(len(timestep.reward))
+        self._replay.add_first(timestep, state)
+        return state
 
     def observe(
-        self, action: np.ndarray, extras: Mapping[str, np.ndarray], following: TimeStep
-    ) -> None:
-        """Remember the actions [N, A] taken in the newest observations and what followed."""
-        self._replay.add(action, following)
+        self, action: np.ndarray, extras: Mapping[str, Any], following: TimeStep, state: State
+    ) -> State:
+        """Remember the actions [N, A] taken in the newest observations and what followed.
+
+        `state` is what select returned with them. Returns the state to go on from: the initial
+        one wherever an episode begins.
+        """
+        del extras
+        state = self._restarted(state, following.step_type == StepType.FIRST)
+        self._replay.add(action, following, state)
+        return state
 
     def update(self) -> None:
         """Let the learner catch up with what was observed."""
         self._learn()
+
+    def _restarted(self, state: State, first: np.ndarray) -> State:
+        """Put the lanes where `first` [N] is true back into the initial state."""
+        if not (state and first.any()):
+            return state
+        fresh = self.behaviour.initial_state(len(first))
+        return {
+            name: np.where(first.reshape(-1, *[1] * (value.ndim - 1)), fresh[name], value)
+            for name, value in state.items()
+        }
 
 
 class SingleActor:
@@ -69,7 +87,7 @@ class SingleActor:
 
     def __init__(self, actor: Actor):
         self._actor = actor
-        self._state = actor.policy.initial_state(1)
+        self._state: State = {}
         self._taken: tuple[np.ndarray, float, float] | None = None
 
     def policy(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -91,7 +109,6 @@ class SingleActor:
     def observe_last(self, observation: Mapping[str, np.ndarray]) -> None:
         """Take note of the observation that ended the episode."""
         self._arrive(observation, StepType.LAST)
-        self._state = self._actor.policy.initial_state(1)
 
     def update(self) -> None:
         """Let the learner catch up with what was observed."""
@@ -108,7 +125,7 @@ class SingleActor:
             {name: np.asarray(value)[None] for name, value in observation.items()},
         )
         if action is None:
-            self._actor.observe_first(timestep)
+            self._state = self._actor.observe_first(timestep)
         else:
-            self._actor.observe(action, {}, timestep)
+            self._state = self._actor.observe(action, {}, timestep, self._state)
         return timestep

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 
 from robot_rl import registry, resources
-from robot_rl.policies.agent import OffPolicyConfig
+from robot_rl.policies.agent import CriticConfig, OffPolicyConfig, fit_support
 from robot_rl.specs import Spec
 
 Count = pydantic.NonNegativeInt
 
 
 class TrainConfig(Spec):
-    """How a run goes, whatever the agent. All `every` count environment steps."""
+    """How a run goes, whatever the agent."""
 
-    num_envs: pydantic.PositiveInt = 1  # environments stepped together
-    threads: pydantic.PositiveInt = 1  # of torch; runs repeat bit by bit with one
-    evaluate_every: pydantic.PositiveInt = 10_000  # between evaluations
-    evaluation_episodes: pydantic.PositiveInt = 10  # in each, from held-out seeds
-    checkpoint_every: pydantic.PositiveInt = 20_000  # between checkpoints
-    snapshots: tuple[Count, ...] = ()  # when policies/step-<steps>.onnx is written as well
-    stop_at_success: float | None = pydantic.Field(None, gt=0, le=1)  # end early at this rate
+    num_envs: pydantic.PositiveInt = 1
+    """environments stepped together"""
+    threads: pydantic.PositiveInt = 1
+    """of torch; runs repeat bit by bit with one"""
+    device: str = 'cpu'
+    """where the learner computes: cpu, cuda, cuda:1"""
+    evaluate_every: pydantic.PositiveInt = 10_000
+    """environment steps between evaluations"""
+    evaluation_episodes: pydantic.PositiveInt = 10
+    """in each evaluation, from held-out seeds"""
+    checkpoint_every: pydantic.PositiveInt = 20_000
+    """environment steps between checkpoints"""
+    snapshots: tuple[Count, ...] = ()
+    """environment steps at which policies/step-<steps>.onnx is written as well"""
+    stop_at_success: float | None = pydantic.Field(None, gt=0, le=1)
+    """end early at this success rate"""
 
 
 class RunConfig(Spec):
     """One training run; DIR/config.yaml holds it."""
 
     schema_version: Literal[1] = 1
-    task: str  # as `robot-rl tasks` lists it
-    agent: str = 'd4pg'  # as the registry lists it
-    seed: Count = 0  # of networks, exploration, sampling and episodes
-    steps: pydantic.PositiveInt = 100_000  # environment steps in all
+    task: str
+    """as `robot-rl tasks` lists it"""
+    hide: tuple[str, ...] = ()
+    """observation fields of the task that the policy is not to see"""
+    agent: str = 'd4pg'
+    """as the registry lists it"""
+    seed: Count = 0
+    """of networks, exploration, sampling and episodes"""
+    steps: pydantic.PositiveInt = 100_000
+    """environment steps in all"""
     training: TrainConfig = TrainConfig()
-    # The agent's own config; what is not given is filled in.
+    """how the run goes"""
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
+    """the agent's own config; what is not given is filled in"""
 
     @pydantic.field_validator('learner')
     @classmethod
@@ -48,6 +64,17 @@ class RunConfig(Spec):
     def learner_config(self) -> OffPolicyConfig:
         """Return the agent's config as the agent takes it."""
         return registry.resolve('agent', self.agent).config.parse(self.learner)
+
+    def with_support(self, reward_range: tuple[float, float] | None) -> Self:
+        """Return this config with a critic's support that holds the returns of such rewards.
+
+        Raises SpecError where it cannot be worked out, or does not hold them.
+        """
+        learner = self.learner_config()
+        if not isinstance(learner, CriticConfig) or getattr(learner, 'critic', '') == 'scalar':
+            return self
+        support = fit_support(learner, learner.discount, reward_range)
+        return self.replace(learner=self.learner | support)
 
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields in which `other` is another run; `steps` may differ."""

@@ -56,8 +56,8 @@ def held_out_seeds(episodes: int) -> list[int]:
 
 
 def task_of(name: str) -> ReachTask | None:
-    """Return what tells success in the task of this name; dm_control's tasks have rewards only."""
-    return None if name.startswith(registry.DM_CONTROL) else registry.make_task(name)
+    """Return what tells success in the task of this name; None where it has rewards only."""
+    return None if name.startswith(registry.WITHOUT_STREAMS) else registry.make_task(name)
 
 
 def evaluate(

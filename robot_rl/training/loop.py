@@ -40,13 +40,13 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, folder: Path):
-        self.config, self.folder = config, folder
-        self.finished = False
+        self.folder, self.finished = folder, False
         self._task = task_of(config.task)
         if config.training.stop_at_success is not None and self._task is None:
             raise SpecError(f'training.stop_at_success: {config.task} defines rewards, no success')
         self._held_out = _environment(config, config.training.evaluation_episodes)
-        self.state = TrainingState(config, self._held_out.contract)
+        self.config = config = config.with_support(self._held_out.reward_range)
+        self.state = TrainingState(config, self._held_out.contract.without(config.hide))
         self._clock = _Clock()
         if (folder / CHECKPOINT).is_file():
             self._restore()
@@ -129,14 +129,13 @@ class Trainer:
         if self.state.env_steps == 0:
             self._export_snapshots(before=-1)
         timestep = environment.reset()
-        actor.observe_first(timestep)
-        memory = actor.policy.initial_state(environment.num_envs)
+        memory = actor.observe_first(timestep)
         self._clock.start(**self._counts())
         while not (self.finished or stop.is_set()):
             before = self.state.env_steps
             action, memory, extras = actor.select(timestep.observation, memory)
             timestep = environment.step(action)
-            actor.observe(action, extras, timestep)
+            memory = actor.observe(action, extras, timestep, memory)
             actor.update()
             self._returns.add(timestep)
             self._do_what_is_due(before)
@@ -210,6 +209,7 @@ def export_policy(
     card = PolicyCard(
         id=name.replace('/', '-'),
         contract=policy.contract,
+        recurrent_state=policy.recurrent_state,
         task=config.task,
         robot=task.robot.name if task else '',
         agent=config.agent,

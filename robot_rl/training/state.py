@@ -10,19 +10,21 @@ from torch import Tensor
 
 from robot_rl import registry
 from robot_rl.errors import SpecError
-from robot_rl.policies.agent import ResumableLearner
+from robot_rl.policies.agent import ActingLearner
 from robot_rl.specs import Contract
-from robot_rl.storage.sampler import WindowSampler
+from robot_rl.storage.sampler import Sequences, Transitions, WindowSampler
 from robot_rl.training.actor import Actor
 from robot_rl.training.checkpoint import generator_state, set_generator_state
 from robot_rl.training.config import RunConfig
 from robot_rl.training.replay import Replay
 
 
-def make_learner(config: RunConfig, contract: Contract) -> ResumableLearner:
+def make_learner(config: RunConfig, contract: Contract) -> ActingLearner:
     """Return the learner that `config` names, before its first update."""
-    agent = registry.resolve('agent', config.agent)
-    return agent.learner(contract, config.learner_config(), config.seed)
+    agent, device = registry.resolve('agent', config.agent), config.training.device
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise SpecError(f'training.device: {device}, but torch finds no GPU here; cpu is right')
+    return agent.learner(contract, config.learner_config(), config.seed, device)
 
 
 class TrainingState:
@@ -44,11 +46,22 @@ class TrainingState:
             np.random.default_rng(seed) for seed in np.random.SeedSequence(config.seed).spawn(2)
         )
         self.learner = make_learner(config, contract)
-        self.replay = Replay(contract, num_envs, settings.replay_size)
-        self.sampler = WindowSampler(
-            self.replay.steps, settings.n_step, settings.discount, sampling
+        behaviour = self.learner.behaviour(num_envs)
+        self.replay = Replay(
+            contract,
+            num_envs,
+            settings.replay_size,
+            {name: value.shape[1:] for name, value in behaviour.initial_state(1).items()},
+            settings.priorities,
         )
-        self.actor = Actor(self.learner.policy, self.replay, self.learn, settings.sigma, acting)
+        self.sampler = WindowSampler(
+            self.replay.steps,
+            settings.n_step,
+            settings.discount,
+            sampling,
+            self.replay.priorities,
+        )
+        self.actor = Actor(behaviour, self.replay, self.learn, acting)
         self.metrics: dict[str, Tensor] = {}  # of the last update
 
     @property
@@ -59,18 +72,21 @@ class TrainingState:
     def learn(self) -> None:
         """Update the learner until each step has been sampled `samples_per_insert` times.
 
-        That is one update every batch_size / samples_per_insert environment steps, counted from
-        the first min_replay_size of them.
+        That is one update every steps_per_update / samples_per_insert environment steps, counted
+        from the first min_replay_size of them.
         """
         settings, learner = self.settings, self.learner
         past = self.env_steps - settings.min_replay_size
         if past < 0:
             return
-        due = int(past * settings.samples_per_insert / settings.batch_size) - learner.steps
-        for _ in range(due):
+        due = int(past * settings.samples_per_insert / settings.steps_per_update) - learner.steps
+        for _ in range(due // settings.updates_per_call):
             if learner.steps == 0:
                 learner.fit_normalizer(self.replay.observations())
-            self.metrics = learner.update(self.sampler.transitions(settings.batch_size))
+            batch = self._draw()
+            self.metrics = learner.update(batch)
+            if self.replay.priorities is not None:
+                self.sampler.update_priorities(batch.place, learner.priorities.cpu().numpy())
 
     def save(self) -> dict[str, Any]:
         """Return all that the next update depends on; the learner's tensors are not copied."""
@@ -89,3 +105,11 @@ class TrainingState:
         set_generator_state(self.actor.rng, saved['acting'])
         set_generator_state(self.sampler.rng, saved['sampling'])
         torch.set_rng_state(saved['torch'])
+
+    def _draw(self) -> Transitions | Sequences:
+        """Draw what the next call of the learner learns from."""
+        settings = self.settings
+        size = settings.batch_size * settings.updates_per_call
+        if not settings.memory:
+            return self.sampler.transitions(size)
+        return self.sampler.sequences(size, settings.sequence_length, settings.burn_in)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
 
 from robot_rl.cli import common
+from robot_rl.errors import RobotRLError
 from robot_rl.specs import Spec
 
-EXAMPLE = 'robot-rl bench learner --seconds 20'
+EXAMPLE = 'robot-rl bench learner --seconds 20 --agents d4pg dmpo'
+# Options of one benchmark alone.
+_OF_LEARNER = ('agents', 'peers', 'device')
 
 
 class Options(Spec):
@@ -22,14 +25,33 @@ class Options(Spec):
         description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS'
     )
     seconds: pydantic.PositiveFloat = pydantic.Field(
-        20.0, description='how long to measure [s], about'
+        20.0, description='how long to measure [s], about; learner: each agent'
     )
+    agents: tuple[Literal['d4pg', 'mpo', 'dmpo'], ...] = pydantic.Field(
+        ('d4pg', 'mpo', 'dmpo'), description='learner: whose updates'
+    )
+    peers: bool = pydantic.Field(
+        False, description="learner: stable-baselines3's SAC and TD3 besides, if it is installed"
+    )
+    device: Literal['cpu', 'cuda'] = pydantic.Field('cpu', description='learner: where')
 
 
 def main(argv: list[str]) -> int:
     """Print one JSON object {bench, metric, value, unit, reference, ratio} a line."""
     options = common.parse(Options, argv, 'bench', __doc__, EXAMPLE)
+    more = _more(options)
     module = importlib.import_module(f'robot_rl.bench.{options.name}')
-    for row in module.run(seconds=options.seconds):
+    for row in module.run(seconds=options.seconds, **more):
         print(json.dumps(row, allow_nan=False), flush=True)
     return 0
+
+
+def _more(options: Options) -> dict[str, Any]:
+    """Return the options of the learner's benchmark. Raises RobotRLError at another one."""
+    more = {key: getattr(options, key) for key in _OF_LEARNER}
+    if options.name == 'learner':
+        return more
+    for key, value in more.items():
+        if value != Options.model_fields[key].default:
+            raise RobotRLError(f'bench {options.name}: --{key} is an option of bench learner only')
+    return {}

@@ -14,6 +14,7 @@ from robot_rl.errors import RobotRLError, UnknownName
 # The order is that of the work: simulate, learn, export, run, log, retrain.
 COMMANDS = (
     'tasks',
+    'agents',
     'train',
     'evaluate',
     'export',

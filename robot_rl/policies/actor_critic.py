@@ -45,7 +45,7 @@ class ActorCriticConfig(OffPolicyConfig, CriticConfig):
     critic_learning_rate: pydantic.PositiveFloat = 3e-4
     """of Adam"""
     execution: Literal['plain', 'fused', 'compiled'] = 'fused'
-    """fused optimiser and passes that stay in the cache; compiled: networks by torch.compile"""
+    """fused: one optimiser kernel, passes that stay in the cache; compiled: also torch.compile"""
 
 
 class Rows(NamedTuple):
@@ -125,7 +125,7 @@ class ActorCritic:
             self._compute = compiled(self._losses)
 
     def update(self, batch: Batch | SequenceBatch) -> dict[str, Tensor]:
-        """Take `updates_per_call` steps, each from an equal part of `batch`; return the last metrics.
+        """Take `updates_per_call` steps, each from an equal part of `batch`; return last metrics.
 
         As in Acme all losses are taken before any step, and the policy's at o_{t+k}. Nothing in
         here waits for a device: metrics, each [], stay tensors.
@@ -171,7 +171,7 @@ class ActorCritic:
         raise NotImplementedError
 
     def _noise(self, rows: int) -> Tensor | None:
-        """Return what an algorithm samples with at M rows: [N, M, A]; nothing where it does not."""
+        """Return what an algorithm samples with at M rows [N, M, A], if it samples."""
 
     def _parameter_groups(self) -> dict[str, tuple[Iterator[nn.Parameter], float]]:
         """Return the parameters by part, with their learning rates; each is clipped by itself."""
@@ -268,7 +268,8 @@ class ActorCritic:
         losses = critic.loss(outputs, target)
         surprise = critic.surprise(losses.detach(), target)
         loss = (rows.weight * losses).mean()
-        return CriticLoss(loss, {'critic_loss': loss.detach(), **critic.edges(target)}, surprise)
+        metrics = {'critic_loss': loss.detach(), **critic.edges(target, rows.valid)}
+        return CriticLoss(loss, metrics, surprise)
 
     def _priorities(self, surprise: Tensor, rows: Rows) -> Tensor:
         """Return a priority for each transition or sequence [B] from `surprise` [M]."""

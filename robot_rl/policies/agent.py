@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
@@ -110,37 +109,47 @@ class OffPolicyConfig(LearnerConfig):
         return self.priority_exponent, self.importance_exponent
 
 
-def fit_support(
-    config: CriticConfig,
-    discount: float,
-    reward_range: tuple[float, float] | None,
-) -> dict[str, float]:
-    """Return v_min and v_max of `config`, worked out where it leaves them open.
+def return_bounds(
+    reward_range: tuple[float, float] | None, discount: float
+) -> tuple[float, float] | None:
+    """Return the lowest and the highest return that rewards in `reward_range` can come to.
 
-    Rewards of a step between (lowest, highest) of `reward_range` and a discount gamma below 1
-    bound every return: r / (1 - gamma), or r itself, an episode of one step, if that is farther
-    out. None says that the task does not state its rewards. Raises SpecError, which names the
-    field, where a bound cannot be worked out or a support that is given cannot hold the returns.
+    That is r / (1 - gamma) for ever, or r itself, an episode of one step, where that is farther
+    out. None where the task does not state its rewards, or the discount gamma is 1.
     """
-    bounds: dict[str, float | None] = {'v_min': None, 'v_max': None}
-    if reward_range is not None:
-        horizon = 1 / (1 - discount) if discount < 1 else math.inf
-        low, high = reward_range
-        bounds['v_min'] = low * horizon if low < 0 else low if low > 0 else 0.0
-        bounds['v_max'] = high * horizon if high > 0 else high
+    if reward_range is None or discount == 1:
+        return None
+    low, high = reward_range
+    horizon = 1 / (1 - discount)
+    return low * (horizon if low < 0 else 1), high * (horizon if high > 0 else 1)
+
+
+def fit_support(
+    config: CriticConfig, discount: float, reward_range: tuple[float, float] | None
+) -> dict[str, float]:
+    """Return v_min and v_max of `config`, worked out by `return_bounds` where they are open.
+
+    Raises SpecError, which names the field, where a bound cannot be worked out, or where a
+    support that is given cannot hold the returns.
+    """
+    bounds = return_bounds(reward_range, discount)
     found = {}
-    for name, sign in (('v_min', -1), ('v_max', 1)):
-        given, bound = getattr(config, name), bounds[name]
-        if given is None:
-            if bound is None or not math.isfinite(bound):
-                why = 'does not state its rewards' if bound is None else 'has no bound: discount 1'
-                raise SpecError(f'learner.{name}: null, but the return {why}; give a number')
-            given = bound
-        elif bound is not None and math.isfinite(bound) and sign * (bound - given) > 1e-6:
+    for index, (name, outward) in enumerate((('v_min', -1), ('v_max', 1))):
+        given = getattr(config, name)
+        if bounds is None:
+            if given is None:
+                why = 'the task does not state its rewards' if discount < 1 else 'discount is 1'
+                raise SpecError(
+                    f'learner.{name}: null leaves it to the rewards and the discount, but {why}; '
+                    'a number is right'
+                )
+        elif given is None:
+            given = bounds[index]
+        elif outward * (bounds[index] - given) > 1e-6 * abs(bounds[index]):
             raise SpecError(
-                f'learner.{name}: {given:g} cannot hold the returns: rewards of {reward_range[0]:g} '
-                f'to {reward_range[1]:g} a step and discount {discount:g} come to {bound:g}; '
-                f'{name}: {bound:g}, or null, is right'
+                f'learner.{name}: {given:g} cannot hold the returns: rewards from '
+                f'{reward_range[0]:g} to {reward_range[1]:g} a step at discount {discount:g} come '
+                f'to {bounds[index]:g}; {bounds[index]:g}, or null, is right'
             )
         found[name] = float(given)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch._inductor.config
 
 F = TypeVar('F', bound=Callable)
 
@@ -21,6 +22,8 @@ def compiled(function: F) -> F:
     if reason:
         print(f'robot-rl: execution: compiled is not possible here: {reason}', file=sys.stderr)
         return function
+    # In this process: a pool of workers costs more than it saves on graphs as small as these.
+    torch._inductor.config.compile_threads = 1
     return torch.compile(function, dynamic=False)
 
 

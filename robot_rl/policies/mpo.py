@@ -119,7 +119,7 @@ class MPOLearner(ActorCritic):
         metrics |= divergences | {
             'policy_loss': policy_loss.detach(),
             'value': (rows.valid * values.mean(dim=0)).mean(),
-            'std': new_std.detach().mean(),
+            'std': (rows.valid[:, None] * new_std.detach()).mean(),
         }
         return Losses(total, metrics, surprise)
 
@@ -159,7 +159,7 @@ class MPOLearner(ActorCritic):
     def _hold_back(
         self, rows: Rows, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the penalty [] on the policy's change, its multipliers' loss within, and metrics."""
+        """Return the penalty [] on the policy's change and its multipliers' loss, and metrics."""
         config, duals = self.config, self._online['duals']
         (mean, std), (new_mean, new_std) = old, new
         divergences = {

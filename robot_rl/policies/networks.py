@@ -75,12 +75,13 @@ class LayerNormMLP(nn.Sequential):
 class Memory(nn.LSTM):
     """What has been seen so far, beside what is seen now: [D] -> features [F = D + H].
 
-    An LSTM reads the observations, and its output is put beside each of them, so that a network
-    on the features has all that a feed-forward one has.
+    An LSTM reads the observations, embedded by Linear, LayerNorm, tanh so that their units do not
+    drive its gates to the ends. Its output is put beside each observation: a network on the
+    features has all that a feed-forward one has.
     """
 
     def __init__(self, input_size: int, units: int, generator: torch.Generator):
-        super().__init__(input_size, units)
+        super().__init__(units, units)
         self.feature_size = input_size + units
         bound = 1 / math.sqrt(units)
         for name, parameter in self.named_parameters():
@@ -90,6 +91,7 @@ class Memory(nn.LSTM):
                 nn.init.zeros_(parameter)
         with torch.no_grad():  # what is in the cell stays there until learning says otherwise
             self.bias_ih_l0[units : 2 * units].fill_(1.0)
+        self.embed = LayerNormMLP(input_size, (units,), generator)
 
     def step(self, observation: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one observation [B, D]; return features [B, F] and the next state.
@@ -97,7 +99,8 @@ class Memory(nn.LSTM):
         Written out: a graph of plain operations is what ONNX takes everywhere.
         """
         hidden, cell = state
-        gates = functional.linear(observation, self.weight_ih_l0, self.bias_ih_l0)
+        read = self.embed(observation)
+        gates = functional.linear(read, self.weight_ih_l0, self.bias_ih_l0)
         gates = gates + functional.linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
         enter, keep, news, leave = gates.chunk(4, dim=1)
         cell = keep.sigmoid() * cell + enter.sigmoid() * news.tanh()
@@ -106,7 +109,7 @@ class Memory(nn.LSTM):
 
     def unroll(self, observation: Tensor, state: State) -> Tensor:
         """Read observations [T, B, D] one after another; return features [T, B, F]."""
-        hidden, _ = self(observation, (state[0][None], state[1][None]))
+        hidden, _ = self(self.embed(observation), (state[0][None], state[1][None]))
         return torch.cat([observation, hidden], dim=2)
 
     @torch.no_grad()
@@ -142,7 +145,7 @@ class DeterministicPolicy(nn.Sequential):
 
 
 class GaussianPolicy(nn.Module):
-    """Features [B, F] -> actions [B, A]: the mean of a normal distribution with diagonal covariance.
+    """Features [B, F] -> actions [B, A], the mean of a normal that is diagonal in A.
 
     `squash` keeps the mean in (-1, 1) by tanh. The deviation starts at `initial_std` and stays
     above `min_std`. Acme's MultivariateNormalDiagHead (acme/tf/networks/distributional.py).
@@ -225,9 +228,10 @@ class CategoricalCritic(nn.Module):
         """Return KL(target | belief) [B], the part of `loss` [B] that learning can take away."""
         return (loss - torch.special.entr(target).sum(dim=1)).clamp(min=0)
 
-    def edges(self, target: Tensor) -> dict[str, Tensor]:
-        """Return the mean probability [] at either end of the support."""
-        return {'mass_at_v_min': target[:, 0].mean(), 'mass_at_v_max': target[:, -1].mean()}
+    def edges(self, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Return the mean probability [] at either end of the support; `weight` [B] has mean 1."""
+        low, high = (weight * target[:, end] for end in (0, -1))
+        return {'mass_at_v_min': low.mean(), 'mass_at_v_max': high.mean()}
 
 
 class ScalarCritic(nn.Module):
@@ -270,6 +274,6 @@ class ScalarCritic(nn.Module):
         """Return the error's size [B]."""
         return (2 * loss).sqrt()
 
-    def edges(self, target: Tensor) -> dict[str, Tensor]:
+    def edges(self, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Return nothing: there is no support."""
         return {}

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,14 +52,19 @@ class Spec(pydantic.BaseModel):
 
     @classmethod
     def from_yaml_with(
-        cls, path: str | Path, given: Mapping[str, Any], overrides: Sequence[str] = ()
+        cls,
+        path: str | Path,
+        given: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        sections: Mapping[str, Collection[str]] = {},
     ) -> Self:
         """Read a YAML file, put `given` fields over it and then `overrides`.
 
-        An override is 'key=value' or 'section.key=value', with the value as YAML. Raises
-        SpecError, which names the flag (--<field> or --set) that is wrong, or else the file.
+        An override is 'key=value' or 'section.key=value', with the value as YAML; `sections`
+        says which keys a section may have beside those in the file. Raises SpecError, which names
+        the flag (--<field> or --set) that is wrong, or else the file.
         """
-        data = _load_with_overrides(path, given, overrides)
+        data = _load_with_overrides(path, given, overrides, sections)
         try:
             return cls.model_validate(data)
         except pydantic.ValidationError as error:
@@ -113,7 +118,10 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def _load_with_overrides(
-    path: str | Path, given: Mapping[str, Any], overrides: Sequence[str]
+    path: str | Path,
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    sections: Mapping[str, Collection[str]],
 ) -> dict[str, Any]:
     """Return what Spec.from_yaml_with reads, as plain data."""
     data = load_yaml(path) or {}
@@ -122,17 +130,19 @@ def _load_with_overrides(
     data |= given
     for override in overrides:
         name, equals, text = override.partition('=')
-        *sections, key = name.split('.')
-        if not (equals and key and all(sections)) or len(sections) > 1:
+        *section, key = name.split('.')
+        if not (equals and key and all(section)) or len(section) > 1:
             raise SpecError(
                 f'--set {override}: expected <key>=<value>, such as learner.discount=0.9'
             )
         inner = data
-        inside = [name for name, value in data.items() if isinstance(value, dict) and key in value]
-        if not sections and key not in data and inside:
+        written = {name: value for name, value in data.items() if isinstance(value, dict)}
+        inside = [name for name in sections if key in sections[name]]
+        inside += [name for name in written if key in written[name]]
+        if not section and key not in data and inside:
             raise SpecError(f"--set {override}: unknown key; did you mean '{inside[0]}.{key}'?")
-        if sections:
-            inner = data[sections[0]] = dict(data.get(sections[0]) or {})
+        if section:
+            inner = data[section[0]] = dict(data.get(section[0]) or {})
         inner[key] = _value(text, override)
     return data
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
@@ -10,6 +11,7 @@ import pydantic
 from robot_rl import registry, resources
 from robot_rl.policies.agent import CriticConfig, OffPolicyConfig, fit_support
 from robot_rl.specs import Spec
+from robot_rl.specs.base import load_yaml
 
 Count = pydantic.NonNegativeInt
 
@@ -93,7 +95,17 @@ def load_run_config(
     """
     path = resources.find('config/agents', agent)
     given = {'task': task} | {key: value for key, value in options.items() if value is not None}
-    return RunConfig.from_yaml_with(path, given, overrides)
+    return RunConfig.from_yaml_with(path, given, overrides, _sections(path))
+
+
+def _sections(path: Path) -> dict[str, Collection[str]]:
+    """Return which keys the sections of an agent's file may have."""
+    data = load_yaml(path)
+    agent = data.get('agent', 'd4pg') if isinstance(data, dict) else ''
+    sections = {'training': TrainConfig.model_fields}
+    if agent in registry.AGENTS:  # another one is refused where the file is read
+        sections['learner'] = registry.resolve('agent', agent).config.model_fields
+    return sections
 
 
 def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:

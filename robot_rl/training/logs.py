@@ -87,6 +87,10 @@ class ProgressBar:
         self._done = done
         self._progress.update(self._task, completed=done)
 
+    def warn(self, text: str) -> None:
+        """Print one line beside the bar."""
+        self._console.print(f'robot-rl: {text}', highlight=False, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Say what an evaluation gave."""
         self._progress.update(self._task, note=text)

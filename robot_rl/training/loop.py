@@ -17,6 +17,7 @@ import torch
 
 from robot_rl import registry
 from robot_rl.errors import RobotRLError, SpecError, StorageError
+from robot_rl.policies.agent import return_bounds
 from robot_rl.policies.export import export_onnx, git_revision
 from robot_rl.policies.policy import Policy
 from robot_rl.sim.environment import Environment, StepType, TimeStep
@@ -29,6 +30,7 @@ from robot_rl.training.state import TrainingState, make_learner
 
 CONFIG, CHECKPOINT, POLICY = 'config.yaml', 'checkpoint.pt', 'policy.onnx'
 _BAR_EVERY = 500  # environment steps; drawing the bar costs more than a step
+_EDGE_MASS = 0.05  # of probability at an end of the support that is worth a warning
 
 
 class Trainer:
@@ -47,7 +49,7 @@ class Trainer:
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.config = config = config.with_support(self._held_out.reward_range)
         self.state = TrainingState(config, self._held_out.contract.without(config.hide))
-        self._clock = _Clock()
+        self._clock, self._warned = _Clock(), set()
         if (folder / CHECKPOINT).is_file():
             self._restore()
         # A run that goes on draws episodes that it has not seen yet.
@@ -181,12 +183,31 @@ class Trainer:
         row |= self._returns.take()
         row |= {name: float(value) for name, value in state.metrics.items()}
         self._require_finite(row)
+        self._warn_of_edges(row)
         self._log.write(row)
         self._bar.show(state.env_steps)
         self._bar.note(f'return {row["eval_return_mean"]:.1f}')
         enough = training.stop_at_success
         self.finished |= enough is not None and row.get('eval_success_rate', 0.0) >= enough
         self._clock.start(**counts)
+
+    def _warn_of_edges(self, row: dict[str, Any]) -> None:
+        """Say once of either end of the critic's support that probability gathers there.
+
+        No return lies beyond a bound that the task's rewards set: mass there is as it should be.
+        """
+        settings = self.state.settings
+        bounds = return_bounds(self._held_out.reward_range, settings.discount) or (None, None)
+        for name, bound in zip(('v_min', 'v_max'), bounds, strict=True):
+            mass = row.get(f'mass_at_{name}', 0.0)
+            end = getattr(settings, name, None)
+            at_bound = bound is not None and end is not None and math.isclose(end, bound)
+            if mass > _EDGE_MASS and not at_bound and name not in self._warned:
+                self._warned.add(name)
+                self._bar.warn(
+                    f"learner.{name}: {mass:.0%} of the critic's probability sits at this end of "
+                    f'its support, {end:g}; farther out is right, unless no return can be so large'
+                )
 
     def _counts(self) -> dict[str, int]:
         return {'env_steps': self.state.env_steps, 'learner_steps': self.state.learner.steps}

@@ -82,8 +82,7 @@ def test_crr_weight_is_that_of_the_paper():
         return odds / odds.sum(axis=1, keepdims=True) @ critic.support.numpy()
 
     noise = torch.randn((21, 1), generator=torch.Generator().manual_seed(4)).numpy()
-    normal = policy.distribution(x)
-    mean, std = normal.mean.detach().numpy(), normal.stddev.detach().numpy()
+    mean, std = (part.detach().numpy() for part in policy.gaussian(x))
     sampled = [
         value(torch.tensor((mean + std * part).clip(-1, 1))) for part in noise.reshape(3, 7, 1)
     ]

@@ -40,11 +40,12 @@ def graph(supervisor, tmp_path):
     return start
 
 
+@pytest.mark.parametrize('memory', [0, 8])
 def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_did(
-    graph, supervisor, policy_file, tmp_path
+    graph, supervisor, policy_file, tmp_path, memory
 ):
     task = registry.make_task('ur5e/reach')
-    path = policy_file(task.contract(), seed=1)
+    path = policy_file(task.contract(), seed=1, memory=memory)
     graph(str(path), episodes=2, tags=['smoke'], namespace='arm1')
     lines = list(supervisor.follow('session', 40))
     assert [line['seed'] for line in lines] == [SEED, SEED + 1]
@@ -69,13 +70,20 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
 
 
 def _require_same_decisions(columns, task, policy):
-    """Compare every requested action with the file's, on the columns of the row before it."""
+    """Compare every requested action with the file's, on the columns of the row before it.
+
+    A recurrent policy's state goes from tick to tick, and begins anew with the episode.
+    """
     streams = defaultdict(dict)
     for name, values in columns.items():
         stream, _, quantity = name.partition('.')
         streams[stream][quantity] = values[:-1]
     observation = observe(task.contract(), task.chain, streams)
-    expected, _ = policy.select(observation, {})
+    state, expected = policy.initial_state(1), []
+    for tick in range(len(columns['action/requested'])):
+        seen = {name: values[tick][None] for name, values in observation.items()}
+        action, state = policy.select(seen, state)
+        expected.append(action[0])
     np.testing.assert_allclose(columns['action/requested'], expected, atol=1e-5)
 
 

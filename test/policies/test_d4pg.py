@@ -1,21 +1,9 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
 
 from robot_rl.errors import SpecError
-from robot_rl.policies import losses
-from robot_rl.policies.agent import Batch
-from robot_rl.policies.d4pg import D4PG, D4PGConfig, D4PGLearner
-
-
-def weights(module):
-    return [parameter.detach().clone() for parameter in module.parameters()]
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+from robot_rl.policies.d4pg import D4PGConfig
 
 
 def test_defaults_are_those_of_the_baseline_script():
@@ -42,6 +30,9 @@ def test_defaults_are_those_of_the_baseline_script():
         ({'discount': 1.5}, 'discount'),
         ({'policy_layers': []}, 'policy_layers'),
         ({'learning_rate': 1e-3}, 'policy_learning_rate'),
+        ({'memory': 8, 'min_replay_size': 20, 'replay_size': 30}, 'sequence_length'),
+        ({'critic': 'quantile'}, 'critic'),
+        ({'noise_ladder': [0.1, -0.1]}, 'noise_ladder'),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_by_name(change, named):
@@ -49,136 +40,99 @@ def test_a_config_that_cannot_work_is_refused_by_name(change, named):
         D4PGConfig.parse(change)
 
 
-def test_update_is_the_formula_written_out_once_more(contract, config, batches):
-    """One update against plain backward passes, plain clipping and torch's unfused Adam."""
-    learner = D4PGLearner(contract, config.replace(max_gradient_norm=0.01), seed=3)
-    policy, critic = (copy.deepcopy(learner._online[name]) for name in ('policy', 'critic'))
-    policy.requires_grad_(True), critic.requires_grad_(True)
-    batch = batches(0)
-    o, following = (
-        torch.from_numpy(np.concatenate([fields['position'], fields['height']], axis=1))
-        for fields in (batch.observation, batch.next_observation)
-    )
-    a = torch.from_numpy((batch.action - [0, 4]) / [0.5, 2]).float()
+def projected(atoms, probabilities, support):
+    """Bellemare et al. 2017, equation 7, for one row."""
+    atoms, spacing = atoms.clamp(support[0], support[-1]), support[1] - support[0]
+    nearness = 1 - (atoms[None, :] - support[:, None]).abs() / spacing
+    return (nearness.clamp(0, 1) * probabilities).sum(1)
+
+
+def one(module, *tensors):
+    """Call a network on one row."""
+    return module(*(tensor[None] for tensor in tensors))[0]
+
+
+def critic_loss_of(learner, row):
+    """Barth-Maron et al. 2018, algorithm 1; with a scalar critic Lillicrap et al. 2016."""
+    critic, target = learner._online['critic'], learner._target
     with torch.no_grad():
-        target = critic(following, policy(following)).softmax(1)
-        atoms = torch.from_numpy(batch.reward)[:, None] + torch.from_numpy(batch.discount)[
-            :, None
-        ] * torch.linspace(-5, 5, 11)
-        target = losses.categorical_projection(atoms, target, critic.support)
-    critic_loss = -(target * critic(o, a).log_softmax(1)).sum(1).mean()
-    critic_gradient = torch.autograd.grad(critic_loss, list(critic.parameters()))
-    action = policy(following)
-    q = (critic(following, action).softmax(1) * torch.linspace(-5, 5, 11)).sum()
-    dq_da = torch.autograd.grad(q, action, retain_graph=True)[0]
-    dq_da = dq_da / dq_da.norm(dim=1, keepdim=True).clamp(min=1)
-    policy_gradient = torch.autograd.grad(-(dq_da * action).sum(1).mean(), policy.parameters())
-    metrics = learner.update(batch)
-    np.testing.assert_allclose(metrics['critic_loss'], critic_loss.detach(), rtol=1e-5)
-    for module, gradients, name in (
-        (critic, critic_gradient, 'critic'),
-        (policy, policy_gradient, 'policy'),
-    ):
-        norm = torch.sqrt(sum(g.square().sum() for g in gradients))
-        np.testing.assert_allclose(metrics[f'{name}_gradient_norm'], norm, rtol=1e-4)
-        for parameter, gradient in zip(module.parameters(), gradients, strict=True):
-            parameter.grad = gradient * min(1.0, 0.01 / norm)
-        torch.optim.Adam(module.parameters(), lr=3e-4, fused=False, foreach=False).step()
-        for found, expected in zip(
-            learner._online[name].parameters(), module.parameters(), strict=True
-        ):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
+        action = one(target['policy'], row.target['policy', 'next'])
+        following = one(target['critic'], row.target['critic', 'next'], action)
+    outputs = one(critic, row.online['critic', 'now'], row.action)
+    if learner.config.critic == 'scalar':
+        return 0.5 * (row.reward + row.discount * following[0] - outputs[0]) ** 2
+    support = torch.linspace(-5, 5, 11)
+    target = projected(row.reward + row.discount * support, following.softmax(0), support)
+    return -(target * outputs.log_softmax(0)).sum()
 
 
-def test_targets_are_copied_every_period_and_stay_in_between(contract, config, batches):
-    learner = D4PGLearner(contract, config)
-    initial = weights(learner._target)
-    assert same(initial, weights(learner._online))
-    for step in range(1, 8):
-        before = weights(learner._target)
-        learner.update(batches(step))
-        if step % 3 == 0:
-            assert same(weights(learner._target), weights(learner._online))
-        else:
-            assert same(weights(learner._target), before)
+def policy_loss_of(learner, row):
+    """-q(s, a) to first order in a = policy(s), with dq/da cut to a norm of 1."""
+    action = one(learner._online['policy'], row.online['policy', 'next'])
+    leaf = action.detach().requires_grad_()
+    outputs = one(learner._online['critic'], row.online['critic', 'next'].detach(), leaf)
+    scalar = learner.config.critic == 'scalar'
+    value = outputs[0] if scalar else outputs.softmax(0) @ torch.linspace(-5, 5, 11)
+    (dq_da,) = torch.autograd.grad(value, leaf)
+    limit = learner.config.max_action_gradient_norm
+    return -(dq_da * min(1, limit / float(dq_da.norm())) * action).sum(), value.detach()
 
 
-def test_the_policy_that_acts_is_the_target(contract, config, batches):
-    learner = D4PGLearner(contract, config)
-    observation = batches(0).observation
-    before, _ = learner.policy.select(observation)
-    learner.update(batches(1))
-    learner.update(batches(2))
-    np.testing.assert_array_equal(learner.policy.select(observation)[0], before)
-    learner.update(batches(3))
-    assert not np.array_equal(learner.policy.select(observation)[0], before)
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('memory', [0, 6])
+@pytest.mark.parametrize('name', ['d4pg', 'ddpg'])
+def test_update_is_the_formula_written_out_once_more(
+    make, shake, draw, rows_of, follows, name, memory, weighted
+):
+    """One update against rows one by one, step by step through sequences, and plain autograd."""
+    options = {'max_gradient_norm': 0.1, 'max_action_gradient_norm': 0.05}
+    learner = shake(make(name, memory, seed=3, **options))
+    batch = draw(learner, 0)
+    weight = np.random.default_rng(1).uniform(0.2, 1, 8).astype(np.float32)
+    batch = batch._replace(weight=weight if weighted else None)
+    rows = rows_of(learner, batch)
+    critic_losses = [critic_loss_of(learner, row) for row in rows]
+    policy_losses, values = zip(*(policy_loss_of(learner, row) for row in rows), strict=True)
+    critic_loss = sum(row.weight * x for row, x in zip(rows, critic_losses, strict=True))
+    policy_loss = sum(row.valid * x for row, x in zip(rows, policy_losses, strict=True))
+    value = sum(row.valid * x for row, x in zip(rows, values, strict=True))
+    metrics = follows(learner, batch, (critic_loss + policy_loss) / len(rows))
+    found = metrics['critic_loss'], metrics['value']
+    expected = float(critic_loss.detach()) / len(rows), float(value) / len(rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_critics_weights_get_no_gradient_from_the_policys_loss(contract, config, batches):
-    learner = D4PGLearner(contract, config)
-    vector = learner._vector(
-        {name: torch.from_numpy(v) for name, v in batches(0).observation.items()}
-    )
-    loss, _ = learner._policy_loss(vector)
-    loss.backward()
-    assert all(parameter.grad is None for parameter in learner._online['critic'].parameters())
+@pytest.mark.parametrize('memory', [0, 6])
+@pytest.mark.parametrize('name', ['d4pg', 'ddpg'])
+def test_the_policys_loss_leaves_the_critic_as_it_is(make, shake, draw, name, memory):
+    """Only the critic's loss moves the critic: with weights of 0 it gets no gradient at all."""
+    learner = shake(make(name, memory))
+    learner.update(draw(learner, 0)._replace(weight=np.zeros(8, np.float32)))
+    online = learner._online
+    gradients = {
+        part: [p.grad for n, p in online.named_parameters() if n.startswith(part)]
+        for part in ('policy', 'critic')
+    }
+    assert not any(gradient.any() for gradient in gradients['critic'])
+    assert all(gradient.any() for gradient in gradients['policy'])
 
 
-@pytest.mark.parametrize('normalize', [False, True])
-def test_restore_makes_the_next_update_bitwise_the_same(contract, config, batches, normalize):
-    config = config.replace(normalize_observations=normalize)
-    learner = D4PGLearner(contract, config, seed=1)
-    learner.fit_normalizer(batches(99, size=200).observation)
-    for seed in range(4):
-        learner.update(batches(seed))
-    other = D4PGLearner(contract, config, seed=2)
-    other.restore(copy.deepcopy(learner.save()))
-    for seed in range(4, 8):
-        first, second = learner.update(batches(seed)), other.update(batches(seed))
-        assert all(torch.equal(first[name], second[name]) for name in first)
-    assert same(weights(learner._online), weights(other._online))
-    assert same(weights(learner._target), weights(other._target))
-    assert learner.steps == other.steps == 8
+def test_noise_has_the_deviation_of_its_environment(make, batches):
+    """noise_ladder: evenly spaced from the first environment to the last."""
+    learner = make('d4pg', noise_ladder=(0.1, 0.4))
+    observation = batches(0, size=4).observation
+    noise = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    behaviour = learner.behaviour(4)
+    found, state = behaviour.select(observation, behaviour.initial_state(4), noise)
+    quiet, _ = learner.policy.select(observation)
+    sigma = np.array([0.1, 0.2, 0.3, 0.4])[:, None]
+    expected = quiet + sigma * noise * [0.5, 2]
+    np.testing.assert_allclose(found, np.clip(expected, [-0.5, 2], [0.5, 6]), atol=1e-6)
+    assert state == {}
+    steady, _ = make('d4pg', sigma=0.3).behaviour(4).select(observation, {}, noise)
+    expected = quiet + 0.3 * noise * [0.5, 2]
+    np.testing.assert_allclose(steady, np.clip(expected, [-0.5, 2], [0.5, 6]), atol=1e-6)
 
 
-def test_one_seed_gives_one_learner_whatever_the_global_generator(contract, config, batches):
-    torch.manual_seed(0)
-    first = D4PGLearner(contract, config, seed=7)
-    torch.manual_seed(1)
-    second = D4PGLearner(contract, config, seed=7)
-    third = D4PGLearner(contract, config, seed=8)
-    for seed in range(5):
-        first.update(batches(seed)), second.update(batches(seed))
-    assert same(weights(first._online), weights(second._online))
-    assert not same(weights(first._online), weights(third._online))
-
-
-def test_it_learns_a_bandit(contract, config):
-    """One step, reward -(distance to an action that depends on the observation)^2."""
-    learner = D4PG.learner(
-        contract,
-        config.replace(policy_learning_rate=3e-3, critic_learning_rate=3e-3, batch_size=64),
-        0,
-    )
-    rng = np.random.default_rng(0)
-
-    def draw(size):
-        position = rng.uniform(-1, 1, (size, 3)).astype(np.float32)
-        return {'position': position, 'height': np.zeros((size, 2), np.float32)}
-
-    def best(observation):
-        x = observation['position'][:, 0]
-        return np.stack([0.3 * x, 4 + 1.2 * x], axis=1)
-
-    def error(observation, action):
-        return (((action - best(observation)) / [0.5, 2]) ** 2).sum(1).astype(np.float32)
-
-    for _ in range(400):
-        observation = draw(64)
-        action = rng.uniform([-0.5, 2], [0.5, 6], (64, 2)).astype(np.float32)
-        discount = np.zeros(64, np.float32)
-        learner.update(
-            Batch(observation, action, -error(observation, action), discount, observation)
-        )
-    observation = draw(200)
-    assert error(observation, learner.policy.select(observation)[0]).mean() < 0.1
+def test_one_environment_has_the_first_deviation_of_the_ladder(make):
+    assert make('d4pg', noise_ladder=(0.1, 0.4)).behaviour(1).sigma == pytest.approx(0.1)

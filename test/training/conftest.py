@@ -120,7 +120,7 @@ def run_config() -> Callable[..., RunConfig]:
             'critic_layers': [16, 16],
             'num_atoms': 11,
             'v_min': 0,
-            'v_max': 12,
+            'v_max': 100,
         }
         often = {'evaluate_every': 100, 'evaluation_episodes': 3, 'checkpoint_every': 150}
         return RunConfig.parse(

@@ -6,6 +6,8 @@ from robot_rl.sim.environment import StepType
 from robot_rl.training.actor import Actor, SingleActor
 from robot_rl.training.replay import Replay
 
+OBSERVED = ('position', 'clock')
+
 
 @pytest.fixture
 def parts(line):
@@ -15,9 +17,11 @@ def parts(line):
     return environment, learner, Replay(environment.contract, 4, 1000)
 
 
-def make(parts, sigma, learn=lambda: None):
-    _, learner, replay = parts
-    return Actor(learner.policy, replay, learn, sigma, np.random.default_rng(0))
+def make(parts, learn=lambda: None, **config):
+    environment, learner, replay = parts
+    learner = D4PGLearner(environment.contract, learner.config.replace(**config))
+    behaviour = learner.behaviour(environment.num_envs)
+    return Actor(behaviour, replay, learn, np.random.default_rng(0))
 
 
 def test_noise_has_the_deviation_of_the_unit_range_and_stays_in_bounds(parts):
@@ -43,17 +47,55 @@ def test_without_noise_it_is_the_policy(parts):
     assert state == extras == {}
 
 
+def test_a_ladder_gives_each_environment_a_noise_of_its_own(parts):
+    observation = parts[0].reset().observation
+    actor = make(parts, noise_ladder=(0.05, 0.2))
+    drawn = np.stack([actor.select(observation, {})[0][:, 0] for _ in range(2000)])
+    np.testing.assert_allclose(drawn.std(axis=0), [0.05, 0.1, 0.15, 0.2], rtol=0.08)
+
+
+def test_a_memory_is_stored_with_each_observation_and_begins_anew_with_each_episode(line):
+    """The stored state is what the memory holds before it reads the row's observation."""
+    environment = line(3, seed=1)
+    config = D4PGConfig(policy_layers=(8,), critic_layers=(8,), memory=4, sigma=0.3)
+    learner = D4PGLearner(environment.contract, config)
+    behaviour = learner.behaviour(3)
+    shapes = {name: value.shape[1:] for name, value in behaviour.initial_state(1).items()}
+    assert set(shapes) == {'hidden', 'cell', 'critic_hidden', 'critic_cell'}
+    replay = Replay(environment.contract, 3, 300, shapes)
+    actor = Actor(behaviour, replay, lambda: None, np.random.default_rng(0))
+    timestep = environment.reset()
+    state = actor.observe_first(timestep)
+    for _ in range(40):
+        action, state, extras = actor.select(timestep.observation, state)
+        timestep = environment.step(action)
+        state = actor.observe(action, extras, timestep, state)
+    columns, size = replay.steps.columns, replay.steps.size
+    for lane in range(3):
+        held = behaviour.initial_state(1)
+        for row in range(size):
+            if columns['step_type'][lane, row] == StepType.FIRST:
+                held = behaviour.initial_state(1)
+            for name, value in held.items():
+                np.testing.assert_allclose(
+                    columns[f'state/{name}'][lane, row], value[0], atol=1e-6
+                )
+            seen = {name: columns[f'observation/{name}'][lane, row][None] for name in OBSERVED}
+            _, held = behaviour.select(seen, held, np.zeros((1, 1), np.float32))
+    assert (columns['step_type'][:, 1:size] == StepType.FIRST).any(axis=1).all()
+    assert np.abs(columns['state/hidden'][:, 1:size]).max() > 0.01
+
+
 def test_one_environment_at_a_time_fills_the_replay_as_the_batch_does(line):
     """The lecture's loop (policy, observe, observe_last, update) against the batched one."""
     rows = []
     for single in (False, True):
         environment = line(1, seed=2)
-        config = D4PGConfig(policy_layers=(8,), critic_layers=(8,))
+        config = D4PGConfig(policy_layers=(8,), critic_layers=(8,), sigma=0.3)
         learner = D4PGLearner(environment.contract, config)
         replay, calls = Replay(environment.contract, 1, 1000), []
-        actor = Actor(
-            learner.policy, replay, lambda c=calls: c.append(1), 0.3, np.random.default_rng(0)
-        )
+        behaviour = learner.behaviour(1)
+        actor = Actor(behaviour, replay, lambda c=calls: c.append(1), np.random.default_rng(0))
         (run_single if single else run_batched)(environment, actor, steps=40)
         rows.append((replay, len(calls)))
     (batched, updates), (single, single_updates) = rows
@@ -70,8 +112,7 @@ def test_one_environment_at_a_time_fills_the_replay_as_the_batch_does(line):
 
 def run_batched(environment, actor, steps):
     timestep = environment.reset()
-    actor.observe_first(timestep)
-    state = actor.policy.initial_state(1)
+    state = actor.observe_first(timestep)
     while steps:
         if timestep.step_type[0] == StepType.LAST:  # no draw of noise, as in the single loop
             action, extras = np.zeros((1, 1), np.float32), {}
@@ -79,7 +120,7 @@ def run_batched(environment, actor, steps):
             action, state, extras = actor.select(timestep.observation, state)
             steps -= 1
         timestep = environment.step(action)
-        actor.observe(action, extras, timestep)
+        state = actor.observe(action, extras, timestep, state)
         actor.update()
 
 

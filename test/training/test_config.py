@@ -1,11 +1,10 @@
 import pytest
 import yaml
 
-from robot_rl import resources
+from robot_rl import registry, resources
 from robot_rl.errors import SpecError, UnknownName
 from robot_rl.policies.d4pg import D4PGConfig
-from robot_rl.specs.base import load_yaml
-from robot_rl.training.config import RunConfig, load_run_config
+from robot_rl.training.config import RunConfig, TrainConfig, load_run_config
 
 
 def test_the_agents_defaults_are_written_out():
@@ -23,13 +22,34 @@ def test_the_files_of_agents_are_whole(name):
     )
 
 
-def test_the_file_of_d4pg_lists_every_default():
-    data = load_yaml(resources.find('config/agents', 'd4pg'))
+def test_the_file_of_d4pg_is_the_default():
     defaults = RunConfig(task='suite/walker-walk')
     assert load_run_config('d4pg', 'suite/walker-walk') == defaults
-    assert data.keys() == defaults.to_dict().keys() - {'schema_version', 'task', 'seed'}
-    for section in ('training', 'learner'):
-        assert data[section].keys() == defaults.to_dict()[section].keys()
+
+
+@pytest.mark.parametrize('name', [*registry.AGENTS, *registry.OFFLINE_AGENTS])
+def test_every_option_says_what_it_is(name):
+    kind = 'agent' if name in registry.AGENTS else 'offline agent'
+    for model in (registry.resolve(kind, name).config, TrainConfig):
+        assert [key for key, field in model.model_fields.items() if not field.description] == []
+
+
+def test_a_support_is_worked_out_from_the_rewards_and_written_down():
+    config = RunConfig.parse(
+        {'task': 'gym/Pendulum-v1', 'learner': {'v_min': None, 'v_max': None, 'discount': 0.9}}
+    )
+    learner = config.with_support((-16.0, 0.0)).learner_config()
+    assert (learner.v_min, learner.v_max) == (pytest.approx(-160), 0)
+    with pytest.raises(SpecError, match=r'learner.v_min: null leaves it to the rewards'):
+        config.with_support(None)
+
+
+def test_a_support_that_cannot_hold_the_returns_is_refused_by_name():
+    config = RunConfig.parse({'task': 't', 'learner': {'v_max': 99.0}})
+    with pytest.raises(SpecError, match=r'learner.v_max: 99 cannot hold .* 100, or null'):
+        config.with_support((0.0, 1.0))
+    scalar = RunConfig.parse({'task': 't', 'learner': {'v_max': 99.0, 'critic': 'scalar'}})
+    assert scalar.with_support((0.0, 1.0)) == scalar
 
 
 def test_overrides_and_options_win_over_the_file(tmp_path):

@@ -8,11 +8,13 @@ import onnxruntime
 import pytest
 import yaml
 
+from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.errors import RobotRLError, SpecError, StorageError
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.specs import PolicyCard
 from robot_rl.training import loop
 from robot_rl.training.config import RunConfig
+from robot_rl.training.evaluation import evaluate, held_out_seeds
 from robot_rl.training.logs import MetricsLog, read_metrics
 from robot_rl.training.loop import Trainer
 
@@ -53,8 +55,8 @@ class Board:
 
 
 def learned(path):
-    """The rows of metrics without those of the clock."""
-    clock = {'wall_s', 'updates_per_s', 'env_steps_per_s'}
+    """The rows of metrics without those of the clock and of the machine."""
+    clock = {'wall_s', 'updates_per_s', 'env_steps_per_s', 'load_average'}
     return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(path)]
 
 
@@ -83,6 +85,84 @@ def test_a_run_leaves_config_metrics_checkpoint_board_and_policies(lines, run_co
     np.testing.assert_allclose(
         action, trainer.state.learner.policy.select(observation)[0], atol=2e-5
     )
+
+
+@pytest.mark.parametrize('agent', ['d4pg', 'mpo'])
+def test_a_memory_goes_into_the_file_and_begins_anew_with_each_episode(
+    lines, run_config, tmp_path, agent, no_board
+):
+    """The trained module and the file beside the arm give the same returns, episode by episode."""
+    recurrent = {'memory': 6, 'sequence_length': 5, 'burn_in': 3}
+    trainer = Trainer(run_config(agent=agent, learner=recurrent, hide=['clock']), tmp_path)
+    assert trainer.run()
+    policy = OnnxPolicy(tmp_path / 'policy.onnx')
+    assert list(policy.contract.observation_shapes) == ['position']
+    assert [(f.name, f.shape) for f in policy.card.recurrent_state] == [
+        ('hidden', (6,)),
+        ('cell', (6,)),
+    ]
+    seeds = held_out_seeds(6)
+    module = evaluate(trainer.state.learner.policy, lines[0].__class__(3), seeds)
+    file = evaluate(policy, lines[0].__class__(2), seeds)
+    np.testing.assert_allclose(file.returns, module.returns, rtol=1e-4)
+    assert read_metrics(tmp_path / 'metrics.jsonl')[-1]['eval_return_mean'] == pytest.approx(
+        module.returns[:3].mean(), rel=1e-4
+    )
+
+
+def test_hidden_fields_are_not_seen_and_misspelt_ones_named(lines, run_config, tmp_path):
+    trainer = Trainer(run_config(hide=['clock']), tmp_path)
+    assert list(trainer.state.learner.policy.contract.observation_shapes) == ['position']
+    with pytest.raises(SpecError, match="hide: no observation field 'clok'; did you mean 'clock'"):
+        Trainer(run_config(hide=['clok']), tmp_path)
+    with pytest.raises(SpecError, match='leave nothing to see'):
+        Trainer(run_config(hide=['clock', 'position']), tmp_path)
+
+
+def test_probability_at_an_end_of_the_support_is_warned_of_once(
+    lines, run_config, tmp_path, no_export, no_board, capfd
+):
+    """Rewards of at most 1 at discount 0.9 come to 10: mass there is right, at 1000 it is not."""
+    learner = {'v_min': 0, 'v_max': 10, 'discount': 0.9, 'num_atoms': 2}
+    Trainer(run_config(learner=learner), tmp_path / 'right').run()
+    assert 'learner.v_m' not in capfd.readouterr().err
+    learner |= {'v_max': 20}
+    Trainer(run_config(learner=learner), tmp_path / 'far').run()
+    told = [line for line in capfd.readouterr().err.splitlines() if 'learner.v_m' in line]
+    assert len(told) == 1
+    assert 'learner.v_max: ' in told[0] and 'sits at this end of its support, 20' in told[0]
+
+
+def test_a_support_that_cannot_hold_the_returns_is_refused_before_the_first_step(
+    lines, run_config, tmp_path
+):
+    with pytest.raises(SpecError, match=r'learner.v_max: 12 cannot hold .* 100, or null'):
+        Trainer(run_config(learner={'v_max': 12}), tmp_path)
+    config = Trainer(run_config(learner={'v_min': None, 'v_max': None}), tmp_path).config
+    assert (config.learner['v_min'], config.learner['v_max']) == (0, pytest.approx(100))
+
+
+@pytest.mark.parametrize(
+    ('field', 'message'),
+    [('reward', 'reward: NaN or infinite in environment 0 after 5 steps'),
+     ('position', 'observation position: NaN or infinite in environment 0 after 5 steps')],
+)  # fmt: skip
+def test_nan_from_a_task_ends_the_run_with_the_field_and_keeps_what_was_learned(
+    lines, run_config, tmp_path, no_export, no_board, field, message
+):
+    trainer = Trainer(run_config(), tmp_path)
+    step, count = lines[1].step, iter(range(1000))
+
+    def broken(action):
+        timestep = step(action)
+        if next(count) == 5:
+            values = timestep.reward if field == 'reward' else timestep.observation[field]
+            values[:] = np.nan
+        return timestep
+
+    lines[1].step = broken
+    with pytest.raises(RobotRLError, match=message):
+        trainer.run()
 
 
 def test_training_and_evaluation_draw_from_different_seeds(

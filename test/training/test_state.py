@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robot_rl.errors import SpecError
+from robot_rl.errors import SpecError, StorageError
 from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint
 from robot_rl.training.state import TrainingState
 
@@ -56,36 +56,102 @@ def test_the_normalizer_is_fixed_at_the_first_update(line, run_config):
     assert torch.equal(state.learner.policy.vector.normalizer.mean, mean)
 
 
-def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(line, run_config, tmp_path):
-    """Learner, optimisers, generators and replay: through a file, into a state of another seed."""
+RECURRENT = {'memory': 4, 'sequence_length': 5, 'burn_in': 3}
+PRIORITISED = {'priority_exponent': 0.6}
+
+
+@pytest.mark.parametrize(
+    ('agent', 'options'),
+    [
+        ('d4pg', {}),
+        ('d4pg', {'memory': 0, **PRIORITISED}),
+        ('d4pg', RECURRENT | PRIORITISED),
+        ('mpo', {}),
+        ('mpo', RECURRENT),
+        ('dmpo', PRIORITISED | {'updates_per_call': 2}),
+        ('dmpo', RECURRENT),
+    ],
+)
+def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(
+    line, run_config, tmp_path, agent, options
+):
+    """Learner, optimiser, generators and replay: through a file, into a state of another seed."""
     environment = line(3, seed=1)
-    config = run_config(training={'num_envs': 3}, learner={'replay_size': 150})
+    config = run_config(
+        agent=agent, training={'num_envs': 3}, learner={'replay_size': 150} | options
+    )
     state = TrainingState(config, environment.contract)
-    act(state, environment, 120)  # the ring is full
-    state.learn()
+    live(state, environment, 130)  # the ring is full
     save_checkpoint(tmp_path / 'c.pt', {'state': state.save()})
     torch.manual_seed(123)
     other = TrainingState(config.replace(seed=9), environment.contract)
     other.restore(load_checkpoint(tmp_path / 'c.pt')['state'])
     assert other.learner.steps == state.learner.steps > 0
-    observation = environment.reset().observation
-    for one, another in (
-        (state.actor.select(observation, {})[0], other.actor.select(observation, {})[0]),
-        (state.sampler.rng.integers(2**62), other.sampler.rng.integers(2**62)),
-        (torch.get_rng_state().numpy(), state.save()['torch'].numpy()),
-    ):
-        np.testing.assert_array_equal(one, another)
-    for _ in range(3):
-        batches = [s.sampler.transitions(16) for s in (state, other)]
-        first, second = (s.learner.update(b) for s, b in zip((state, other), batches, strict=True))
-        assert all(torch.equal(first[name], second[name]) for name in first)
-    for a, b in zip(
-        flat(state.learner.save()), flat(copy.deepcopy(other.learner.save())), strict=True
-    ):
-        assert torch.equal(a, b)
+    twin = copy.deepcopy(environment)
+    for one, world in ((state, environment), (other, twin)):
+        live(one, world, 40)
+    assert all(torch.equal(state.metrics[name], other.metrics[name]) for name in state.metrics)
+    first, second = (flat(one.save()) for one in (state, other))
+    assert len(first) == len(second) > 20
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def live(state, environment, steps):
+    """Act, remember and learn, as the training loop does."""
+    timestep = environment.reset()
+    memory = state.actor.observe_first(timestep)
+    for _ in range(steps):
+        action, memory, extras = state.actor.select(timestep.observation, memory)
+        timestep = environment.step(action)
+        memory = state.actor.observe(action, extras, timestep, memory)
+        state.actor.update()
+
+
+def test_sequences_count_every_step_that_they_learn_from(line, run_config):
+    """samples_per_insert 4 and sequences of 2 x 5 steps: an update every 2.5 steps."""
+    config = run_config(learner=RECURRENT | {'batch_size': 2})
+    environment = line(1)
+    state = TrainingState(config, environment.contract)
+    live(state, environment, 150)
+    assert state.learner.steps == int((state.env_steps - 40) * 4 / 10) > 30
+
+
+def test_several_updates_a_call_keep_the_ratio(line, run_config):
+    config = run_config(learner={'updates_per_call': 3, 'batch_size': 8})
+    environment = line(1)
+    state = TrainingState(config, environment.contract)
+    live(state, environment, 150)
+    due = int((state.env_steps - 40) * 4 / 8)
+    assert state.learner.steps == due // 3 * 3 > 30
+
+
+def test_surprising_transitions_are_sampled_more_often(line, run_config):
+    config = run_config(learner=PRIORITISED | {'priority_exponent': 1.0})
+    environment = line(1)
+    state = TrainingState(config, environment.contract)
+    live(state, environment, 100)
+    batch = state.sampler.transitions(64)
+    state.sampler.update_priorities(batch.place, np.full(64, 1e-6))
+    state.sampler.update_priorities(batch.place[:1], np.array([1e6]))
+    drawn = state.sampler.transitions(1000)
+    assert (drawn.place == batch.place[0]).mean() > 0.9
+
+
+def test_an_empty_replay_is_one_clear_line(line, run_config):
+    state = TrainingState(run_config(), line(1).contract)
+    with pytest.raises(StorageError, match=r'no window of 3 steps .* sample after more steps'):
+        state.sampler.transitions(4)
+
+
+def test_a_device_that_is_not_there_is_named(line, run_config):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    with pytest.raises(SpecError, match=r'training.device: cuda, but torch finds no GPU'):
+        TrainingState(run_config(training={'device': 'cuda'}), line(1).contract)
 
 
 def flat(data):
     if isinstance(data, dict):
         return [leaf for value in data.values() for leaf in flat(value)]
-    return [data] if isinstance(data, torch.Tensor) else []
+    return [data] if isinstance(data, torch.Tensor | np.ndarray) else []

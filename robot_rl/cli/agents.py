@@ -1,0 +1,78 @@
+"""List the agents, and every option of one with its value and meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import pydantic
+import tyro
+
+from robot_rl import registry, resources
+from robot_rl.cli import common
+from robot_rl.specs import Spec
+from robot_rl.specs.base import load_yaml
+
+EXAMPLE = 'robot-rl agents dmpo'
+_FOLDER = 'config/agents'
+
+
+class Options(common.Options):
+    """Which agent to describe."""
+
+    name: Annotated[str, tyro.conf.Positional] = pydantic.Field(
+        '', description='a file of config/agents by name, or the path of one; all without it'
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Print one line an agent, or one line an option."""
+    options = common.parse(Options, argv, 'agents', __doc__, EXAMPLE)
+    if options.name:
+        key, rows = 'options', describe(options.name)
+    else:
+        key = 'agents'
+        rows = [{'agent': name, 'what': _summary(name)} for name in resources.names(_FOLDER)]
+    cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    common.emit({key: rows}, options.as_json, '\n'.join(common.table(cells)))
+    return 0
+
+
+def describe(name: str) -> list[dict[str, Any]]:
+    """Return every option of the agent file `name` as {option, value, meaning}.
+
+    Raises UnknownName, and SpecError for a file that does not say what it should.
+    """
+    from robot_rl.training.config import RunConfig, load_run_config
+
+    # Any task will do: none of the values depends on it.
+    config = load_run_config(name, task='suite/cartpole-swingup')
+    data, agent = config.to_dict(), registry.resolve('agent', config.agent)
+    sections = {
+        'training': (RunConfig.model_fields['training'].annotation, data['training']),
+        'learner': (agent.config, config.learner),
+    }
+    rows = _rows(RunConfig, {key: data[key] for key in ('steps', 'hide')}, '')
+    for section, (model, values) in sections.items():
+        rows += _rows(model, values, f'{section}.')
+    return rows
+
+
+def _rows(model: type[Spec], values: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+    return [
+        {'option': prefix + key, 'value': value, 'meaning': model.model_fields[key].description}
+        for key, value in values.items()
+    ]
+
+
+def _summary(name: str) -> str:
+    """Return the first line of the comment that a file begins with."""
+    path = resources.find(_FOLDER, name)
+    load_yaml(path)  # a file that cannot be read is named
+    first = path.read_text(encoding='utf-8').splitlines()[0]
+    return first.removeprefix('#').strip()
+
+
+def _cell(value: Any) -> str:
+    """Return a value as --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value)

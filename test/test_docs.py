@@ -1,4 +1,4 @@
-"""What the documents say can be done is done: the worked example of docs/adding_an_algorithm.md."""
+"""What the documents say can be done is done: the example of docs/adding_an_algorithm.md."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 import pydantic
 
 from robot_rl import resources
-from robot_rl.errors import RobotRLError, SpecError, UnknownName
+from robot_rl.errors import RobotRLError, SpecError, UnknownName, did_you_mean
 from robot_rl.specs import Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.training.logs import METRICS, read_metrics
@@ -66,6 +66,7 @@ class Entry(Spec):
     set: tuple[str, ...] = ()  # changes to the config, as train --set takes them
     needs: Needs | None = None
     published: PublishedAgent | None = None  # whose published curve it stands beside
+    beside: str = ''  # another entry whose mean curve is drawn along
     title: str = ''  # of the section in the document; the name without it
     note: str = ''  # a paragraph below the title
 
@@ -136,6 +137,10 @@ def read_queue(only: str = '') -> list[Entry]:
     for number, name in enumerate(names):
         if name in names[:number]:
             raise SpecError(f'{QUEUE}: run {number}: the name {name!r} is taken')
+    for number, entry in enumerate(queue):
+        if entry.beside and entry.beside not in names:
+            near = did_you_mean(entry.beside, names)
+            raise SpecError(f'{QUEUE}: run {number}: beside: no run {entry.beside!r}{near}')
     if only and only not in names:
         raise UnknownName('run', only, names, 'robot-rl results --status')
     return [entry for entry in queue if only in ('', entry.name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,23 @@ mean over the seeds that are done, each interpolated linearly at the steps of th
 def write_docs(queue: Sequence[Entry]) -> int:
     """Write the document and a figure for each entry with results; return how many have any."""
     published = read_published() if any(entry.published for entry in queue) else None
+    kept = {
+        entry.name: {run.seed: run.load() for run in runs([entry]) if run.done} for entry in queue
+    }
+    means = {
+        name: mean_of([curve_of(seed.rows) for seed in seeds.values()])
+        for name, seeds in kept.items()
+        if seeds
+    }
     rows, sections = [], []
     for entry in queue:
-        seeds = {run.seed: run.load() for run in runs([entry]) if run.done}
+        seeds = kept[entry.name]
         reference = reference_of(entry, published)
         if reference:
             rows.append(_compare(entry, list(seeds.values()), reference))
         if seeds:
             sections += [_section(entry, seeds, reference)]
-            _draw(entry, seeds, reference)
+            _draw(entry, seeds, reference, means)
     parts = [_HEAD, *([_COMPARED, _table(rows)] if rows else []), *sections]
     if BENCH.exists():
         parts.append(_speed([json.loads(line) for line in BENCH.read_text().splitlines()]))
@@ -126,8 +134,13 @@ def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
     }
 
 
-def _draw(entry: Entry, seeds: dict[int, Kept], reference: Reference | None) -> None:
-    """Draw the seeds' curves thin, their mean bold and the published one dashed."""
+def _draw(
+    entry: Entry,
+    seeds: dict[int, Kept],
+    reference: Reference | None,
+    means: Mapping[str, Curve],
+) -> None:
+    """Draw the seeds' curves thin, their mean bold, and dashed what they are compared with."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -138,7 +151,9 @@ def _draw(entry: Entry, seeds: dict[int, Kept], reference: Reference | None) -> 
     for curve in curves:
         axes.plot(*curve, color='C0', linewidth=0.8, alpha=0.6)
     label = 'mean of the seeds' if len(curves) > 1 else f'seed {next(iter(seeds))}'
-    axes.plot(*mean_of(curves), color='C0', linewidth=2.2, label=label)
+    axes.plot(*means[entry.name], color='C0', linewidth=2.2, label=label)
+    if entry.beside in means:
+        axes.plot(*means[entry.beside], color='C2', linestyle='--', label=entry.beside)
     if reference:
         shown = reference.curve.steps <= max(curve.steps[-1] for curve in curves)
         published = (part[shown] for part in reference.curve)

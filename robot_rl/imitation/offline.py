@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from robot_rl.errors import SpecError, StorageError
 from robot_rl.policies.agent import Learner
 from robot_rl.storage.sampler import WindowSampler
 from robot_rl.storage.steps import LAST, OBSERVATION, REWARD, STEP_TYPE, Steps
@@ -23,9 +24,18 @@ def train_offline(
 ) -> None:
     """Fit the learner's normaliser to `steps`, then update it `updates` times from them.
 
-    `report(done, metrics)` is called every hundred updates and after the last.
+    `report(done, metrics)` is called every hundred updates and after the last. Raises SpecError
+    for a learner that wants other batches than transitions, one at a time, and StorageError for
+    steps that are not all numbers.
     """
     config = learner.config
+    for name, right in (('memory', 0), ('updates_per_call', 1)):
+        if getattr(config, name, right) != right:
+            raise SpecError(
+                f'learner.{name}: {getattr(config, name)}; learning from recorded episodes takes '
+                f'transitions, one batch at a time: {right} is right'
+            )
+    _require_finite(steps)
     sampler = WindowSampler(steps, config.n_step, config.discount, np.random.default_rng(seed))
     learner.fit_normalizer(_observations(steps))
     for done in range(1, updates + 1):
@@ -44,6 +54,17 @@ def shuffle_rewards(steps: Steps, seed: int = 0) -> Steps:
     rewards = steps.columns[REWARD].copy()
     rewards[valid] = np.random.default_rng(seed).permutation(rewards[valid])
     return Steps(steps.columns | {REWARD: rewards}, steps.size, steps.head)
+
+
+def _require_finite(steps: Steps) -> None:
+    """Raise StorageError, which names the column, where a value is NaN or infinite."""
+    for name, column in steps.flat.items():
+        wrong = np.count_nonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
+        if wrong:
+            raise StorageError(
+                f'{name.replace("/", " ")}: NaN or infinite in {wrong} of {len(column)} recorded '
+                'steps; leave their episodes out by the query'
+            )
 
 
 def _observations(steps: Steps) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ It serves a ring buffer that is being written and memory-mapped episodes alike.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,8 +61,8 @@ class Sequences(NamedTuple):
 
     Learned step t is index burn_in + t and bootstraps from index burn_in + t + following[t];
     reward and discount are those of Transitions. Where the episode or what is stored ends before
-    t or its n-step window is complete, `valid` is False and action, reward, discount and
-    following are 0. The first learned step is always valid.
+    t or its n-step window is complete, `valid` is False, reward, discount and following are 0 and
+    the action means nothing. The first learned step is always valid.
     """
 
     observation: dict[str, np.ndarray]  # {field: [L, B, ...]}
@@ -95,6 +96,9 @@ class WindowSampler:
     unless the episode ends first. The sampling is reproduced by `rng` (its bit generator's state
     can be saved and restored) and the contents of `steps`.
 
+    Observations, actions and states come from `take(column, rows)` where it is given, in whatever
+    form it returns them: from a copy on another device, say.
+
     The n-step return is that of acme's NStepTransitionAdder (acme/adders/reverb/transition.py).
     """
 
@@ -105,6 +109,7 @@ class WindowSampler:
         gamma: float = 0.99,
         rng: np.random.Generator | int = 0,
         priorities: Priorities | None = None,
+        take: Callable[[str, np.ndarray], Any] | None = None,
     ):
         if n_step < 1:
             raise StorageError(f'window sampler: n_step {n_step} must be at least 1')
@@ -119,6 +124,7 @@ class WindowSampler:
         self.rng = np.random.default_rng(rng)
         self.priorities = priorities
         self._offsets = np.arange(n_step + 1)
+        self._take = take or self._take_array
         self._observations = [(name, OBSERVATION + name) for name in steps.observation_names]
 
     def transitions(self, batch_size: int) -> Transitions:
@@ -130,16 +136,16 @@ class WindowSampler:
 
     def gather(self, windows: Windows) -> Transitions:
         """Return the transitions of `windows`."""
-        steps, flat = self.steps, self.steps.flat
+        steps = self.steps
         start = steps.rows(windows.lane, windows.age)
         end = steps.rows(windows.lane, windows.age + windows.count)
         reward, discount = self._returns(windows)
         return Transitions(
-            {name: flat[column].take(start, axis=0) for name, column in self._observations},
-            flat[ACTION].take(start, axis=0),
+            {name: self._take(column, start) for name, column in self._observations},
+            self._take(ACTION, start),
             reward,
             discount,
-            {name: flat[column].take(end, axis=0) for name, column in self._observations},
+            {name: self._take(column, end) for name, column in self._observations},
             self._weights(start),
             start,
         )
@@ -158,19 +164,18 @@ class WindowSampler:
                 'a length of 1 or more and a burn_in of 0 or more'
             )
         lane, age, _ = self._draw(batch_size)
-        steps, flat = self.steps, self.steps.flat
+        steps = self.steps
         before, after = self._extent(lane, age, burn_in, length + self.n_step - 1)
         offsets = np.arange(-burn_in, length + self.n_step)[:, None]
         rows = steps.rows(lane, age + np.clip(offsets, -before, after))
         learned, valid = self._learned(lane, age, after, length)
-        action = flat[ACTION].take(rows[burn_in : burn_in + length], axis=0)
         reward, discount = self._returns(learned)
         first, place = steps.rows(lane, age - before), steps.rows(lane, age)
         return Sequences(
-            {name: flat[column].take(rows, axis=0) for name, column in self._observations},
+            {name: self._take(column, rows) for name, column in self._observations},
             offsets[:burn_in] >= -before,
-            {name: flat[STATE + name].take(first, axis=0) for name in steps.state_names},
-            np.where(valid[..., None], action, 0),
+            {name: self._take(STATE + name, first) for name in steps.state_names},
+            self._take(ACTION, rows[burn_in : burn_in + length]),
             np.where(valid, reward, 0),
             np.where(valid, discount, 0),
             learned.count,
@@ -178,6 +183,9 @@ class WindowSampler:
             self._weights(place),
             place,
         )
+
+    def _take_array(self, column: str, rows: np.ndarray) -> np.ndarray:
+        return self.steps.flat[column].take(rows, axis=0)
 
     def update_priorities(self, place: np.ndarray, priorities: np.ndarray) -> None:
         """Give the starts at `place` [B] their new priorities [B]; without priorities do nothing.

@@ -20,6 +20,7 @@ from robot_rl.storage.steps import (
     STEP_TYPE,
     Steps,
 )
+from robot_rl.training.device import DeviceColumns
 
 
 class Replay:
@@ -30,7 +31,8 @@ class Replay:
 
     `state_shapes` {name: shape without N} are the recurrent states to keep with each observation.
     `priorities` are alpha and beta of prioritised sampling; a WindowSampler is to be given
-    `Replay.priorities` then, in which new rows have the largest priority seen.
+    `Replay.priorities` then, in which new rows have the largest priority seen. On another
+    `device` than the CPU the large columns are kept a second time, for it to gather batches from.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Replay:
         capacity: int,
         state_shapes: Mapping[str, tuple[int, ...]] = {},
         priorities: tuple[float, float] | None = None,
+        device: str = 'cpu',
     ):
         # One row more than the steps: the observation that the newest of them led to.
         length = -(-capacity // num_envs) + 1
@@ -53,6 +56,7 @@ class Replay:
         columns[STEP_TYPE] = np.zeros((num_envs, length), np.int8)
         self.steps = Steps(columns, size=0, head=0)
         self.priorities = Priorities(num_envs * length, *priorities) if priorities else None
+        self.on_device = None if device == 'cpu' else DeviceColumns(self.steps, device)
         self.inserted = 0  # environment steps ever added
         self._observations, self._states = list(contract.observation_shapes), set(state_shapes)
 
@@ -82,6 +86,7 @@ class Replay:
         columns, row = self.steps.columns, self.steps.head - 1
         self._append(following, state)
         columns[ACTION][:, row] = action
+        self._note(row)
         columns[REWARD][:, row] = following.reward
         columns[DISCOUNT][:, row] = following.discount
         self.inserted += int(np.count_nonzero(following.step_type != StepType.FIRST))
@@ -120,6 +125,8 @@ class Replay:
         rows = self._rows()
         for name, column in saved['columns'].items():
             self.steps.flat[name][rows] = column
+        if self.on_device is not None:
+            self.on_device.written(rows)
         if self.priorities is not None and 'priorities' in saved:
             self.priorities.restore(rows, saved['priorities'])
         elif self.priorities is not None:
@@ -142,10 +149,17 @@ class Replay:
         for name, values in state.items():
             steps.columns[STATE + name][:, steps.head] = values
         steps.columns[STEP_TYPE][:, steps.head] = timestep.step_type
+        self._note(steps.head)
         if self.priorities is not None:
             self._rank_newest(np.arange(steps.lanes) * steps.length + steps.head)
         steps.head = (steps.head + 1) % steps.length
         steps.size = min(steps.size + 1, steps.length)
+
+    def _note(self, row: int) -> None:
+        """Let the device's copy know that `row` of every lane was written."""
+        if self.on_device is not None:
+            lanes, length = self.steps.lanes, self.steps.length
+            self.on_device.written(np.arange(lanes) * length + row % length)
 
     def _rank_newest(self, rows: np.ndarray) -> None:
         """Give new `rows` [M] the largest priority, for they have not been learned from yet."""

@@ -53,6 +53,7 @@ class TrainingState:
             settings.replay_size,
             {name: value.shape[1:] for name, value in behaviour.initial_state(1).items()},
             settings.priorities,
+            config.training.device,
         )
         self.sampler = WindowSampler(
             self.replay.steps,
@@ -60,6 +61,7 @@ class TrainingState:
             settings.discount,
             sampling,
             self.replay.priorities,
+            self.replay.on_device.take if self.replay.on_device else None,
         )
         self.actor = Actor(behaviour, self.replay, self.learn, acting)
         self.metrics: dict[str, Tensor] = {}  # of the last update

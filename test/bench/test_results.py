@@ -173,6 +173,7 @@ def test_a_command_quotes_what_is_set():
         ({'name': 'a-run'}, r"run 1: the name 'a-run' is taken"),
         ({'name': '../up'}, r'run 1: name: '),
         ({'seeds': 0}, r'run 1: seeds: must be greater than 0'),
+        ({'beside': 'a-rnu'}, r"run 1: beside: no run 'a-rnu'; did you mean 'a-run'"),
     ],
 )
 def test_a_bad_line_of_the_queue_names_the_run(folder, change, told):
@@ -324,6 +325,20 @@ def test_the_document_says_what_each_seed_gave(folder):
     assert '| sim | m | 0.5 | 1/s |  |  | 0.1 |' in text
     assert 'b-run' not in text  # it is neither run nor compared
     assert (folder / 'docs' / 'results' / 'a-run.png').stat().st_size < 40_000
+
+
+def test_a_figure_shows_the_mean_of_the_entry_beside_it(folder):
+    rows = [row(10, 1.5), row(20, 2.5)]
+    queue(ENTRY, OTHER)
+    keep('a-run', 0, rows)
+    results_docs.write_docs(results.read_queue())
+    alone = (folder / 'docs' / 'results' / 'a-run.png').read_bytes()
+    queue(ENTRY | {'beside': 'b-run'}, OTHER)
+    results_docs.write_docs(results.read_queue())  # of which nothing is kept yet
+    assert (folder / 'docs' / 'results' / 'a-run.png').read_bytes() == alone
+    keep('b-run', 0, rows)
+    results_docs.write_docs(results.read_queue())
+    assert (folder / 'docs' / 'results' / 'a-run.png').read_bytes() != alone
 
 
 def test_the_document_compares_with_what_is_published(folder):

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from robot_rl.errors import SpecError, StorageError
 from robot_rl.imitation.bc import BCConfig, BCLearner
 from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.crr import CRRConfig, CRRLearner
+from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
 from robot_rl.specs import ActionField, Contract, ObservationField
 from robot_rl.storage.sampler import Transitions
 from robot_rl.storage.steps import LAST, Steps
@@ -130,3 +132,21 @@ def test_crr_critic_bootstraps_a_truncation():
         values[name] = float(logits.detach().softmax(dim=1) @ critic.support)
     assert values['truncated'] == pytest.approx(2.0, abs=0.15)
     assert values['terminated'] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize('change', [{'memory': 8}, {'updates_per_call': 2}])
+def test_what_recorded_episodes_cannot_serve_is_refused_by_name(change):
+    (name,) = change
+    learner = D4PGLearner(CONTRACT, D4PGConfig(policy_layers=(8,), critic_layers=(8,), **change))
+    with pytest.raises(SpecError, match=f'learner.{name}: .* is right'):
+        train_offline(learner, bandit(episodes=3), updates=1)
+
+
+@pytest.mark.parametrize('column', ['reward', 'observation/x', 'action'])
+def test_nan_among_recorded_steps_is_refused_by_name(column):
+    steps = bandit(episodes=5)
+    steps.columns[column][0, 4] = np.nan
+    learner = BCLearner(CONTRACT, BCConfig(**SMALL))
+    told = f'{column.replace("/", " ")}: NaN or infinite in 1 of 10 recorded steps'
+    with pytest.raises(StorageError, match=told):
+        train_offline(learner, steps, updates=1)

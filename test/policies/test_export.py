@@ -6,12 +6,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.errors import PolicyFileError
-from robot_rl.policies.d4pg import D4PGLearner
+from robot_rl.policies.crr import CRR
+from robot_rl.policies.d4pg import D4PG, D4PGLearner
 from robot_rl.policies.export import OPSET, check_parity, export_onnx
+from robot_rl.policies.mpo import DMPO, MPO
 from robot_rl.policies.networks import DeterministicPolicy
 from robot_rl.policies.policy import ObservationVector, Policy
 from robot_rl.specs import ActionField, Contract, ObservationField, PolicyCard, StateField
+
+KINDS = ActionField.model_fields['kind'].annotation.__args__
+AGENTS = {
+    'd4pg': (D4PG, {}),
+    'ddpg': (D4PG, {'critic': 'scalar'}),
+    'mpo': (MPO, {}),
+    'dmpo': (DMPO, {}),
+    'crr': (CRR, {}),
+}
 
 
 def card_of(contract, **fields):
@@ -44,54 +56,6 @@ def test_the_file_has_the_contract_in_its_inputs_and_its_metadata(contract, conf
     model = onnx.load(path)
     assert [entry.version for entry in model.opset_import if not entry.domain] == [OPSET]
     assert list(path.parent.iterdir()) == [path]
-
-
-@settings(max_examples=4, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.lists(st.integers(1, 3), max_size=2), st.integers(1, 3)),
-        min_size=1,
-        max_size=3,
-    ),
-    st.integers(1, 4),
-    st.booleans(),
-    st.integers(0, 99),
-)
-def test_any_shapes_give_the_same_actions_in_onnxruntime(
-    tmp_path_factory, fields, actions, normalize, seed
-):
-    rng = np.random.default_rng(seed)
-    lower = rng.uniform(-5, 5, actions)
-    contract = Contract(
-        rate_hz=10,
-        observation=[
-            ObservationField(name=f'f{i}', source='env.x', shape=shape, history=history)
-            for i, (shape, history) in enumerate(fields)
-        ],
-        action=[
-            ActionField(
-                name='a',
-                kind='generic',
-                names=[f'a{i}' for i in range(actions)],
-                lower=lower.tolist(),
-                upper=(lower + rng.uniform(0.01, 9, actions)).tolist(),
-            )
-        ],
-    )
-    policy = random_policy(contract, normalize, seed)
-    path = export_onnx(policy, card_of(contract), tmp_path_factory.mktemp('x') / 'p.onnx')
-    session = onnxruntime.InferenceSession(path)
-    for batch, size in ((1, 1.0), (5, 1e6), (3, 0.0)):
-        observation = {
-            name: (size * rng.normal(size=(batch, *shape))).astype(np.float32)
-            for name, shape in contract.observation_shapes.items()
-        }
-        (found,) = session.run(['action'], observation)
-        expected, _ = policy.select(observation)
-        span = contract.action_upper - contract.action_lower
-        assert (np.abs(found - expected) / span).max() <= 1e-5
-        assert (found >= contract.action_lower - 1e-6 * span).all()
-        assert (found <= contract.action_upper + 1e-6 * span).all()
 
 
 class Leaky(Policy):
@@ -131,3 +95,79 @@ def test_parity_check_tells_another_policy_and_nan(contract, tmp_path):
     with pytest.raises(PolicyFileError, match='nan'):
         export_onnx(first, card_of(contract), tmp_path / 'q.onnx')
     assert not (tmp_path / 'q.onnx').exists()
+
+
+@st.composite
+def contracts(draw):
+    """Any shapes seen, and actions of every kind there is, in any order."""
+    shapes = st.lists(st.integers(1, 3), max_size=2)
+    fields = draw(st.lists(st.tuples(shapes, st.integers(1, 3)), min_size=1, max_size=3))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    actions = []
+    for kind in draw(st.permutations(KINDS)):
+        size = draw(st.integers(1, 2))
+        lower = rng.uniform(-5, 5, size)
+        upper = lower + rng.uniform(0.01, 9, size)
+        names = tuple(f'{kind}{i}' for i in range(size))
+        bounds = {'lower': tuple(lower), 'upper': tuple(upper)}
+        actions.append(ActionField(name=kind, kind=kind, names=names, **bounds))
+    observation = [
+        ObservationField(name=f'f{i}', source='env.x', shape=tuple(shape), history=history)
+        for i, (shape, history) in enumerate(fields)
+    ]
+    return Contract(rate_hz=10, observation=observation, action=actions)
+
+
+def trained(name, contract, memory, normalize):
+    """A learner's policy with weights as large as learning makes them."""
+    agent, options = AGENTS[name]
+    options = options | {'policy_layers': (16, 16), 'normalize_observations': normalize}
+    if memory:
+        options |= {'memory': memory}
+    learner, rng = agent.learner(contract, agent.config.parse(options)), np.random.default_rng(0)
+    shapes = contract.observation_shapes.items()
+    learner.fit_normalizer({key: rng.normal(3, 2, (50, *shape)) for key, shape in shapes})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in learner.policy.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return learner.policy
+
+
+@pytest.mark.parametrize(
+    ('name', 'memory'),
+    [(name, memory) for name in AGENTS for memory in (0, 5) if (name, memory) != ('crr', 5)],
+)
+@settings(max_examples=2, deadline=None)
+@given(contract=contracts(), normalize=st.booleans())
+def test_the_file_of_every_agent_acts_as_its_policy_does_step_after_step(
+    tmp_path_factory, name, memory, contract, normalize
+):
+    """As the robot runs it: control.runtime alone, the state fed back, one lane or several."""
+    policy = trained(name, contract, memory, normalize)
+    card = card_of(contract, recurrent_state=policy.recurrent_state)
+    path = export_onnx(policy, card, tmp_path_factory.mktemp('x') / 'p.onnx')
+    runtime = OnnxPolicy(path)
+    assert runtime.contract == contract
+    assert runtime.card.recurrent_state == policy.recurrent_state
+    assert {field.name for field in runtime.card.recurrent_state} == (
+        {'hidden', 'cell'} if memory else set()
+    )
+    span, rng = contract.action_upper - contract.action_lower, np.random.default_rng(1)
+    for batch in (1, 6):
+        state, right = runtime.initial_state(batch), policy.initial_state(batch)
+        np.testing.assert_equal(state, right)
+        for size in (1, 1, 0, 30, 1e6):
+            observation = {
+                key: (size * rng.normal(size=(batch, *shape))).astype(np.float32)
+                for key, shape in contract.observation_shapes.items()
+            }
+            found, state = runtime.select(observation, state)
+            expected, right = policy.select(observation, right)
+            assert (np.abs(found - expected) / span).max() <= 1e-5
+            assert (found >= contract.action_lower - 1e-6 * span).all()
+            assert (found <= contract.action_upper + 1e-6 * span).all()
+            assert state.keys() == right.keys()
+            for key, values in right.items():
+                np.testing.assert_allclose(state[key], values, atol=1e-5)
+                assert values.any()

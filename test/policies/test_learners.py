@@ -87,9 +87,7 @@ def test_the_policy_that_acts_is_the_target(make, draw, batches, name, memory):
 def test_restore_makes_the_next_update_bitwise_the_same(
     make, draw, batches, name, memory, normalize
 ):
-    first, second = (
-        make(name, memory, seed, normalize_observations=normalize) for seed in (1, 2)
-    )
+    first, second = (make(name, memory, seed, normalize_observations=normalize) for seed in (1, 2))
     first.fit_normalizer(batches(99, size=200).observation)
     for seed in range(4):
         first.update(draw(first, seed))
@@ -163,9 +161,7 @@ def test_compiled_execution_agrees(make, draw, monkeypatch, tmp_path, name, memo
     agree(*(make(name, memory, execution=kind) for kind in ('plain', 'compiled')), draw)
 
 
-def test_without_a_compiler_one_line_says_so_and_learning_goes_on(
-    make, draw, monkeypatch, capsys
-):
+def test_without_a_compiler_one_line_says_so_and_learning_goes_on(make, draw, monkeypatch, capsys):
     monkeypatch.setattr(compiler, '_missing', lambda: 'no C++ compiler is found')
     learner, other = make('dmpo', execution='compiled'), make('dmpo')
     said = capsys.readouterr()

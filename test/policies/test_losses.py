@@ -155,7 +155,9 @@ def best_temperature(values, epsilon):
         temperature = torch.tensor(np.exp(log), dtype=torch.float64)
         return float(losses.temperature_loss(values, temperature, epsilon).mean())
 
-    found = optimize.minimize_scalar(dual, bounds=(-8, 8), method='bounded', options={'xatol': 1e-9})
+    found = optimize.minimize_scalar(
+        dual, bounds=(-8, 8), method='bounded', options={'xatol': 1e-9}
+    )
     return torch.tensor(np.exp(found.x), dtype=torch.float64)
 
 
@@ -169,7 +171,7 @@ def test_at_the_best_temperature_the_weights_diverge_by_epsilon(epsilon):
 
 @pytest.mark.parametrize('seed', range(4))
 def test_the_weights_are_the_best_ones_within_epsilon(seed):
-    """The expected value under weights of bounded divergence, maximised as the E-step states it."""
+    """The expected value under weights of bounded divergence, at its largest."""
     optimize = pytest.importorskip('scipy.optimize')
     values, epsilon, uniform = normals(8, 1, seed=seed), 0.1, np.full(8, 1 / 8)
     found = losses.importance_weights(values, best_temperature(values, epsilon)).numpy()[:, 0]

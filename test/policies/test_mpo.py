@@ -119,7 +119,7 @@ def improvement(learner, actions, values):
 
 
 def written_out(learner, rows, noise):
-    """Section 4 of MPO with the decoupled bounds, state by state and sample by sample: parts []."""
+    """Section 4 of MPO with decoupled bounds, state by state, sample by sample: parts []."""
     config, parts, divergences = learner.config, {'critic': 0, 'temperature': 0, 'policy': 0}, 0
     for m, row in enumerate(rows):
         old, actions, beliefs, values = sampled(learner, row, noise[:, m])

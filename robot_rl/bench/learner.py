@@ -29,6 +29,7 @@ from robot_rl.storage.steps import (
     STEP_TYPE,
     Steps,
 )
+from robot_rl.training.device import DeviceColumns
 
 AGENTS = ('d4pg', 'mpo', 'dmpo')
 # A middling task of the control suite, walker: 24 numbers in, 6 out.
@@ -240,5 +241,7 @@ def _sampler(learner: ActorCritic, by_priority: bool = False) -> WindowSampler:
     if by_priority:
         priorities = Priorities(_ROWS)
         priorities.set(np.arange(_ROWS), np.where(kind[0] == LAST, 0, rng.uniform(0, 1, _ROWS)))
-    config = learner.config
-    return WindowSampler(Steps(columns), config.n_step, config.discount, priorities=priorities)
+    steps, config, take = Steps(columns), learner.config, None
+    if learner.device.type != 'cpu':
+        take = DeviceColumns(steps, learner.device).take
+    return WindowSampler(steps, config.n_step, config.discount, priorities=priorities, take=take)

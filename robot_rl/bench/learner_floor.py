@@ -132,27 +132,28 @@ def _remember(tape: _Tape, config: ActorCriticConfig, observation_size: int) -> 
 
     On a CPU torch.nn.LSTM is one operation of oneDNN, in which no product can be seen. These are
     what the equations ask for, all steps in one product wherever no step waits for another: of
-    the gates' inputs [B, D] and [B, H] with weights [4 H, D] and [4 H, H], and on the way back
-    of the gates' gradients [B, 4 H] with the latter. Nothing asks for the gradient of
-    observations and of the state that a sequence starts from.
+    the embedded observations and of the hidden state [B, H] with weights [4 H, H] each, and on
+    the way back of the gates' gradients [B, 4 H] with the same. Nothing asks for the gradient of
+    observations or of the state that a sequence starts from.
     """
     lanes, units, steps = config.batch_size, config.memory, config.sequence_length + config.n_step
     for learned in (True, True, False, False):
-        from_input, from_hidden = (tape.random(4 * units, n) for n in (observation_size, units))
-        sequence, hidden = tape.random(steps * lanes, observation_size), tape.random(lanes, units)
+        embedding = tape.network([observation_size, units], [4 * units])  # its head: the gates
+        hidden, from_hidden = tape.random(lanes, units), tape.random(4 * units, units)
         start = len(tape.products)
-        tape.product(tape.random(lanes, observation_size), from_input.t())
+        tape.forward(embedding, lanes)
         tape.product(hidden, from_hidden.t())
         tape.repeat(start, config.burn_in)
-        tape.product(sequence, from_input.t())
+        seen = tape.forward(embedding, steps * lanes)
         start = len(tape.products)
         tape.product(hidden, from_hidden.t())
         tape.repeat(start, steps)
         if not learned:
             continue
         start = len(tape.products)
-        tape.product(tape.random(lanes, 4 * units), from_hidden)
+        slope = tape.random(lanes, 4 * units)
+        tape.product(slope, from_hidden)
         tape.repeat(start, steps - 1)
-        slopes = tape.random(steps * lanes, 4 * units)
-        tape.product(slopes.t(), sequence)
-        tape.product(slopes.t(), tape.random(steps * lanes, units))
+        slopes, states = (tape.random(steps * lanes, size) for size in (4 * units, units))
+        tape.product(slopes.t(), states)
+        tape.backward(embedding, seen, inputs=False)

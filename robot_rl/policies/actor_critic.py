@@ -8,7 +8,7 @@ F feature size, A action size, K atoms.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,11 +112,10 @@ class ActorCritic:
         self.policy = Policy(
             contract, self._vector, self._target['policy'], self._memory('policy')
         ).to(device)
+        groups = self._parameter_groups()
+        self._parts = list(groups)
         self._optimizer = torch.optim.Adam(
-            [
-                {'params': list(parameters), 'lr': rate}
-                for parameters, rate in self._parameter_groups().values()
-            ],
+            [{'params': parameters, 'lr': rate} for parameters, rate in groups.values()],
             fused=config.execution != 'plain',
             foreach=False if config.execution == 'plain' else None,
         )
@@ -173,24 +172,18 @@ class ActorCritic:
     def _noise(self, rows: int) -> Tensor | None:
         """Return what an algorithm samples with at M rows [N, M, A], if it samples."""
 
-    def _parameter_groups(self) -> dict[str, tuple[Iterator[nn.Parameter], float]]:
+    def _parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """Return the parameters by part, with their learning rates; each is clipped by itself."""
         rates = {
             'policy': self.config.policy_learning_rate,
             'critic': self.config.critic_learning_rate,
         }
-        return {
-            part: (
-                [
-                    parameter
-                    for name in (part, f'{part}_memory')
-                    if name in self._online
-                    for parameter in self._online[name].parameters()
-                ],
-                rate,
-            )
-            for part, rate in rates.items()
-        }
+        groups = {}
+        for part, rate in rates.items():
+            names = [name for name in (part, f'{part}_memory') if name in self._online]
+            modules = nn.ModuleList(self._online[name] for name in names)
+            groups[part] = list(modules.parameters()), rate
+        return groups
 
     def _networks(self, generator: torch.Generator) -> nn.ModuleDict:
         config, size = self.config, self._vector.size
@@ -224,8 +217,8 @@ class ActorCritic:
         self.steps += 1
         if self.steps % self.config.target_update_period == 0:
             copy_parameters(self._online, self._target)
-        names = [f'{part}_gradient_norm' for part in self._parameter_groups()]
-        return losses.metrics | dict(zip(names, norms, strict=True))
+        norms = zip(self._parts, norms, strict=True)
+        return losses.metrics | {f'{part}_gradient_norm': norm for part, norm in norms}
 
     def _after_step(self) -> None:
         """Mend what a step may have broken; an algorithm with constraints of its own says how."""

@@ -107,7 +107,9 @@ def deviation_divergence(std: Tensor, new_std: Tensor) -> Tensor:
 
     Source: Abdolmaleki et al. 2018 (arXiv 1812.02256), the decoupled constraints.
     """
-    return (new_std / std).log() + 0.5 * (std / new_std).square() - 0.5
+    # As the sum of a logarithm and a square it would cancel: bounds on it are as small as 1e-6.
+    log = (std / new_std).log()
+    return 0.5 * (2 * log).expm1() - log
 
 
 def divergence_penalty(divergence: Tensor, alpha: Tensor, epsilon: float) -> Tensor:

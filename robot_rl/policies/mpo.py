@@ -89,8 +89,8 @@ class MPOLearner(ActorCritic):
         networks['duals'] = Duals(self.config, self.contract.action_size)
         return networks
 
-    def _parameter_groups(self) -> dict:
-        duals = self._online['duals'].parameters(), self.config.dual_learning_rate
+    def _parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        duals = list(self._online['duals'].parameters()), self.config.dual_learning_rate
         return super()._parameter_groups() | {'dual': duals}
 
     def _noise(self, rows: int) -> Tensor:

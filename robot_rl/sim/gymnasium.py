@@ -25,6 +25,8 @@ from robot_rl.specs import Contract
 _ASSUMED_RATE_HZ = 20.0
 # Some state the largest float for an action without limits.
 _UNBOUNDED = 1e9
+# Evaluation waits for the end of an episode: those without a time limit get this one, in steps.
+_ASSUMED_STEPS = 10_000
 # gymnasium.make's own form: [module:][namespace/]name[-v<version>].
 _ID = re.compile(r'(?P<module>[\w.]+:)?([\w-]+/)?[\w.-]+')
 # The continuous ones of classic control, and the version of the MuJoCo ones, that are listed.
@@ -46,6 +48,7 @@ class GymnasiumEnvironment:
     `task` is 'gym/<id>' or 'gym/<module>:<id>', which gymnasium.make takes. A Box of observations
     is the field 'observation'; a Dict of them is a field each, nested keys joined by '_'; a scalar
     has shape (1,). The action is one generic field, a Box of more dimensions flattened.
+    An environment registered without a time limit is truncated after 10,000 steps.
     Every episode begins with reset(seed=episode seed). Gymnasium's generators take any such seed;
     an environment with one of its own must take seeds up to 2^32.
     See sim.environment.Environment for the semantics.
@@ -207,7 +210,10 @@ def _load(task: str) -> Any:
         with warnings.catch_warnings():
             # To name an old version is a choice; where it is gone, the error says more.
             warnings.filterwarnings('ignore', '.*is out of date', DeprecationWarning)
-            return gymnasium.make(name)
+            env = gymnasium.make(name)
+            if env.spec.max_episode_steps is None:
+                env = gymnasium.make(name, max_episode_steps=_ASSUMED_STEPS)
+            return env
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):
         raise UnknownName('task', task, _known(module), 'robot-rl tasks') from None
     except ModuleNotFoundError as error:

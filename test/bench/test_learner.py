@@ -66,8 +66,8 @@ def test_the_floor_holds_just_the_products_of_an_update(name, execution):
 def test_the_floor_holds_just_the_products_of_an_update_from_sequences(name):
     agent = learner._learner(name, 'fused', SMALL | SEQUENCES)
     made = made_in(agent, learner._sampler(agent).sequences(7, 5, 3))
-    # torch adds the gradient of the weights [4 * 12, 12] up step by step; one product will do,
-    # for policy and critic each.
+    # torch adds the gradient of the hidden state's weights [4 * 12, 12] up step by step; one
+    # product will do, for policy and critic each.
     step_by_step, at_once = (48, 7, 12), (48, 7 * (5 + 2), 12)
     assert made.count(step_by_step) == 2 * (5 + 2)
     made = [shape for shape in made if shape != step_by_step] + [at_once] * 2

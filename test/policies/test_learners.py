@@ -1,7 +1,6 @@
 """What holds for every agent, feed-forward and with a memory."""
 
 import copy
-import os
 
 import numpy as np
 import pytest
@@ -154,8 +153,7 @@ def test_plain_and_fused_execution_agree(make, draw, name, memory):
 
 @pytest.mark.slow
 @every
-def test_compiled_execution_agrees(make, draw, monkeypatch, tmp_path, name, memory):
-    monkeypatch.setitem(os.environ, 'TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+def test_compiled_execution_agrees(make, draw, name, memory):
     if compiler._missing():
         pytest.skip(compiler._missing())
     agree(*(make(name, memory, execution=kind) for kind in ('plain', 'compiled')), draw)

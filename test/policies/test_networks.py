@@ -1,12 +1,16 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from robot_rl.policies.networks import (
     CategoricalCritic,
     DeterministicPolicy,
+    GaussianPolicy,
     LayerNormMLP,
+    ScalarCritic,
+    Tanh,
     linear,
     scaled_linear,
 )
@@ -53,11 +57,46 @@ def test_policy_begins_near_the_middle_and_stays_inside():
         assert policy(torch.randn(50, 3)).abs().max() <= 1
 
 
-def test_critic_reads_the_action():
-    critic = CategoricalCritic(3, 2, (8,), torch.linspace(-1, 1, 5), generator())
+def test_the_gaussians_deviation_begins_where_it_is_asked_and_stays_above_the_smallest():
+    """softplus(x) * initial_std / log 2 + min_std, as Acme's MultivariateNormalDiagHead."""
+    policy = GaussianPolicy(3, 2, (32, 32), generator(), initial_std=0.7, min_std=0.01)
+    x = torch.randn(50, 3, generator=generator())
+    with torch.no_grad():
+        mean, std = policy.gaussian(x)
+        assert (std - 0.71).abs().max() < 0.03
+        assert mean.abs().max() < 0.05
+        policy.std.weight.mul_(1e5)
+        mean, std = policy.gaussian(x)
+        logits = policy.std(policy.torso(x)).double().numpy()
+        expected = np.logaddexp(0, logits) * 0.7 / np.log(2) + 0.01
+        np.testing.assert_allclose(std, expected, rtol=1e-4)
+        assert std.min() == pytest.approx(0.01, rel=1e-3)
+        assert torch.equal(policy(x), mean)
+
+
+@pytest.mark.parametrize('squash', [False, True])
+def test_the_gaussians_mean_goes_out_of_bounds_but_where_it_is_squashed(squash):
+    policy = GaussianPolicy(3, 2, (32, 32), generator(), squash=squash)
+    with torch.no_grad():
+        policy.mean.weight.mul_(1e6)
+        largest = policy(torch.randn(50, 3, generator=generator())).abs().max()
+    assert largest <= 1 if squash else largest > 10
+
+
+def test_tanh_by_the_sigmoid_is_tanh():
+    x = torch.linspace(-30, 30, 2001)
+    np.testing.assert_allclose(Tanh()(x), np.tanh(x.double().numpy()), atol=3e-7)
+
+
+def test_critics_read_the_action():
     x, a = torch.randn(4, 3), torch.randn(4, 2)
-    assert critic(x, a).shape == (4, 5)
-    assert not torch.equal(critic(x, a), critic(x, -a))
+    for critic, size in (
+        (CategoricalCritic(3, 2, (8,), generator(), torch.linspace(-1, 1, 5)), 5),
+        (ScalarCritic(3, 2, (8,), generator()), 1),
+    ):
+        assert critic(x, a).shape == (4, size)
+        assert critic.value(critic.belief(critic(x, a))).shape == (4,)
+        assert not torch.equal(critic(x, a), critic(x, -a))
 
 
 def test_the_generator_alone_decides_the_weights():

@@ -143,6 +143,17 @@ def test_termination_at_the_time_limit_has_discount_0(make):
     assert (step.step_type == StepType.LAST).all() and step.discount.tolist() == [0, 1]
 
 
+def test_an_environment_without_a_time_limit_does_not_run_for_ever(make, monkeypatch):
+    """Evaluation once waited for the end of an episode that had none."""
+    monkeypatch.setattr('robot_rl.sim.gymnasium._ASSUMED_STEPS', 3)
+    environment = make(max_episode_steps=None)
+    assert environment.max_steps == 3
+    environment.reset()
+    steps = [environment.step(np.full((1, 1), -1.0)) for _ in range(3)]
+    assert [int(step.step_type[0]) for step in steps] == [1, 1, 2]
+    assert steps[-1].discount.tolist() == [1]
+
+
 def test_an_autoreset_wrapper_changes_nothing(make):
     wrapper = gymnasium.envs.registration.WrapperSpec(
         'Autoreset', 'gymnasium.wrappers:Autoreset', {}

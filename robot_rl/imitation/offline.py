@@ -29,11 +29,11 @@ def train_offline(
     steps that are not all numbers.
     """
     config = learner.config
-    for name, right in (('memory', 0), ('updates_per_call', 1)):
+    for name, right in (('memory', 0), ('updates_per_call', 1), ('priority_exponent', 0)):
         if getattr(config, name, right) != right:
             raise SpecError(
                 f'learner.{name}: {getattr(config, name)}; learning from recorded episodes takes '
-                f'transitions, one batch at a time: {right} is right'
+                f'transitions, all alike, one batch at a time: {right} is right'
             )
     _require_finite(steps)
     sampler = WindowSampler(steps, config.n_step, config.discount, np.random.default_rng(seed))

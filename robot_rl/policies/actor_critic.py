@@ -33,6 +33,8 @@ from robot_rl.specs import Contract
 
 # How a sequence's priority weighs its largest surprise against the mean (R2D2, section 2.3).
 _PRIORITY_OF_MAX = 0.9
+# What does not surprise now may do so later, and is drawn now and then (Schaul et al. 2016).
+_LEAST_PRIORITY = 1e-4
 
 
 class ActorCriticConfig(OffPolicyConfig, CriticConfig):
@@ -104,7 +106,9 @@ class ActorCritic:
         self.device = torch.device(device)
         self.steps = 0
         self.priorities: Tensor | None = None
-        self._generator = torch.Generator(device).manual_seed(seed)
+        # Not the stream that the weights come from.
+        noise_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        self._generator = torch.Generator(device).manual_seed(noise_seed)
         self._vector = ObservationVector(contract, config.normalize_observations).to(device)
         self._online = self._networks(torch.Generator().manual_seed(seed)).to(device)
         self._target = copy.deepcopy(self._online).requires_grad_(False)
@@ -155,11 +159,15 @@ class ActorCritic:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` returned: the next update is bitwise the same."""
         self.steps = saved['steps']
-        self._vector.load_state_dict(saved['vector'])
+        self.restore_policy(saved)
         self._online.load_state_dict(saved['online'])
-        self._target.load_state_dict(saved['target'])
         self._optimizer.load_state_dict(saved['optimizer'])
         self._generator.set_state(saved['generator'])
+
+    def restore_policy(self, saved: dict[str, Any]) -> None:
+        """Take back what acts, and nothing that only a further update depends on."""
+        self._vector.load_state_dict(saved['vector'])
+        self._target.load_state_dict(saved['target'])
 
     def _policy_network(self, feature_size: int, generator: torch.Generator) -> nn.Module:
         """Return the policy: features [M, F] -> actions [M, A], or their mean."""
@@ -267,12 +275,13 @@ class ActorCritic:
     def _priorities(self, surprise: Tensor, rows: Rows) -> Tensor:
         """Return a priority for each transition or sequence [B] from `surprise` [M]."""
         if not self.config.memory:
-            return surprise
+            return surprise + _LEAST_PRIORITY
         length = self.config.sequence_length
         surprise, valid = (x.view(length, -1) for x in (surprise, rows.valid > 0))
         surprise = surprise * valid
         mean = surprise.sum(dim=0) / valid.sum(dim=0).clamp(min=1)
-        return _PRIORITY_OF_MAX * surprise.amax(dim=0) + (1 - _PRIORITY_OF_MAX) * mean
+        largest = surprise.amax(dim=0)
+        return _PRIORITY_OF_MAX * largest + (1 - _PRIORITY_OF_MAX) * mean + _LEAST_PRIORITY
 
 
 def _recall(memory: Memory, batch: SequenceBatch, sequence: Tensor, prefix: str) -> Seen:

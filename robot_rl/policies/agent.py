@@ -60,7 +60,7 @@ class OffPolicyConfig(LearnerConfig):
     """What an agent that acts and learns from a replay lets one choose."""
 
     samples_per_insert: pydantic.PositiveFloat = 32.0
-    """times each step is sampled, on average"""
+    """times each step is sampled, on average; in sequences, those past an episode's end count"""
     min_replay_size: pydantic.PositiveInt = 1000
     """environment steps before the first update"""
     replay_size: pydantic.PositiveInt = 1_000_000
@@ -76,7 +76,7 @@ class OffPolicyConfig(LearnerConfig):
     burn_in: pydantic.NonNegativeInt = 10
     """steps in front of them that only bring the memory up to date"""
     updates_per_call: pydantic.PositiveInt = 1
-    """updates from batches drawn at once; more than one where a call costs more than an update"""
+    """updates from batches that are drawn and gathered at once"""
 
     @pydantic.model_validator(mode='after')
     def _replay_holds_what_is_asked(self) -> Self:
@@ -102,7 +102,7 @@ class OffPolicyConfig(LearnerConfig):
         return self.batch_size * (self.sequence_length if self.memory else 1)
 
     @property
-    def priorities(self) -> tuple[float, float] | None:
+    def priority_exponents(self) -> tuple[float, float] | None:
         """alpha and beta of prioritised sampling; None: all steps are sampled alike."""
         if self.priority_exponent == 0:
             return None
@@ -133,6 +133,8 @@ def fit_support(
     support that is given cannot hold the returns.
     """
     bounds = return_bounds(reward_range, discount)
+    if getattr(config, 'critic', 'categorical') == 'scalar':
+        return {}  # a mean needs no support
     found = {}
     for index, (name, outward) in enumerate((('v_min', -1), ('v_max', 1))):
         given = getattr(config, name)
@@ -211,6 +213,9 @@ class ActingLearner(Learner, Protocol):
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` returned: the next update is bitwise the same."""
+
+    def restore_policy(self, saved: dict[str, Any]) -> None:
+        """Take back what acts, and nothing that only a further update depends on."""
 
 
 class Agent(NamedTuple):

@@ -1,4 +1,4 @@
-"""torch.compile, with a plain path where there is no C++ compiler."""
+"""torch.compile, with a plain path where nothing can be compiled."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ F = TypeVar('F', bound=Callable)
 def compiled(function: F) -> F:
     """Return `function` of tensors compiled for the shapes it is called with.
 
-    Without a compiler it comes back as it is, and one line on stderr says so.
+    Where that is not possible it comes back as it is, and one line on stderr says so.
     """
-    reason = _missing()
-    if reason:
-        print(f'robot-rl: execution: compiled is not possible here: {reason}', file=sys.stderr)
-        return function
     # In this process: a pool of workers costs more than it saves on graphs as small as these.
     torch._inductor.config.compile_threads = 1
-    # On a GPU the graph is captured once and replayed: one call an update, no launches between.
-    mode = 'reduce-overhead' if torch.cuda.is_available() else None
-    return torch.compile(function, dynamic=False, mode=mode)
+    reason = _missing()
+    if reason:
+        print(
+            f'robot-rl: learner.execution: compiled is not possible here ({reason}); going on '
+            'without, more slowly',
+            file=sys.stderr,
+        )
+        return function
+    return torch.compile(function, dynamic=False)
 
 
 @functools.cache
 def _missing() -> str:
-    """Say what torch.compile lacks on this machine; nothing: it works."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    """Say why nothing can be compiled on this machine; nothing: it can.
 
+    A compiler alone does not show it: Python's headers may be missing, or room for the cache.
+    """
     try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return 'no C++ compiler is found (install g++); going on without, more slowly'
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
+    except Exception as error:  # whatever a compiler, a linker and a cache may fail with
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f'{lines[0][:160]}; g++ and Python.h are needed'
     return ''

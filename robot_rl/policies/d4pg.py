@@ -12,6 +12,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from robot_rl.errors import SpecError
 from robot_rl.policies import losses
 from robot_rl.policies.actor_critic import ActorCritic, ActorCriticConfig, Losses, Rows, View
 from robot_rl.policies.agent import Agent
@@ -37,7 +38,13 @@ class D4PGLearner(ActorCritic):
 
     def behaviour(self, num_envs: int) -> Behaviour:
         """Return the policy with Gaussian noise, of one size or of the ladder's."""
-        ends = self.config.noise_ladder or (self.config.sigma, self.config.sigma)
+        ladder = self.config.noise_ladder
+        if ladder and num_envs == 1:
+            raise SpecError(
+                f'learner.noise_ladder: {list(ladder)} for one environment; training.num_envs of '
+                'at least 2, or learner.sigma, is right'
+            )
+        ends = ladder or (self.config.sigma, self.config.sigma)
         sigma = torch.linspace(*ends, num_envs, device=self.device)
         return Behaviour(self.policy, sigma, self._memory('critic'))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 import os
@@ -54,6 +55,8 @@ def export_onnx(policy: Policy, card: PolicyCard, path: str | Path) -> Path:
     """
     path = Path(path)
     card = card.replace(opset=OPSET)
+    # A copy: the learner's own goes on learning, wherever it is.
+    policy = copy.deepcopy(policy).cpu().eval()
     model = _graph(policy, card)
     for key, value in card.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
@@ -82,11 +85,14 @@ def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
     session = onnxruntime.InferenceSession(
         Path(path).read_bytes(), options, providers=['CPUExecutionProvider']
     )
-    flat, rng, worst = _Flat(policy, card).cpu().eval(), np.random.default_rng(0), 0.0
+    flat, rng, worst = _Flat(policy, card), np.random.default_rng(0), 0.0
     span = (card.contract.action_upper - card.contract.action_lower).astype(np.float32)
     for batch, size in itertools.product((1, 7), _SIZES):
-        inputs = {name: size * rng.standard_normal(shape) for name, shape in _inputs(card, batch)}
-        inputs = {name: np.float32(values) for name, values in inputs.items()}
+        inputs = {
+            # A state is what the policy itself gave out: it does not come in nonsense sizes.
+            name: np.float32(rng.standard_normal(shape) * (min(size, 1) if state else size))
+            for name, shape, state in _inputs(card, batch)
+        }
         with torch.no_grad():
             right = [output.numpy() for output in flat(*map(torch.from_numpy, inputs.values()))]
         found = session.run(None, inputs)
@@ -105,8 +111,12 @@ def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
 
 
 def git_revision() -> str:
-    """Return the revision of the checkout that this package runs from; '' outside of one."""
-    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short=12', 'HEAD']
+    """Return the revision of the checkout that this package runs from; '' outside of one.
+
+    It ends in -dirty where files differ from that revision.
+    """
+    place = str(Path(__file__).parent)
+    command = ['git', '-C', place, 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=12']
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -114,10 +124,10 @@ def git_revision() -> str:
     return done.stdout.strip() if done.returncode == 0 else ''
 
 
-def _inputs(card: PolicyCard, batch: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the graph's inputs: names and shapes."""
-    fields = [(f.name, (batch, *f.full_shape)) for f in card.contract.observation]
-    return fields + [(f'state/{f.name}', (batch, *f.shape)) for f in card.recurrent_state]
+def _inputs(card: PolicyCard, batch: int) -> list[tuple[str, tuple[int, ...], bool]]:
+    """Return the graph's inputs: names, shapes, and which are recurrent states."""
+    fields = [(f.name, (batch, *f.full_shape), False) for f in card.contract.observation]
+    return fields + [(f'state/{f.name}', (batch, *f.shape), True) for f in card.recurrent_state]
 
 
 def _graph(policy: Policy, card: PolicyCard) -> onnx.ModelProto:
@@ -126,11 +136,11 @@ def _graph(policy: Policy, card: PolicyCard) -> onnx.ModelProto:
     batch = torch.export.Dim('batch')
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Flat(policy, card).eval(),
-            tuple(torch.zeros(shape) for _, shape in inputs),
+            _Flat(policy, card),
+            tuple(torch.zeros(shape) for _, shape, _ in inputs),
             dynamo=True,  # by name: the default exporter has changed between versions of torch
             opset_version=OPSET,
-            input_names=[name for name, _ in inputs],
+            input_names=[name for name, _, _ in inputs],
             output_names=['action', *(f'next_state/{f.name}' for f in card.recurrent_state)],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             verbose=False,

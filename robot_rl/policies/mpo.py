@@ -34,7 +34,7 @@ class MPOConfig(ActorCriticConfig):
     n_step: pydantic.PositiveInt = 4
     """rewards summed before bootstrapping"""
     samples_per_insert: pydantic.PositiveFloat = 64.0
-    """times each step is sampled, on average"""
+    """times each step is sampled, on average; in sequences, those past an episode's end count"""
     num_samples: pydantic.PositiveInt = 20
     """actions sampled in each state, N"""
     initial_std: pydantic.PositiveFloat = 0.5

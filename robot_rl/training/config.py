@@ -23,7 +23,7 @@ class TrainConfig(Spec):
     """environments stepped together"""
     threads: pydantic.PositiveInt = 1
     """of torch; runs repeat bit by bit with one"""
-    device: str = 'cpu'
+    device: str = pydantic.Field('cpu', pattern=r'^(cpu|cuda(:\d+)?)$')
     """where the learner computes: cpu, cuda, cuda:1"""
     evaluate_every: pydantic.PositiveInt = 10_000
     """environment steps between evaluations"""
@@ -73,7 +73,7 @@ class RunConfig(Spec):
         Raises SpecError where it cannot be worked out, or does not hold them.
         """
         learner = self.learner_config()
-        if not isinstance(learner, CriticConfig) or getattr(learner, 'critic', '') == 'scalar':
+        if not isinstance(learner, CriticConfig):
             return self
         support = fit_support(learner, learner.discount, reward_range)
         return self.replace(learner=self.learner | support)
@@ -103,7 +103,8 @@ def _sections(path: Path) -> dict[str, Collection[str]]:
     data = load_yaml(path)
     agent = data.get('agent', 'd4pg') if isinstance(data, dict) else ''
     sections = {'training': TrainConfig.model_fields}
-    if agent in registry.AGENTS:  # another one is refused where the file is read
+    # Another one, or what is no name at all, is refused where the file is read.
+    if isinstance(agent, str) and agent in registry.AGENTS:
         sections['learner'] = registry.resolve('agent', agent).config.model_fields
     return sections
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Trainer:
         self.config = config = config.with_support(self._held_out.reward_range)
         self.state = TrainingState(config, self._held_out.contract.without(config.hide))
         self._clock, self._warned = _Clock(), set()
+        self._revisions = [git_revision()]  # of the code, one for each time that the run went on
         if (folder / CHECKPOINT).is_file():
             self._restore()
         # A run that goes on draws episodes that it has not seen yet.
@@ -94,6 +95,7 @@ class Trainer:
             'config': self.config.to_json(),
             'contract': self.state.learner.policy.contract.to_json(),
             'finished': self.finished,
+            'revisions': self._revisions,
             'wall_s': self._clock.wall_s,
             'state': self.state.save(),
         }
@@ -101,9 +103,8 @@ class Trainer:
 
     def export(self, path: Path) -> None:
         """Write the present policy as an ONNX file with its card."""
-        export_policy(
-            self.config, self.state.learner.policy, self.state.env_steps, self.folder, path
-        )
+        policy, steps = self.state.learner.policy, self.state.env_steps
+        export_policy(self.config, policy, steps, self._revisions, self.folder, path)
 
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT
@@ -117,6 +118,7 @@ class Trainer:
             )
         self.state.restore(data['state'])
         self._clock = _Clock(data['wall_s'])
+        self._revisions = list(dict.fromkeys([*data.get('revisions', []), *self._revisions]))
         self.finished = data['finished'] and saved.steps == self.config.steps
 
     def _write_config(self) -> None:
@@ -205,8 +207,9 @@ class Trainer:
             if mass > _EDGE_MASS and not at_bound and name not in self._warned:
                 self._warned.add(name)
                 self._bar.warn(
-                    f"learner.{name}: {mass:.0%} of the critic's probability sits at this end of "
-                    f'its support, {end:g}; farther out is right, unless no return can be so large'
+                    f"learner.{name}: {mass:.0%} of the probability in the critic's targets sits "
+                    f'at this end of its support, {end:g}; farther out is right, unless no return '
+                    'can be so large'
                 )
 
     def _counts(self) -> dict[str, int]:
@@ -222,9 +225,17 @@ class Trainer:
 
 
 def export_policy(
-    config: RunConfig, policy: Policy, env_steps: int, folder: Path, path: Path
+    config: RunConfig,
+    policy: Policy,
+    env_steps: int,
+    revisions: Sequence[str],
+    folder: Path,
+    path: Path,
 ) -> None:
-    """Write `policy` of the run in `folder` as an ONNX file, its card with the last evaluation."""
+    """Write `policy` of the run in `folder` as an ONNX file, its card with the last evaluation.
+
+    `revisions` are those of the code that trained it.
+    """
     rows, task = read_metrics(folder / METRICS), task_of(config.task)
     name = f'{config.task}-{config.agent}-seed{config.seed}-step{env_steps}'
     card = PolicyCard(
@@ -234,7 +245,7 @@ def export_policy(
         task=config.task,
         robot=task.robot.name if task else '',
         agent=config.agent,
-        git_revision=git_revision(),
+        git_revision=', '.join(revisions),
         training={
             'seed': config.seed,
             'env_steps': env_steps,
@@ -249,9 +260,12 @@ def export_checkpoint(folder: Path, path: Path) -> None:
     source = folder / CHECKPOINT
     data = load_checkpoint(source)
     config = RunConfig.from_json(data['config'], str(source))
-    learner = make_learner(config, Contract.from_json(data['contract'], str(source)))
-    learner.restore(data['state']['learner'])
-    export_policy(config, learner.policy, data['state']['replay']['inserted'], folder, path)
+    here = config.replace(training=config.training.to_dict() | {'device': 'cpu'})
+    learner = make_learner(here, Contract.from_json(data['contract'], str(source)))
+    learner.restore_policy(data['state']['learner'])
+    steps = data['state']['replay']['inserted']
+    revisions = data.get('revisions', [git_revision()])
+    export_policy(config, learner.policy, steps, revisions, folder, path)
 
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:

@@ -22,8 +22,9 @@ from robot_rl.training.replay import Replay
 def make_learner(config: RunConfig, contract: Contract) -> ActingLearner:
     """Return the learner that `config` names, before its first update."""
     agent, device = registry.resolve('agent', config.agent), config.training.device
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise SpecError(f'training.device: {device}, but torch finds no GPU here; cpu is right')
+    if device != 'cpu' and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        found = f'{torch.cuda.device_count() or "no"} GPU'
+        raise SpecError(f'training.device: {device}, but torch finds {found} here; cpu is right')
     return agent.learner(contract, config.learner_config(), config.seed, device)
 
 
@@ -52,7 +53,7 @@ class TrainingState:
             num_envs,
             settings.replay_size,
             {name: value.shape[1:] for name, value in behaviour.initial_state(1).items()},
-            settings.priorities,
+            settings.priority_exponents,
             config.training.device,
         )
         self.sampler = WindowSampler(

@@ -134,7 +134,9 @@ def test_crr_critic_bootstraps_a_truncation():
     assert values['terminated'] == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize('change', [{'memory': 8}, {'updates_per_call': 2}])
+@pytest.mark.parametrize(
+    'change', [{'memory': 8}, {'updates_per_call': 2}, {'priority_exponent': 0.5}]
+)
 def test_what_recorded_episodes_cannot_serve_is_refused_by_name(change):
     (name,) = change
     learner = D4PGLearner(CONTRACT, D4PGConfig(policy_layers=(8,), critic_layers=(8,), **change))

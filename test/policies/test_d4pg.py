@@ -134,5 +134,6 @@ def test_noise_has_the_deviation_of_its_environment(make, batches):
     np.testing.assert_allclose(steady, np.clip(expected, [-0.5, 2], [0.5, 6]), atol=1e-6)
 
 
-def test_one_environment_has_the_first_deviation_of_the_ladder(make):
-    assert make('d4pg', noise_ladder=(0.1, 0.4)).behaviour(1).sigma == pytest.approx(0.1)
+def test_a_ladder_for_one_environment_is_refused_by_name(make):
+    with pytest.raises(SpecError, match=r'learner.noise_ladder: \[0.1, 0.4\] for one environment'):
+        make('d4pg', noise_ladder=(0.1, 0.4)).behaviour(1)

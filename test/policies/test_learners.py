@@ -178,6 +178,21 @@ def test_without_a_compiler_one_line_says_so_and_learning_goes_on(make, draw, mo
     assert same(weights(learner._online), weights(other._online))
 
 
+def test_what_fails_to_compile_is_told_in_one_line(make, draw, monkeypatch, capsys):
+    """A compiler without Python's headers was found to be there, and failed in the first update."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('CppCompileError: fatal error: Python.h: No such file\nmore\nlines')
+
+    monkeypatch.setattr(torch, 'compile', fail)
+    compiler._missing.cache_clear()
+    learner = make('d4pg', execution='compiled')
+    compiler._missing.cache_clear()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'Python.h: No such file' in line
+    learner.update(draw(learner, 0))
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses whatever would make the host wait for a device."""
 
@@ -234,7 +249,8 @@ def test_priorities_are_how_far_off_the_critic_was(make, shake, draw, rows_of, n
     if memory:
         said = np.ma.masked_array(said.reshape(4, 8), ~batch.valid)
         said = 0.9 * said.max(0) + 0.1 * said.mean(0)
-    np.testing.assert_allclose(learner.priorities, said, rtol=1e-3, atol=1e-5)
+    # And a little more: what does not surprise now is still drawn now and then.
+    np.testing.assert_allclose(learner.priorities, said + 1e-4, rtol=1e-3, atol=1e-5)
 
 
 @every

@@ -110,6 +110,20 @@ def test_a_memory_goes_into_the_file_and_begins_anew_with_each_episode(
     )
 
 
+def test_a_policy_names_all_revisions_that_trained_it(
+    lines, run_config, tmp_path, no_board, monkeypatch
+):
+    """It named the one that stood there when it was exported."""
+    for steps, revision in ((100, 'aaa'), (150, 'aaa'), (200, 'bbb-dirty')):
+        monkeypatch.setattr(loop, 'git_revision', lambda r=revision: r)
+        trainer = Trainer(run_config(steps=steps), tmp_path)
+        monkeypatch.setattr(loop, 'git_revision', lambda: 'later')
+        trainer.run()
+    assert OnnxPolicy(tmp_path / 'policy.onnx').card.git_revision == 'aaa, bbb-dirty'
+    loop.export_checkpoint(tmp_path, tmp_path / 'again.onnx')
+    assert OnnxPolicy(tmp_path / 'again.onnx').card.git_revision == 'aaa, bbb-dirty'
+
+
 def test_hidden_fields_are_not_seen_and_misspelt_ones_named(lines, run_config, tmp_path):
     trainer = Trainer(run_config(hide=['clock']), tmp_path)
     assert list(trainer.state.learner.policy.contract.observation_shapes) == ['position']
@@ -130,7 +144,7 @@ def test_probability_at_an_end_of_the_support_is_warned_of_once(
     Trainer(run_config(learner=learner), tmp_path / 'far').run()
     told = [line for line in capfd.readouterr().err.splitlines() if 'learner.v_m' in line]
     assert len(told) == 1
-    assert 'learner.v_max: ' in told[0] and 'sits at this end of its support, 20' in told[0]
+    assert 'learner.v_max: ' in told[0] and 'at this end of its support, 20' in told[0]
 
 
 def test_a_support_that_cannot_hold_the_returns_is_refused_before_the_first_step(

@@ -147,8 +147,25 @@ def test_an_empty_replay_is_one_clear_line(line, run_config):
 def test_a_device_that_is_not_there_is_named(line, run_config):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    with pytest.raises(SpecError, match=r'training.device: cuda, but torch finds no GPU'):
-        TrainingState(run_config(training={'device': 'cuda'}), line(1).contract)
+    for device in ('cuda', 'cuda:7'):
+        with pytest.raises(SpecError, match=f'training.device: {device}, but torch finds no GPU'):
+            TrainingState(run_config(training={'device': device}), line(1).contract)
+    with pytest.raises(SpecError, match='training.device'):
+        run_config(training={'device': 'gpu'})
+
+
+def test_what_has_been_learned_is_still_drawn(line, run_config):
+    """Rows that once were no surprise had priority 0 for good; at last none could be drawn."""
+    config = run_config(learner=PRIORITISED)
+    environment = line(1)
+    state = TrainingState(config, environment.contract)
+    live(state, environment, 60)
+    surprise = state.learner._frozen_critic.surprise
+    target = torch.tensor([[0.25, 0.75]])
+    loss = -(target * target.log()).sum(dim=1)  # the cross-entropy of a target with itself
+    assert surprise(loss, target) < 1e-6
+    assert state.learner._priorities(torch.zeros(4), None).min() > 0
+    assert (state.replay.priorities.scaled(np.arange(20)) > 0).any()
 
 
 def flat(data):

@@ -179,7 +179,7 @@ def test_without_a_compiler_one_line_says_so_and_learning_goes_on(make, draw, mo
 
 
 def test_what_fails_to_compile_is_told_in_one_line(make, draw, monkeypatch, capsys):
-    """A compiler without Python's headers was found to be there, and failed in the first update."""
+    """A compiler without Python's headers was taken for one, and failed in the first update."""
 
     def fail(*args, **kwargs):
         raise RuntimeError('CppCompileError: fatal error: Python.h: No such file\nmore\nlines')

@@ -150,7 +150,7 @@ def test_a_device_that_is_not_there_is_named(line, run_config):
     for device in ('cuda', 'cuda:7'):
         with pytest.raises(SpecError, match=f'training.device: {device}, but torch finds no GPU'):
             TrainingState(run_config(training={'device': device}), line(1).contract)
-    with pytest.raises(SpecError, match='training.device'):
+    with pytest.raises(SpecError, match=r'training.device'):
         run_config(training={'device': 'gpu'})
 
 

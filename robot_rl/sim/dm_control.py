@@ -6,14 +6,13 @@ import functools
 import importlib
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from robot_rl.errors import ContractMismatch, RobotRLError, UnknownName
-from robot_rl.sim.environment import HELD_OUT, TimeStep
+from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.sim.serial import SerialEnvironment, Step
 from robot_rl.specs import ActionField, Contract, ObservationField
 
 # The suite's LQR tasks have actuators without limits and episodes without end. A policy needs
@@ -24,7 +23,7 @@ _UNBOUNDED = 1e9
 _LQR = 'suite/lqr-'
 
 
-class DmControlEnvironment:
+class DmControlEnvironment(SerialEnvironment):
     """A dm_control task over `num_envs` environments, one after the other in this process.
 
     An observation field stands for each of the task's observations, in its own shape (a scalar
@@ -33,49 +32,11 @@ class DmControlEnvironment:
     """
 
     def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
-        self.num_envs = num_envs
-        self._envs = [_load(task) for _ in range(num_envs)]
-        self.contract = _contract(self._envs[0])
-        self.max_steps = _max_steps(self._envs[0])
+        envs = [_load(task) for _ in range(num_envs)]
+        super().__init__(envs, _contract(envs[0]), seed)
+        self.max_steps = _max_steps(envs[0])
         # The design of all others: rewards of one step lie in [0, 1].
         self.reward_range = None if task.startswith(_LQR) else (0.0, 1.0)
-        self._sources = [(field.name, field.quantity) for field in self.contract.observation]
-        self._lower, self._upper = self.contract.action_lower, self.contract.action_upper
-        self._rng = np.random.default_rng(seed)
-        self._last: list[Any] = [None] * num_envs
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Nothing: these tasks have no streams."""
-        return {}
-
-    def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
-        """Start N new episodes, from these N episode seeds where given; all FIRST."""
-        if seeds is None:
-            seeds = self._rng.integers(HELD_OUT, size=self.num_envs)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f'{len(seeds)} seeds for {self.num_envs} environments')
-        self._last = [_begin(env, int(seed)) for env, seed in zip(self._envs, seeds, strict=True)]
-        return self._timestep()
-
-    def step(self, action: np.ndarray) -> TimeStep:
-        """Take action [N, A] in contract units; see Environment.step."""
-        action = np.asarray(action, dtype=float)
-        if action.shape != (self.num_envs, len(self._lower)):
-            raise ContractMismatch(
-                f'action: shape {list(action.shape)}, right is '
-                f'[{self.num_envs}, {len(self._lower)}]'
-            )
-        for i, env in enumerate(self._envs):
-            if self._last[i] is None:
-                raise RobotRLError('call reset before the first step')
-            if self._last[i].last():
-                self._last[i] = _begin(env, int(self._rng.integers(HELD_OUT)))
-                continue
-            if not np.isfinite(action[i]).all():
-                raise ContractMismatch(f'action: not finite: {action[i].tolist()}')
-            self._last[i] = env.step(np.clip(action[i], self._lower, self._upper))
-        return self._timestep()
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only."""
@@ -85,21 +46,28 @@ class DmControlEnvironment:
     def close(self) -> None:
         """There is nothing to release."""
 
-    def _timestep(self) -> TimeStep:
-        last = self._last
-        reward = [step.reward or 0.0 for step in last]
-        discount = [1.0 if step.discount is None else step.discount for step in last]
-        return TimeStep(
-            step_type=np.array([int(step.step_type) for step in last], dtype=np.int8),
-            reward=np.array(reward, dtype=np.float32),
-            discount=np.array(discount, dtype=np.float32),
-            observation={
-                name: np.stack([np.atleast_1d(step.observation[key]) for step in last]).astype(
-                    np.float32
-                )
-                for name, key in self._sources
-            },
-        )
+    def _begin(self, env: Any, seed: int) -> Step:
+        """Start the episode of this seed."""
+        composer = hasattr(env, 'random_state')
+        (env.random_state if composer else env.task.random).seed(seed)
+        # The reassemble tasks shuffle the order of the last episode, not a fresh one.
+        order = getattr(env.task, '_initial_order', None)
+        if order is not None:
+            order.sort()
+        return self._read(env.reset())
+
+    def _advance(self, env: Any, action: np.ndarray) -> Step:
+        """Take an action [A] that lies within the bounds."""
+        return self._read(env.step(action))
+
+    def _read(self, timestep: Any) -> Step:
+        """Turn a dm_env.TimeStep, whose first one has neither reward nor discount, into ours."""
+        observation = {
+            field.name: np.atleast_1d(timestep.observation[field.quantity])
+            for field in self.contract.observation
+        }
+        discount = 1.0 if timestep.discount is None else timestep.discount
+        return Step(int(timestep.step_type), timestep.reward or 0.0, discount, observation)
 
 
 def task_names() -> dict[str, list[str]]:
@@ -153,17 +121,6 @@ def _load(task: str) -> Any:
     physics = type(env.physics)
     env.physics.__class__ = type(physics.__name__, (physics,), {'contexts': None})
     return env
-
-
-def _begin(env: Any, seed: int) -> Any:
-    """Start the episode of this seed -> dm_env.TimeStep."""
-    composer = hasattr(env, 'random_state')
-    (env.random_state if composer else env.task.random).seed(seed)
-    # The reassemble tasks shuffle the order of the last episode, not a fresh one.
-    order = getattr(env.task, '_initial_order', None)
-    if order is not None:
-        order.sort()
-    return env.reset()
 
 
 def _max_steps(env: Any) -> int | None:

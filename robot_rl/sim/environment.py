@@ -33,7 +33,7 @@ class TimeStep(NamedTuple):
     step_type: np.ndarray  # [N] int8, values of StepType
     reward: np.ndarray  # [N] float32
     discount: np.ndarray  # [N] float32
-    observation: dict[str, np.ndarray]  # field name -> [N, *full_shape] float32
+    observation: dict[str, np.ndarray]  # field name -> [N, *full_shape], in its dtype
 
 
 class Environment(Protocol):

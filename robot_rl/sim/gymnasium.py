@@ -9,16 +9,17 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from robot_rl.errors import ContractMismatch, RobotRLError, SpecError, UnknownName
 from robot_rl.registry import GYMNASIUM
-from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
+from robot_rl.sim.environment import StepType
+from robot_rl.sim.serial import SerialEnvironment, Step
 from robot_rl.specs import Contract
 
 # Where an environment tells neither the time between steps nor frames a second.
@@ -33,16 +34,7 @@ _ID = re.compile(r'(?P<module>[\w.]+:)?([\w-]+/)?[\w.-]+')
 _CLASSIC, _MUJOCO_VERSION = ('MountainCarContinuous', 'Pendulum'), 5
 
 
-class _Step(NamedTuple):
-    """What one environment returned last."""
-
-    step_type: StepType
-    reward: float
-    discount: float
-    observation: dict[str, np.ndarray]  # field name -> [*shape]
-
-
-class GymnasiumEnvironment:
+class GymnasiumEnvironment(SerialEnvironment):
     """A Gymnasium environment `num_envs` times, one after the other in this process.
 
     `task` is 'gym/<id>' or 'gym/<module>:<id>', which gymnasium.make takes. A Box of observations
@@ -55,51 +47,14 @@ class GymnasiumEnvironment:
     """
 
     def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
-        self.num_envs, self._task = num_envs, task
-        first = _load(task)
+        self._task, first = task, _load(task)
         self._paths = [path for path, _ in _boxes(task, first.observation_space)]
-        self.contract = _contract(task, first)
+        contract = _contract(task, first)
+        with _mujoco_is_quiet():  # what there is to say about the model was said once
+            envs = [first, *(_load(task) for _ in range(num_envs - 1))]
+        super().__init__(envs, contract, seed)
         self.max_steps = first.spec.max_episode_steps
         self.reward_range = None  # Gymnasium has no place for it
-        with _mujoco_is_quiet():  # what there is to say about the model was said once
-            self._envs = [first, *(_load(task) for _ in range(num_envs - 1))]
-        self._lower, self._upper = self.contract.action_lower, self.contract.action_upper
-        self._rng = np.random.default_rng(seed)
-        self._last: list[_Step] = []
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Nothing: these tasks have no streams."""
-        return {}
-
-    def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
-        """Start N new episodes, from these N episode seeds where given; all FIRST."""
-        if seeds is None:
-            seeds = self._rng.integers(HELD_OUT, size=self.num_envs)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f'{len(seeds)} seeds for {self.num_envs} environments')
-        self._last = [self._begin(env, seed) for env, seed in zip(self._envs, seeds, strict=True)]
-        return self._timestep()
-
-    def step(self, action: np.ndarray) -> TimeStep:
-        """Take action [N, A] in contract units; see Environment.step."""
-        if not self._last:
-            raise RobotRLError('call reset before the first step')
-        action = np.asarray(action, dtype=float)
-        if action.shape != (self.num_envs, len(self._lower)):
-            raise ContractMismatch(
-                f'action: shape {list(action.shape)}, right is '
-                f'[{self.num_envs}, {len(self._lower)}]'
-            )
-        ended = [last.step_type == StepType.LAST for last in self._last]
-        for row, ignored in zip(action, ended, strict=True):
-            if not (ignored or np.isfinite(row).all()):
-                raise ContractMismatch(f'action: not finite: {row.tolist()}')
-        self._last = [
-            self._begin(env, self._rng.integers(HELD_OUT)) if new else self._advance(env, row)
-            for env, row, new in zip(self._envs, action, ended, strict=True)
-        ]
-        return self._timestep()
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only.
@@ -120,17 +75,16 @@ class GymnasiumEnvironment:
         for env in self._envs:
             env.close()
 
-    def _begin(self, env: Any, seed: int) -> _Step:
+    def _begin(self, env: Any, seed: int) -> Step:
         """Start the episode of this seed; where an Autoreset wrapper stands, it has no say."""
-        observation, _ = env.reset(seed=int(seed))
-        return _Step(StepType.FIRST, 0.0, 1.0, self._read(observation))
+        observation, _ = env.reset(seed=seed)
+        return Step(StepType.FIRST, 0.0, 1.0, self._read(observation))
 
-    def _advance(self, env: Any, action: np.ndarray) -> _Step:
-        """Take the action [A], clipped to the bounds."""
+    def _advance(self, env: Any, action: np.ndarray) -> Step:
         space = env.action_space
-        action = np.clip(action, self._lower, self._upper).reshape(space.shape)
-        observation, reward, terminated, truncated, _ = env.step(action.astype(space.dtype))
-        return _Step(
+        action = action.reshape(space.shape).astype(space.dtype)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        return Step(
             step_type=StepType.LAST if terminated or truncated else StepType.MID,
             reward=np.asarray(reward).item(),  # some return an array of one
             discount=0.0 if terminated else 1.0,
@@ -149,19 +103,6 @@ class GymnasiumEnvironment:
                     f'{list(np.shape(value))}, its space says {list(field.shape)}'
                 )
         return fields
-
-    def _timestep(self) -> TimeStep:
-        last = self._last
-        return TimeStep(
-            step_type=np.array([step.step_type for step in last], dtype=np.int8),
-            reward=np.array([step.reward for step in last], dtype=np.float32),
-            discount=np.array([step.discount for step in last], dtype=np.float32),
-            # Stacked, and so copied: an environment may fill the same array at every step.
-            observation={
-                field.name: np.stack([step.observation[field.name] for step in last])
-                for field in self.contract.observation
-            },
-        )
 
 
 def task_names() -> dict[str, list[str]]:

@@ -7,13 +7,13 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydantic
-from mcap.records import Channel, Message, Schema
-from mcap.stream_reader import StreamReader
+from mcap.records import Channel, Chunk, Message, MessageIndex, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.writer import Writer
 from mcap_ros2.decoder import DecoderFactory
 
@@ -238,7 +238,8 @@ def _records(path: Path) -> Iterator[Any]:
     with data:
         # No record is longer than its file: a damaged length must not become an allocation.
         size = os.fstat(data.fileno()).st_size
-        records = StreamReader(data, validate_crcs=True, record_size_limit=size).records
+        reader = StreamReader(data, emit_chunks=True, validate_crcs=True, record_size_limit=size)
+        records = _unpacked(reader.records)
         while True:
             try:
                 record = next(records, None)
@@ -252,6 +253,34 @@ def _records(path: Path) -> Iterator[Any]:
                 return
             count += isinstance(record, Message)
             yield record
+
+
+def _unpacked(records: Iterable[Any]) -> Iterator[Any]:
+    """Yield records, those inside of chunks as well; raise ValueError where a chunk is missing.
+
+    What kind a record is, no checksum covers before the end of the file, and the library passes
+    over kinds that it does not know. But every chunk is followed by one index for each of its
+    channels: a second one for the same channel belongs to a chunk that was not recognised.
+    """
+    channels: set[int] = set()
+    indexed: set[int] = set()
+    chunked = False
+    for record in records:
+        if isinstance(record, MessageIndex) and record.channel_id in indexed:
+            raise ValueError('an index without its chunk')
+        if isinstance(record, Message) and chunked:
+            raise ValueError('a message outside of a chunk')
+        inside = [record]
+        if isinstance(record, Chunk):
+            chunked, indexed, inside = True, set(), breakup_chunk(record, validate_crc=True)
+        elif isinstance(record, MessageIndex):
+            indexed.add(record.channel_id)
+        for part in inside:
+            if isinstance(part, Channel):
+                channels.add(part.id)
+            elif isinstance(part, Message) and part.channel_id not in channels:
+                raise ValueError(f'a message of channel {part.channel_id}, which is not declared')
+            yield part
 
 
 def _decode(path: Path, channel: Channel, schema: Schema | None, data: bytes) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import mcap.writer
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
@@ -279,6 +279,8 @@ def test_a_file_cut_anywhere_is_read_up_to_its_last_whole_chunk(chunked, tmp_pat
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@example(place=0.6263194640899767, flip=6)  # a chunk became of no known kind, and was passed over
+@example(place=0.6263194640899767, flip=3)  # a chunk became a message of an unknown channel
 def test_a_flipped_byte_never_gives_a_wrong_message_or_another_error(
     chunked, tmp_path, place, flip
 ):

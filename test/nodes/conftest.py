@@ -26,6 +26,7 @@ from robot_rl.specs import RobotSpec
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DEADLINE_S = 20.0
+RETRY_S = 6.0
 
 
 class Observer:
@@ -62,12 +63,22 @@ class Observer:
         return publisher
 
     def call(self, name: str, kind: type = Trigger, request: Any = None) -> Any:
-        """Call a service and return its response."""
+        """Call a service and return its response.
+
+        It is asked again where nothing comes: DDS drops a response to somebody whom the server
+        has not discovered yet.
+        """
         client = self.node.create_client(kind, name)
         self.until(client.service_is_ready, f'no service {name}')
-        future = client.call_async(request or kind.Request())
-        self.until(future.done, f'no response of {name}')
-        return future.result()
+        futures: list = []
+
+        def answered() -> list:
+            if time.monotonic() > asked + RETRY_S * len(futures):
+                futures.append(client.call_async(request or kind.Request()))
+            return [future for future in futures if future.done()]
+
+        asked = time.monotonic() - 1e-3
+        return self.until(answered, f'no response of {name}')[0].result()
 
     def until(
         self, condition: Callable[[], Any], what: str = '', deadline_s: float = DEADLINE_S

@@ -76,13 +76,13 @@ def test_episodes_run_one_after_another_until_the_last(play, observer):
 
 
 def test_it_says_who_is_not_ready_and_ends_with_code_2(play, observer, supervisor):
-    session = play(ready_timeout_s=3.0)
+    session = play(ready_timeout_s=8.0)  # in which the two discover each other on a busy machine
     info = session.info('prepare')
     session.answer(info, 'ready', 'arm')
     session.answer(info, 'preparing', 'actor', detail='joint_states: none has come')
     assert session.info('ended')['result'] == 'discarded'
     assert session.child.wait(20) == 2
-    words = 'not ready within 3 s: actor is preparing (joint_states: none has come)'
+    words = 'not ready within 8 s: actor is preparing (joint_states: none has come)'
     assert words in supervisor.log('session')
 
 

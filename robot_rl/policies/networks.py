@@ -183,7 +183,28 @@ class GaussianPolicy(nn.Module):
         return mean.tanh() if self._squash else mean
 
 
-class CategoricalCritic(nn.Module):
+class _Critic(nn.Module):
+    """Features [B, F], actions [B, A] -> outputs [B, K]: a torso on both, and a linear head."""
+
+    def __init__(
+        self,
+        input_size: int,
+        action_size: int,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        outputs: int,
+        head_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.torso = LayerNormMLP(input_size + action_size, sizes, generator)
+        self.head = scaled_linear(sizes[-1], outputs, generator, head_scale)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        """Return the outputs, which `belief` and `loss` know how to read."""
+        return self.head(self.torso(torch.cat([features, action], dim=1)))
+
+
+class CategoricalCritic(_Critic):
     """Features [B, F], actions [B, A] -> logits [B, K] over returns on `support` [K].
 
     What a critic believes of a return (`belief`) is for this one the probabilities [B, K].
@@ -199,14 +220,8 @@ class CategoricalCritic(nn.Module):
         generator: torch.Generator,
         support: Tensor,
     ):
-        super().__init__()
-        self.torso = LayerNormMLP(input_size + action_size, sizes, generator)
-        self.head = scaled_linear(sizes[-1], len(support), generator)
+        super().__init__(input_size, action_size, sizes, generator, len(support))
         self.register_buffer('support', support)
-
-    def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """Return the logits of the return's distribution."""
-        return self.head(self.torso(torch.cat([features, action], dim=1)))
 
     def belief(self, logits: Tensor) -> Tensor:
         """Return the probabilities [B, K]; a mean of them is the belief about a mixture."""
@@ -234,7 +249,7 @@ class CategoricalCritic(nn.Module):
         return {'mass_at_v_min': low.mean(), 'mass_at_v_max': high.mean()}
 
 
-class ScalarCritic(nn.Module):
+class ScalarCritic(_Critic):
     """Features [B, F], actions [B, A] -> values [B, 1]; the interface of CategoricalCritic."""
 
     def __init__(
@@ -244,14 +259,8 @@ class ScalarCritic(nn.Module):
         sizes: Sequence[int],
         generator: torch.Generator,
     ):
-        super().__init__()
-        self.torso = LayerNormMLP(input_size + action_size, sizes, generator)
         # Acme's TruncatedNormal(0.01) for 256 units (acme/agents/jax/mpo/networks.py).
-        self.head = scaled_linear(sizes[-1], 1, generator, scale=0.02)
-
-    def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """Return the values."""
-        return self.head(self.torso(torch.cat([features, action], dim=1)))
+        super().__init__(input_size, action_size, sizes, generator, outputs=1, head_scale=0.02)
 
     def belief(self, values: Tensor) -> Tensor:
         """Return the values [B, 1] as they are."""

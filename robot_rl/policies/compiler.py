@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -38,7 +39,10 @@ def _missing() -> str:
     A compiler alone does not show it: Python's headers may be missing, or room for the cache.
     """
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
+        with warnings.catch_warnings():
+            # Of torch's own modules, as they load: dm_control shows every one of this kind.
+            warnings.simplefilter('ignore', DeprecationWarning)
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
     except Exception as error:  # whatever a compiler, a linker and a cache may fail with
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f'{lines[0][:160]}; g++ and Python.h are needed'

@@ -1,6 +1,8 @@
 """What holds for every agent, feed-forward and with a memory."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -191,6 +193,19 @@ def test_what_fails_to_compile_is_told_in_one_line(make, draw, monkeypatch, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert 'Python.h: No such file' in line
     learner.update(draw(learner, 0))
+
+
+@pytest.mark.slow
+def test_compiling_after_dm_control_shows_no_warnings_of_torch_itself():
+    """Training on suite/ tasks began with ten of them: dm_control shows every deprecation."""
+    code = (
+        'import dm_control.composer, torch\n'
+        'from robot_rl.policies.compiler import compiled\n'
+        'assert compiled(lambda x: 2 * x)(torch.ones(1)) == 2'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'Warning' not in done.stderr
 
 
 class NoWaiting(TorchDispatchMode):

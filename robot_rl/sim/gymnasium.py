@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import math
 import operator
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -34,6 +35,15 @@ _ID = re.compile(r'(?P<module>[\w.]+:)?([\w-]+/)?[\w.-]+')
 _CLASSIC, _MUJOCO_VERSION = ('MountainCarContinuous', 'Pendulum'), 5
 
 
+class Part(NamedTuple):
+    """A field of the observation, and the keys that lead to it."""
+
+    name: str
+    path: tuple
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class GymnasiumEnvironment(SerialEnvironment):
     """A Gymnasium environment `num_envs` times, one after the other in this process.
 
@@ -48,8 +58,9 @@ class GymnasiumEnvironment(SerialEnvironment):
 
     def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
         self._task, first = task, _load(task)
-        self._paths = [path for path, _ in _boxes(task, first.observation_space)]
-        contract = _contract(task, first)
+        parts = list(_parts(task, first))
+        self._paths = [part.path for part in parts]
+        contract = _contract(task, first, parts)
         with _mujoco_is_quiet():  # what there is to say about the model was said once
             envs = [first, *(_load(task) for _ in range(num_envs - 1))]
         super().__init__(envs, contract, seed)
@@ -191,6 +202,22 @@ def _mujoco_is_quiet() -> Iterator[None]:
         mujoco.set_mju_user_warning(None)
 
 
+def _parts(task: str, env: Any) -> Iterator[Part]:
+    """Yield the parts of an observation in their order. Raises SpecError."""
+    space = env.observation_space
+    # Gymnasium's MuJoCo environments say how many numbers are of which kind.
+    structure = getattr(env.unwrapped, 'observation_structure', None) or {}
+    sizes = {name: n for name, n in structure.items() if n and not name.startswith('skipped_')}
+    if not sizes or space.shape != (sum(sizes.values()),):
+        for path, box in _boxes(task, space):
+            kind = 'uint8' if box.dtype == np.uint8 else 'float32'
+            yield Part(_field_name(path), path, box.shape or (1,), kind)
+        return
+    ends = itertools.accumulate(sizes.values())
+    for (name, size), end in zip(sizes.items(), ends, strict=True):
+        yield Part(name, (slice(end - size, end),), (size,), 'float32')
+
+
 def _boxes(task: str, space: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
     """Yield every Box of observations and the keys that lead to it. Raises SpecError."""
     spaces = _package().spaces
@@ -211,16 +238,16 @@ def _field_name(path: tuple) -> str:
     return re.sub(r'\W|^(?=\d)', '_', '_'.join(map(str, path))) or 'observation'
 
 
-def _contract(task: str, env: Any) -> Contract:
-    """Describe what the environment shows and takes. Raises SpecError."""
+def _contract(task: str, env: Any, parts: Sequence[Part]) -> Contract:
+    """Describe what the environment shows, as `parts`, and takes. Raises SpecError."""
     observation = [
         {
-            'name': _field_name(path),
-            'source': f'env.{_field_name(path)}',
-            'shape': box.shape or (1,),
-            'dtype': 'uint8' if box.dtype == np.uint8 else 'float32',
+            'name': part.name,
+            'source': f'env.{part.name}',
+            'shape': part.shape,
+            'dtype': part.dtype,
         }
-        for path, box in _boxes(task, env.observation_space)
+        for part in parts
     ]
     lower, upper = _bounds(task, env.action_space)
     names = [f'action_{i}' for i in range(len(lower))]

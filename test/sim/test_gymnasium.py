@@ -68,13 +68,13 @@ def random_actions(environment, steps, seed=0):
 
 
 @pytest.mark.parametrize('seed', [3, HELD_OUT + 1])
-@pytest.mark.parametrize('name', ['Pendulum-v1', 'InvertedPendulum-v5'])
+@pytest.mark.parametrize('name', ['Pendulum-v1', 'InvertedPendulum-v5', 'Ant-v5'])
 def test_numbers_are_those_of_gymnasium_itself(name, seed):
     environment, own = registry.make_environment(f'gym/{name}'), gymnasium.make(name)
     step, (expected, _) = environment.reset([seed]), own.reset(seed=seed)
     assert step.step_type[0] == StepType.FIRST and step.discount[0] == 1 and step.reward[0] == 0
     for action in random_actions(environment, 100):
-        found = step.observation['observation'][0]
+        found = np.concatenate([part[0] for part in step.observation.values()])
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected.astype(np.float32))
         step, (expected, reward, terminated, *_) = environment.step(action), own.step(action[0])
@@ -214,7 +214,7 @@ def test_contract_and_scene_of_a_mujoco_environment():
     environment = registry.make_environment('gym/HalfCheetah-v5')
     contract = environment.contract
     assert contract.rate_hz == pytest.approx(20)
-    assert contract.observation_shapes == {'observation': (17,)}
+    assert contract.observation_shapes == {'qpos': (8,), 'qvel': (9,)}
     assert contract.action_size == 6 and (contract.action_upper == 1).all()
     assert environment.max_steps == 1000 and environment.columns == {}
     environment.reset([1])
@@ -222,9 +222,8 @@ def test_contract_and_scene_of_a_mujoco_environment():
         step = environment.step(action)
     model, data = environment.scene()
     assert model.nq == 9  # of which the first, the way run, is not shown
-    np.testing.assert_array_equal(
-        step.observation['observation'][0, :8], data.qpos[1:].astype(np.float32)
-    )
+    np.testing.assert_array_equal(step.observation['qpos'][0], data.qpos[1:].astype(np.float32))
+    np.testing.assert_array_equal(step.observation['qvel'][0], data.qvel.astype(np.float32))
     environment.close()
 
 

@@ -203,7 +203,8 @@ def test_compiling_after_dm_control_shows_no_warnings_of_torch_itself():
         'from robot_rl.policies.compiler import compiled\n'
         'assert compiled(lambda x: 2 * x)(torch.ones(1)) == 2'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert 'Warning' not in done.stderr
 

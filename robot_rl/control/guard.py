@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pydantic
 from numpy.typing import ArrayLike
 
-from robot_rl.control.limiter import Limits, interpolate, limit
-from robot_rl.errors import SpecError
+from robot_rl.control.limiter import Limits
+from robot_rl.control.motion import Line, Motion, at_rest
 from robot_rl.specs import RobotSpec, Spec
 
-# The controller whose commands are what the guard computes: positions, at a steady rate.
-SERVED = 'forward_position'
 # A measured pose less than this outside the limits [rad] is noise, and is commanded at the limit.
 MEASUREMENT_TOLERANCE = 0.02
 # A ramp is over once the command is this close [rad] to the target.
 RAMP_REACHED = 0.01
+# Farther than this [rad] from where a command wants it, the arm is said to be slowed.
+BEHIND = 1e-3
+# Slower than this [rad/s] is at rest.
+AT_REST = 1e-6
+# A step that leads less than this [m] farther out of the workspace does not leave it.
+SAME_PLACE = 1e-6
 # A late tick may make up for at most this many periods in one step.
 LATE_PERIODS = 2
 
@@ -34,6 +38,13 @@ class GuardState(enum.StrEnum):
     ACTIVE = 'active'
     HOLDING = 'holding'
     ESTOP = 'estop'
+
+
+_BY_ITSELF = {
+    GuardState.IDLE: '',
+    GuardState.HOLDING: 'hold',
+    GuardState.ESTOP: 'estop',
+}
 
 
 class GuardConfig(Spec):
@@ -71,16 +82,35 @@ class GuardConfig(Spec):
     estop_cooldown_s: pydantic.NonNegativeFloat = pydantic.Field(
         0.5, description='time from an emergency stop to the first reset that is heard'
     )
+    velocity_gain: pydantic.NonNegativeFloat = pydantic.Field(
+        2.0,
+        description='an arm that takes velocities is told this much more for each rad (or m) that '
+        'it is measured behind [1/s]',
+    )
+    sources: tuple[str, ...] = pydantic.Field(
+        ('teleop', 'policy'),
+        min_length=1,
+        description='who may command, each on <source>/command; while an earlier one commands, '
+        'the later ones are not heard',
+    )
+
+
+class Chain(Protocol):
+    """What the guard asks of an arm's kinematics."""
+
+    def points(self, q: np.ndarray) -> np.ndarray:
+        """Return where joints and tool stand [..., k, 3] [m] at q [..., n]; the tool is last."""
 
 
 class Applied(NamedTuple):
-    """One command to the arm: positions [n] in the order of RobotSpec.joints.
+    """One command to the arm: positions [n] and velocities [n] in the order of RobotSpec.joints.
 
     `stamp` is the stamp of the command it stems from, as it was given; `source` is that
-    command's source, or 'hold' or 'estop' while the guard repeats its last command.
+    command's source, or 'hold' or 'estop' while the guard comes to rest and stays there.
     """
 
     positions: np.ndarray
+    velocities: np.ndarray
     stamp: Any
     source: str
 
@@ -88,20 +118,16 @@ class Applied(NamedTuple):
 class CommandGuard:
     """Takes targets by joint name and gives, tick by tick, what the arm may be told.
 
-    Every target is to be reached `duration_s` after it came: the guard interpolates from its last
-    command to the target, within position and velocity limits, and holds afterwards. A tick gives
+    Every target is to be reached `duration_s` after it came: the guard goes from its last command
+    to the target within the limits of position, velocity, acceleration and jerk, and comes to rest
+    afterwards. It takes no step from which it could not stop with the tool in the workspace and
+    every joint above its floor; from outside it takes those that lead no farther out. A tick gives
     the position for the end of the period that it begins. Times are seconds of any steady clock;
     time that goes backwards counts as standing still. Not thread-safe: callers hold one lock.
-    Raises SpecError for a robot whose controller does not take positions.
     """
 
-    def __init__(self, robot: RobotSpec, config: GuardConfig | None = None):
-        if robot.controller.kind != SERVED:
-            raise SpecError(
-                f'robot {robot.name}: controller.kind {robot.controller.kind!r} would read '
-                f'positions as something else; the guard serves {SERVED!r} only'
-            )
-        self.robot = robot
+    def __init__(self, robot: RobotSpec, chain: Chain, config: GuardConfig | None = None):
+        self.robot, self._chain = robot, chain
         self.config = config or GuardConfig()
         self.period_s = 1.0 / robot.controller.rate_hz
         self.limits = Limits.from_spec(robot)
@@ -114,13 +140,15 @@ class CommandGuard:
                 'clamped',
                 'slowed',
                 'ramped',
+                'walled',
+                'overruled',
                 'held',
                 'displaced',
                 'estopped',
             ),
             0,
         )
-        self._last_refusal = ''
+        self._last_refusal = self._last_intervention = ''
         self._clock: float | None = None  # the last time heard
         self._time = 0.0  # seconds passed since the first, never less than before
         self._measured: np.ndarray | None = None
@@ -135,11 +163,18 @@ class CommandGuard:
     @property
     def published(self) -> np.ndarray | None:
         """The last command [n]; None while idle."""
-        return None if self._published is None else self._published.copy()
+        return None if self._motion is None else self._motion.position.copy()
+
+    @property
+    def source(self) -> str:
+        """Who commands the arm now: a source, or what the guard does by itself."""
+        return self._source if self._state is GuardState.ACTIVE else _BY_ITSELF[self._state]
 
     def diagnostics(self) -> dict[str, Any]:
-        """Return the state, how often the guard stepped in, and the last refusal."""
-        return {'state': str(self._state), **self._counts, 'last_refusal': self._last_refusal}
+        """Return the state, how often the guard stepped in, and the last times."""
+        last = {'refusal': self._last_refusal, 'intervention': self._last_intervention}
+        last = {f'last_{kind}': text for kind, text in last.items()}
+        return {'state': str(self._state), 'source': self.source, **self._counts, **last}
 
     def measured(self, names: Sequence[str], positions: ArrayLike, now: float) -> str | None:
         """Take measured joint positions, in any order and among other joints.
@@ -153,9 +188,10 @@ class CommandGuard:
             return self._refuse(f'joint states: {reason}')
         self._measured, self._measured_at = found, self._time
         # In motion the arm lags behind, and how far says nothing: only a standing one is judged.
-        if self._state is not GuardState.ACTIVE and self._is_off(self.config.tracking_gate):
-            self._counts['displaced'] += 1
-            self.reset()
+        stands = self._state is not GuardState.ACTIVE and not self._moves()
+        if stands and self._is_off(self.config.tracking_gate):
+            self._intervene('displaced', 'something else has moved the arm')
+            self._forget()
         return None
 
     def command(
@@ -174,54 +210,88 @@ class CommandGuard:
         self._pass_time(now)
         if self._state is GuardState.ESTOP:
             return self._refuse(f'{source}: the emergency stop is latched; reset it first')
+        if source not in self.config.sources:
+            return self._refuse(f'{source!r} is no source; they are {list(self.config.sources)}')
+        if self._overrules(source):
+            self._counts['overruled'] += 1
+            return None
         target, reason = self._by_name(names, positions, others=False)
         follows = self._state is GuardState.ACTIVE
         # A hold that the arm has left is no place to go on from.
-        anew = self._published is None or (not follows and self._is_off(self.config.start_gate))
+        anew = self._motion is None or (not follows and self._is_off(self.config.start_gate))
         reason = reason or self._wrong_duration(duration_s) or self._unknown_pose(anew)
         if reason:
             return self._refuse(f'{source}: {reason}')
         goal, stands = self.limits.clip(target), self.limits.clip(self._measured)
-        start = stands if anew else self._published
+        start = stands if anew else self._motion.position
         if not follows or source != self._source:
             gap = np.abs(goal - (start if follows else stands))
             far = bool(gap.max() > self.config.start_gate)
             if far and self.config.start == 'refuse':
                 return self._refuse(f'{source}: {self._too_far(gap)}')
             self._ramping = far
-            self._counts['ramped'] += far
+            if far:
+                self._intervene('ramped', f'{source} begins {gap.max():.2f} rad away')
         if anew:
-            self._ticked = self._time - self.period_s
-        self._start, self._goal, self._published = start, goal, start
-        self._duration, self._received = duration_s, self._time
+            self._motion = at_rest(start, self.limits)
+            self._outside = self._depth_outside(start[None])
+        continues = follows and source == self._source
+        begins = self._due = max(self._due, self._time)
+        start = self._line.at(begins) if continues else self._motion.position
+        self._line = Line(start, goal, begins, begins + duration_s)
+        self._received, self._forgets = self._time, False
         self._stamp, self._source, self._state = stamp, source, GuardState.ACTIVE
         self._counts['accepted'] += 1
-        self._counts['clamped'] += bool((goal != target).any())
+        if (goal != target).any():
+            joint = self.robot.joints[int(np.abs(goal - target).argmax())]
+            self._intervene('clamped', f'{source}: {joint} beyond its limits')
         return None
 
     def tick(self, now: float) -> Applied | None:
         """Return what the arm is to be told now; None: nothing, as no command has come."""
         self._pass_time(now)
-        if self._published is None:
+        if self._motion is None:
             return None
-        if self._state is GuardState.ACTIVE:
-            self._published = self._next()
-        self._ticked = self._time
-        repeated = {GuardState.HOLDING: 'hold', GuardState.ESTOP: 'estop'}
-        source = repeated.get(self._state, self._source)
-        return Applied(self._published.copy(), self._stamp, source)
+        due = self._time + self.period_s
+        dt = min(due - self._due, LATE_PERIODS * self.period_s)
+        if dt > 0:
+            self._motion = self._next(due, dt)
+            self._due = due
+        if self._forgets and not self._moves():
+            self._forget()
+            return None
+        position, velocity = self._motion.position.copy(), self._motion.velocity.copy()
+        return Applied(position, velocity, self._stamp, self.source)
+
+    def velocities(self, applied: Applied) -> np.ndarray:
+        """Return what an arm that takes velocities is to be told: [n], within its limits.
+
+        It follows `applied` and does not drift away from it. Where it is not known where the arm
+        stands it is told to stop as `applied` does.
+        """
+        behind = np.zeros_like(applied.positions)
+        if not self._blind():
+            behind = applied.positions - self._measured
+        velocity = applied.velocities + self.config.velocity_gain * behind
+        return np.clip(velocity, -self.limits.max_velocity, self.limits.max_velocity)
 
     def reset(self) -> None:
-        """Forget the command: nothing is published until the next. An emergency stop stays."""
-        self._forget()
-        if self._state is not GuardState.ESTOP:
-            self._state = GuardState.IDLE
+        """Forget the command: come to rest, then publish nothing until the next.
+
+        An emergency stop stays.
+        """
+        if self._moves():
+            self._forgets = True
+            if self._state is not GuardState.ESTOP:
+                self._state = GuardState.HOLDING
+        else:
+            self._forget()
 
     def estop(self, now: float) -> None:
-        """Stop at the last command and refuse all others until estop_reset()."""
+        """Stop as fast as the limits allow and refuse all commands until estop_reset()."""
         self._pass_time(now)
         self._state, self._stopped_at = GuardState.ESTOP, self._time
-        self._counts['estopped'] += 1
+        self._intervene('estopped', 'the emergency stop was called')
 
     def estop_reset(self, now: float) -> str | None:
         """Release the emergency stop, into idle: the next command starts where the arm stands.
@@ -234,24 +304,50 @@ class CommandGuard:
         left = self.config.estop_cooldown_s - (self._time - self._stopped_at)
         if left > 0:
             return f'the emergency stop is latched for another {left:.2f} s'
+        if self._moves():
+            return 'the arm is still being braked'
         self._state = GuardState.IDLE
         self._forget()
         return None
 
     def _forget(self) -> None:
-        self._published = self._start = self._goal = None
-        self._duration = self._received = self._ticked = 0.0
-        self._stamp, self._source, self._ramping = 0, '', False
+        self._motion: Motion | None = None
+        self._line: Line | None = None
+        self._received = self._outside = 0.0
+        self._due = 0.0  # the time that the last command is for
+        self._stamp, self._source = 0, ''
+        self._ramping = self._forgets = False
+        if self._state is not GuardState.ESTOP:
+            self._state = GuardState.IDLE
+
+    def _moves(self) -> bool:
+        return self._motion is not None and bool(np.abs(self._motion.velocity).max() > AT_REST)
+
+    def _intervene(self, kind: str, why: str) -> None:
+        self._counts[kind] += 1
+        self._last_intervention = f'{kind}: {why}'
+
+    def _overrules(self, source: str) -> bool:
+        """Tell whether a source that comes before `source` commands the arm."""
+        rank = self.config.sources.index
+        return self._state is GuardState.ACTIVE and rank(self._source) < rank(source)
 
     def _pass_time(self, now: float) -> None:
         """Move the time on; hold where the source or the arm has been quiet for too long."""
         if self._clock is not None:
             self._time += max(0.0, now - self._clock)
         self._clock = now
-        quiet = self._time - self._received > self.config.timeout_s
-        if self._state is GuardState.ACTIVE and (quiet or self._blind()):
-            self._state = GuardState.HOLDING
-            self._counts['held'] += 1
+        if self._state is not GuardState.ACTIVE:
+            return
+        quiet = self._time - self._received
+        if reason := self._blind():
+            self._hold(reason)
+        elif quiet > self.config.timeout_s:
+            self._hold(f'{self._source} has been quiet for {quiet:.2f} s')
+
+    def _hold(self, why: str) -> None:
+        self._state = GuardState.HOLDING
+        self._intervene('held', why)
 
     def _blind(self) -> str:
         """Say why it is not known where the arm stands now; nothing: it is known."""
@@ -265,21 +361,42 @@ class CommandGuard:
 
     def _is_off(self, gate: float) -> bool:
         """Tell whether a joint is measured farther than `gate` from the last command."""
-        if self._published is None or self._measured is None:
+        if self._motion is None or self._measured is None:
             return False
-        return bool(np.abs(self._measured - self._published).max() > gate)
+        return bool(np.abs(self._measured - self._motion.position).max() > gate)
 
-    def _next(self) -> np.ndarray:
-        """Return the position for the end of the period that begins now."""
-        elapsed = min(self._time - self._ticked, LATE_PERIODS * self.period_s)
-        fraction = (self._time + self.period_s - self._received) / self._duration
-        aim = interpolate(self._start, self._goal, fraction)
-        limits = self._slow if self._ramping else self.limits
-        reached = limits.clip(limit(aim, self._published, elapsed, limits))
-        self._counts['slowed'] += bool(np.abs(reached - aim).max() > 1e-9)
-        if self._ramping and np.abs(self._goal - reached).max() <= RAMP_REACHED:
-            self._ramping = False
-        return reached
+    def _next(self, due: float, dt: float) -> Motion:
+        """Return the motion at the time `due`, `dt` after that of the last one."""
+        motion, limits, line = self._motion, self.limits, self._line
+        if self._state is not GuardState.ACTIVE:
+            return motion.brake(dt, limits)
+        if self._ramping:
+            rest = line._replace(start=line.goal)
+            moved = motion.follow(rest, due, dt, self._slow)
+            self._ramping = bool(np.abs(line.goal - moved.position).max() > RAMP_REACHED)
+            if not self._ramping:  # what is left, at the same speed
+                ends = due + RAMP_REACHED / self.config.ramp_speed
+                self._line = Line(moved.position, line.goal, due, ends)
+        else:
+            moved = motion.follow(line, due, dt, limits)
+            behind = np.abs(moved.position - line.at(due)).max()
+            if behind > BEHIND:
+                self._intervene('slowed', f'{self._source} is {behind:.3f} rad ahead')
+        outside = self._depth_outside(moved.path_to_rest(limits))
+        if outside > max(self._outside, 0.0) + SAME_PLACE:
+            self._intervene('walled', f'{self._source} would leave the workspace')
+            return motion.brake(dt, limits)
+        self._outside = outside
+        return moved
+
+    def _depth_outside(self, positions: np.ndarray) -> float:
+        """Return how far [m] the arm is out of its workspace at worst on `positions` [k, n].
+
+        That is the tool outside the box, or a joint below its floor.
+        """
+        points, box = self._chain.points(positions), self.robot.workspace
+        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1])
+        return float(max(tool.max(), (box.lower[2] - points[..., 2]).max()))
 
     def _by_name(
         self, names: Sequence[str], positions: ArrayLike, others: bool

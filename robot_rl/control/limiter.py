@@ -1,4 +1,4 @@
-"""Position and velocity limits and interpolation: one set of functions for loop, guard and sim.
+"""Position, velocity and acceleration limits: one set of functions for loop, guard and sim.
 
 Everything is pure and takes any leading batch axes.
 """
@@ -16,16 +16,23 @@ from robot_rl.specs import RobotSpec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Limits:
-    """Joint limits [n], in the order of RobotSpec.joints: rad and rad/s (m and m/s for slides)."""
+    """Joint limits [n], in the order of RobotSpec.joints: rad and seconds (m for slides).
+
+    Accelerations and jerks without a limit are infinite.
+    """
 
     lower: np.ndarray
     upper: np.ndarray
     max_velocity: np.ndarray
+    max_acceleration: np.ndarray
+    max_jerk: np.ndarray
 
     @classmethod
     def from_spec(cls, robot: RobotSpec) -> Limits:
         """Take the limits of a robot."""
-        return cls(robot.lower, robot.upper, robot.max_velocity)
+        return cls(
+            robot.lower, robot.upper, robot.max_velocity, robot.max_acceleration, robot.max_jerk
+        )
 
     def slowed(self, speed: float) -> Limits:
         """Return the same limits with no joint faster than `speed`."""
@@ -63,6 +70,69 @@ def limit(target: ArrayLike, previous: ArrayLike, dt: float, limits: Limits) -> 
     room = np.divide(distance, np.abs(step), out=np.ones_like(step), where=too_far)
     scale = room.min(axis=-1, keepdims=True)
     return np.where(scale < 1, previous + scale * step, goal)
+
+
+def track(
+    position: np.ndarray,
+    velocity: np.ndarray,
+    aim: ArrayLike,
+    aim_velocity: ArrayLike,
+    dt: float,
+    limits: Limits,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return position and velocity [..., n] `dt` seconds on, as near to a moving aim as may be.
+
+    `aim` is where the aim will be by then, `aim_velocity` how fast it moves. What the limits allow
+    is followed exactly; what they do not is made up for later, without more speed than can be
+    braked away before the aim is reached. Shortfalls are shared: one factor for all joints bounds
+    the speed, one the change of velocity, and one the way back to braking, which bounds what comes
+    too near to the ends. Hence a straight motion stays straight, and whoever starts within the
+    limits can always stop within them: braking is always among the choices.
+    Raises ContractMismatch for an aim that is not finite and ValueError for a `dt` of 0 or less.
+    """
+    if not dt > 0:
+        raise ValueError(f'track: dt must be above 0 s, found {dt}')
+    aim = limits.clip(require_finite('aim', aim))
+    acceleration = limits.max_acceleration
+    wanted = shortened(require_finite('aim velocity', aim_velocity), limits.max_velocity)
+    error = aim - position - wanted * dt
+    wanted = wanted + shortened(error / dt, _stoppable(np.abs(error), dt, acceleration))
+    change = shortened(wanted, limits.max_velocity) - velocity
+    moved = velocity + shortened(change, acceleration * dt)
+    braked = _braked(velocity, dt, acceleration)
+    high = _stoppable(limits.upper - position, dt, acceleration)
+    low = -_stoppable(position - limits.lower, dt, acceleration)
+    room = np.where(moved > braked, high - braked, braked - low)
+    velocity = braked + shortened(moved - braked, np.maximum(room, 0.0))
+    return limits.clip(position + velocity * dt), velocity
+
+
+def brake(
+    position: np.ndarray, velocity: np.ndarray, dt: float, limits: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return position and velocity [..., n] `dt` seconds on, every joint slowing as it may."""
+    velocity = _braked(velocity, dt, limits.max_acceleration)
+    return limits.clip(position + velocity * dt), velocity
+
+
+def _braked(velocity: np.ndarray, dt: float, acceleration: np.ndarray) -> np.ndarray:
+    return velocity - np.clip(velocity, -acceleration * dt, acceleration * dt)
+
+
+def shortened(vector: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Return `vector` [..., n] shortened as a whole until no element is larger than `bound`."""
+    size = np.abs(vector)
+    share = np.divide(bound, size, out=np.ones_like(size), where=size > bound)
+    return vector * share.min(axis=-1, keepdims=True)
+
+
+def _stoppable(distance: np.ndarray, dt: float, acceleration: np.ndarray) -> np.ndarray:
+    """Return the largest speed of a step of `dt` after which braking ends within `distance`.
+
+    The root v of v dt + v^2 / (2 a) = d, in a form that holds for infinite accelerations.
+    """
+    distance = np.maximum(distance, 0.0)
+    return 2 * distance / (dt + np.sqrt(dt * dt + 2 * distance / acceleration))
 
 
 def interpolate(previous: ArrayLike, target: ArrayLike, fraction: ArrayLike) -> np.ndarray:

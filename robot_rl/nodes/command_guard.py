@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -19,6 +19,7 @@ from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardStat
 from robot_rl.control.session import SessionInfo
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
+from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
 
 
@@ -26,6 +27,35 @@ class Parameters(GuardConfig):
     """The ROS parameters of command_guard: GuardConfig's, and which arm it guards."""
 
     robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+
+
+class ToArm:
+    """The publisher to the arm, in whatever its controller takes."""
+
+    def __init__(self, node: Node, guard: CommandGuard):
+        self._guard, robot = guard, guard.robot
+        self._kind = robot.controller.kind
+        self._message = Float64MultiArray()
+        if self._kind == 'joint_trajectory':
+            # Stamped 0: it starts when it comes.
+            self._message = support.trajectory(robot.joints, robot.controller.point_duration_s)
+        self._publisher = node.create_publisher(
+            type(self._message), robot.controller.topic, support.COMMAND
+        )
+
+    def is_heard(self) -> bool:
+        """Tell whether anybody subscribes."""
+        return bool(self._publisher.get_subscription_count())
+
+    def publish(self, applied: Applied) -> None:
+        """Tell the arm."""
+        if self._kind == 'joint_trajectory':
+            self._message.points[0].positions = support.doubles(applied.positions)
+        elif self._kind == 'forward_velocity':
+            self._message.data = support.doubles(self._guard.velocities(applied))
+        else:
+            self._message.data = support.doubles(applied.positions)
+        self._publisher.publish(self._message)
 
 
 class CommandGuardNode(Node):
@@ -40,7 +70,8 @@ class CommandGuardNode(Node):
         parameters = support.read_parameters(self, Parameters)
         self._robot = RobotSpec.load(parameters.robot)
         config = GuardConfig.parse(parameters.model_dump(exclude={'robot'}))
-        self._guard = CommandGuard(self._robot, config)
+        chain = KinematicChain.from_spec(self._robot)
+        self._guard = CommandGuard(self._robot, chain, config)
         self._lock = threading.Lock()
         self._preparing = False
         self._create_topics()
@@ -62,29 +93,35 @@ class CommandGuardNode(Node):
             self._worker.stop()
 
     def _create_topics(self) -> None:
-        robot = self._robot
+        robot, period_s = self._robot, self._robot.controller.period_s
         self._joint_states = support.Polled(
             self, JointState, robot.joint_states_topic, support.SENSOR
         )
-        self._commands = support.Polled(
-            self, JointTrajectory, support.POLICY_COMMAND, support.COMMAND
-        )
-        self._to_arm = self.create_publisher(
-            Float64MultiArray, robot.controller.topic, support.COMMAND
-        )
+        self._commands = {
+            source: support.Polled(
+                self, JointTrajectory, support.command_topic(source), support.COMMAND
+            )
+            for source in self._guard.config.sources
+        }
+        self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
+        self._to_arm = ToArm(self, self._guard)
         self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
-        self._arm_message = Float64MultiArray()
-        self._applied_message = support.trajectory(robot.joints, 1.0 / robot.controller.rate_hz)
+        self._applied_message = support.trajectory(robot.joints, period_s)
+        self._source = support.Latched(self, String, '~/source')
+        self._stopped = support.Latched(self, Bool, '~/estop_active')
 
     def _work(self, stop: threading.Event) -> None:
-        period_s = 1.0 / self._robot.controller.rate_hz
+        period_s = self._robot.controller.period_s
         last = reported = time.monotonic()
         for now in support.every(period_s, stop):
             with self._lock:
                 self._hear(now)
                 applied = self._guard.tick(now)
+                source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
             if applied is not None:
                 self._publish(applied)
+            self._source.say(source or 'idle')
+            self._stopped.say(stopped)
             self._overruns += now - last > 1.5 * period_s
             last = now
             if now - reported >= 1.0:
@@ -94,23 +131,23 @@ class CommandGuardNode(Node):
     def _hear(self, now: float) -> None:
         """Give what has come to the guard; log what it refuses."""
         refusals = []
-        measured, command = self._joint_states.newest(), self._commands.newest()
+        measured = self._joint_states.newest()
         if measured is not None:
             refusals.append(self._guard.measured(measured.name, measured.position, now))
             if self._preparing and refusals[-1] is None:
                 self._answer_when_ready()
-        if command is not None:
-            refusals.append(self._command(command, now))
+        for source, commands in self._commands.items():
+            if (command := commands.newest()) is not None:
+                refusals.append(self._command(source, command, now))
         for reason in filter(None, refusals):
             self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
 
     def _answer_when_ready(self) -> None:
-        if self._to_arm.get_subscription_count():
+        if self._to_arm.is_heard():
             self._preparing = False
             self._participant.report('ready')
 
-    def _command(self, message: JointTrajectory, now: float) -> str | None:
-        source = message.header.frame_id or 'policy'
+    def _command(self, source: str, message: JointTrajectory, now: float) -> str | None:
         if len(message.points) != 1:
             return f'{source}: {len(message.points)} trajectory points, expected one'
         point = message.points[0]
@@ -124,13 +161,12 @@ class CommandGuardNode(Node):
         )
 
     def _publish(self, applied: Applied) -> None:
-        positions = support.doubles(applied.positions)
-        self._arm_message.data = positions
-        self._to_arm.publish(self._arm_message)
+        self._to_arm.publish(applied)
         message = self._applied_message
         message.header.stamp = applied.stamp or Time()
         message.header.frame_id = applied.source
-        message.points[0].positions = positions
+        message.points[0].positions = support.doubles(applied.positions)
+        message.points[0].velocities = support.doubles(applied.velocities)
         self._applied.publish(message)
 
     def _on_session(self, info: SessionInfo) -> None:
@@ -138,16 +174,20 @@ class CommandGuardNode(Node):
             stopped = self._guard.state is GuardState.ESTOP
             if info.state == 'prepare' and not stopped:
                 self._guard.reset()
-                self._commands.newest()
+                for commands in self._commands.values():
+                    commands.newest()
                 self._participant.report('preparing', 'no joint states, or no arm that listens')
                 self._preparing = True
         if info.state == 'prepare' and stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
 
-    def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
+    def _on_estop_topic(self, _: Empty) -> None:
         with self._lock:
             self._guard.estop(time.monotonic())
         self._participant.report('error', 'estop: the emergency stop was called')
+
+    def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
+        self._on_estop_topic(Empty())
         response.success, response.message = True, 'stopped; ~/estop_reset releases it'
         return response
 

@@ -179,9 +179,11 @@ class EpisodeRecorder(Node):
         return {self.resolve_topic_name(name) for name in names}
 
     def _answer_when_ready(self) -> None:
+        optional = (
+            support.SESSION_STATE, support.TARGET_POSE, support.SOURCE, support.TELEOP_COMMAND
+        )  # fmt: skip
         wanted = self._required | {
-            self.resolve_topic_name(name)
-            for name in (*self._parameters.topics, support.SESSION_STATE, support.TARGET_POSE)
+            self.resolve_topic_name(name) for name in (*self._parameters.topics, *optional)
         }
         self._subscribe(wanted)
         # Until its publishers have seen a new subscription as well, messages pass it by.

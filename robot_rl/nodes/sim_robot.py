@@ -12,6 +12,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
 from robot_rl.control.session import SessionInfo
@@ -19,6 +20,7 @@ from robot_rl.errors import ContractMismatch
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.quaternions import wxyz_to_xyzw
+from robot_rl.sim.driver import SimulatedDriver
 from robot_rl.sim.twin import Twin
 from robot_rl.specs import Spec
 
@@ -51,7 +53,8 @@ class SimRobot(Node):
         self._parameters = support.read_parameters(self, Parameters)
         self._task = registry.make_task(self._parameters.task)
         self._twin = Twin(self._task)
-        self._twin.reset(self._parameters.seed)
+        self._driver = SimulatedDriver(self._task.robot)
+        self._driver.reset(self._twin.reset(self._parameters.seed).joint_position)
         self._lock = threading.Lock()
         self._accepting = True
         self._until_target = 0.0
@@ -73,9 +76,10 @@ class SimRobot(Node):
 
     def _create_topics(self) -> None:
         robot = self._task.robot
-        self._commands = support.Polled(
-            self, Float64MultiArray, robot.controller.topic, support.COMMAND
-        )
+        kind = Float64MultiArray
+        if robot.controller.kind == 'joint_trajectory':
+            kind = JointTrajectory
+        self._commands = support.Polled(self, kind, robot.controller.topic, support.COMMAND)
         self._joint_states = self.create_publisher(
             JointState, robot.joint_states_topic, support.STREAM
         )
@@ -105,11 +109,25 @@ class SimRobot(Node):
         message = self._commands.newest()
         if message is not None and self._accepting:
             try:
-                self._twin.set_command(message.data)
+                self._command(message)
             except ContractMismatch as error:
                 self.get_logger().error(str(error), throttle_duration_sec=1.0)
+        self._twin.set_command(self._driver.advance(elapsed))
         self._twin.advance(elapsed)
         self._publish(elapsed)
+
+    def _command(self, message: Float64MultiArray | JointTrajectory) -> None:
+        """Give a command to the driver. Raises ContractMismatch."""
+        if isinstance(message, Float64MultiArray):
+            self._driver.command(message.data)
+            return
+        joints, points = list(self._task.robot.joints), message.points
+        if message.joint_names != joints or len(points) != 1:
+            raise ContractMismatch(
+                f'{len(points)} points for {message.joint_names}; right is one for {joints}'
+            )
+        (point,) = points
+        self._driver.command(point.positions, support.seconds(point.time_from_start))
 
     def _publish(self, elapsed: float) -> None:
         stamp = self.get_clock().now().to_msg()
@@ -130,7 +148,7 @@ class SimRobot(Node):
 
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
-        self._twin.reset(seed)
+        self._driver.reset(self._twin.reset(seed).joint_position)
         self._until_target = 0.0
         self._publish(0.0)
 

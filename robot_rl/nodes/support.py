@@ -33,9 +33,12 @@ from robot_rl.specs import Spec
 # Relative names: a namespace moves a whole arm.
 SESSION_STATE = 'session/state'
 TARGET_POSE = 'target_pose'
+ESTOP = 'estop'
 POLICY_COMMAND = 'policy/command'
 POLICY_ACTION = 'policy/action'
 APPLIED = 'command_guard/applied'
+SOURCE = 'command_guard/source'
+TELEOP_COMMAND = 'teleop/command'
 
 # A command is never queued: the newest one counts.
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -272,6 +275,20 @@ class Participant:
         self._on_session(info)
 
 
+class Latched(Generic[M]):
+    """A topic that says a value once, whenever it changes; newcomers get it as well."""
+
+    def __init__(self, node: Node, kind: type[M], topic: str):
+        self._kind, self._value = kind, None
+        self._publisher = node.create_publisher(kind, topic, LATCHED)
+
+    def say(self, value: Any) -> None:
+        """Publish `value` where it is another than before."""
+        if value != self._value:
+            self._value = value
+            self._publisher.publish(self._kind(data=value))
+
+
 class Diagnostics:
     """Publishes one DiagnosticStatus of a node on /diagnostics."""
 
@@ -315,6 +332,11 @@ def read_parameters(node: Node, model: type[P]) -> P:
     """Return the declared parameters as `model`. Raises SpecError that names the wrong one."""
     values = {name: node.get_parameter(name).value for name in model.model_fields}
     return model.parse(values, origin=f'parameters of {node.get_name()}')
+
+
+def command_topic(source: str) -> str:
+    """Return where a source commands the guard."""
+    return f'{source}/command'
 
 
 def trajectory(joints: Sequence[str], duration_s: float = 0.0) -> JointTrajectory:

@@ -102,6 +102,10 @@ class KinematicChain:
         """Return the tool's position [..., 3] [m] at q [..., n]."""
         return self._frames(q)[-1][..., :3, 3].copy()
 
+    def points(self, q: np.ndarray) -> np.ndarray:
+        """Return where each joint and, last, the tool stand [..., n + 1, 3] [m] at q [..., n]."""
+        return np.stack([frame[..., :3, 3] for frame in self._frames(q)], axis=-2)
+
     def jacobian(self, q: np.ndarray) -> np.ndarray:
         """Return the geometric Jacobian [6, n] at q [n]: linear, then angular velocity."""
         frames = self._frames(q)

@@ -10,7 +10,8 @@ import mujoco.rollout
 import numpy as np
 
 from robot_rl.control.actions import joint_target, require_supported
-from robot_rl.control.limiter import Limits, interpolate, limit
+from robot_rl.control.limiter import Limits, limit
+from robot_rl.control.motion import AccelerationLimited, Line
 from robot_rl.control.observation import History, observe
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
@@ -25,8 +26,9 @@ class ArmEnvironment:
     """An arm task over `num_envs` environments; see sim.environment.Environment.
 
     A step is what happens beside the arm, without delay: the action becomes a joint target, is
-    limited, and reaches the servos at the controller's rate, interpolated, as command_guard
-    sends it. `contract` (default: the task's) may be any that the task's streams serve.
+    limited, and the servos are led there at the controller's rate, as command_guard does, but
+    without its bounds on jerk and workspace. `contract` (default: the task's) may be any that the
+    task's streams serve.
     """
 
     def __init__(
@@ -46,10 +48,10 @@ class ArmEnvironment:
         sources = {field.source for field in self.contract.observation}
         self._reads_orientation = 'tool.orientation' in sources
         self._rng = np.random.default_rng(seed)
-        self._fractions = np.arange(1, task.ticks + 1)[:, None] / task.ticks
         self._start_physics(threads)
         n = len(task.robot.joints)
         self._command = np.zeros((num_envs, n))
+        self._motion = AccelerationLimited(np.zeros((num_envs, n)), np.zeros((num_envs, n)))
         self._target = np.zeros((num_envs, 3))
         self._upright = np.tile([1.0, 0.0, 0.0, 0.0], (num_envs, 1))
         self._steps = np.zeros(num_envs, dtype=int)
@@ -134,7 +136,8 @@ class ArmEnvironment:
             start = self.task.initial(int(seed))
             self._state[lane] = self._rest
             self._state[lane, self._qpos] = start.joint_position
-            self._command[lane] = start.joint_position
+            self._command[lane] = self._motion.position[lane] = start.joint_position
+            self._motion.velocity[lane] = 0.0
             self._target[lane] = start.target
         self._steps[index] = 0
 
@@ -144,7 +147,7 @@ class ArmEnvironment:
             return
         wanted = joint_target(self.contract, action, self._command, self.task.robot)
         target = limit(wanted, self._command, self.contract.period_s, self._limits)
-        path = interpolate(self._command[:, None], target[:, None], self._fractions)
+        path = self._lead(Line(self._command, target, 0.0, self.contract.period_s), lanes)
         self._control[..., self._arm.ctrl] = np.repeat(path, self.task.substeps, axis=1)
         count = int(lanes.sum())
         states = self._states[:count]
@@ -161,6 +164,16 @@ class ArmEnvironment:
         self._state[lanes] = states[:, -1]
         self._command[lanes] = target[lanes]
         self._steps[lanes] += 1
+
+    def _lead(self, line: Line, lanes: np.ndarray) -> np.ndarray:
+        """Follow `line` [N, n] where `lanes` [N] is true; return the way [N, ticks, n]."""
+        motion, path, dt = self._motion, [], self.task.robot.controller.period_s
+        for tick in range(self.task.ticks):
+            motion = motion.follow(line, (tick + 1) * dt, dt, self._limits)
+            path.append(motion.position)
+        self._motion.position[lanes] = motion.position[lanes]
+        self._motion.velocity[lanes] = motion.velocity[lanes]
+        return np.stack(path, axis=1)
 
     def _sense(self) -> None:
         """Read the streams off the physics state."""

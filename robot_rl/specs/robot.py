@@ -63,6 +63,18 @@ class Controller(Spec):
     rate_hz: PositiveFloat = 100.0
     # Time after which the driver itself stops the arm when no command comes; None: it never does.
     driver_timeout_s: PositiveFloat | None = None
+    # How long the one point of a joint_trajectory may take; None: two periods.
+    time_from_start_s: PositiveFloat | None = None
+
+    @property
+    def period_s(self) -> float:
+        """Time between two commands [s]."""
+        return 1.0 / self.rate_hz
+
+    @property
+    def point_duration_s(self) -> float:
+        """How long the one point of a joint_trajectory takes [s]."""
+        return self.time_from_start_s or 2 * self.period_s
 
     @pydantic.model_validator(mode='after')
     def _velocity_needs_a_timeout(self) -> Self:
@@ -153,6 +165,16 @@ class RobotSpec(Spec):
         return np.array([self.joint_limits[joint].max_velocity for joint in self.joints])
 
     @property
+    def max_acceleration(self) -> np.ndarray:
+        """Acceleration limits [n], in the order of `joints`; infinite where none is given."""
+        return self._limit_or_none('max_acceleration')
+
+    @property
+    def max_jerk(self) -> np.ndarray:
+        """Jerk limits [n], in the order of `joints`; infinite where none is given."""
+        return self._limit_or_none('max_jerk')
+
+    @property
     def home_position(self) -> np.ndarray:
         """Home joint positions [n], in the order of `joints`."""
         return np.array([self.home[joint] for joint in self.joints])
@@ -168,3 +190,7 @@ class RobotSpec(Spec):
                 f'joint names: {missing} of robot {self.name} are missing; found {list(names)}'
             )
         return [list(names).index(joint) for joint in self.joints]
+
+    def _limit_or_none(self, name: str) -> np.ndarray:
+        given = (getattr(self.joint_limits[joint], name) for joint in self.joints)
+        return np.array([np.inf if limit is None else limit for limit in given])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,27 +15,44 @@ from robot_rl.control.observation import observe
 from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.sim.environment import HELD_OUT, StepType
 from robot_rl.sim.twin import Twin
+from robot_rl.specs import Box
 
 EPISODES = 9  # of 60 steps
 AGREE = {'rtol': 0, 'atol': 1e-6}
 
 
 @pytest.fixture(scope='module')
-def task():
-    return registry.make_task('ur5e/reach')
+def task_file(tmp_path_factory):
+    """Builds a task's file: without walls, which are the guard's alone, and with these limits."""
+
+    def build(**limits) -> str:
+        task, folder = registry.make_task('ur5e/reach'), tmp_path_factory.mktemp('task')
+        joints = {
+            joint: given.replace(**limits) for joint, given in task.robot.joint_limits.items()
+        }
+        space = Box(lower=(-9, -9, -9), upper=(9, 9, 9))
+        robot = task.robot.replace(joint_limits=joints, workspace=space)
+        Path(folder, 'robot.yaml').write_text(robot.to_yaml())
+        config = task.config.replace(robot=str(folder / 'robot.yaml'))
+        Path(folder, 'task.yaml').write_text(config.to_yaml())
+        return str(folder / 'task.yaml')
+
+    return build
 
 
-class Path:
+class Beside:
     """policy -> command guard -> arm without ROS and without delay, on a virtual clock."""
 
     def __init__(self, task, contract, policy, start_gate=0.1):
         self.task, self.twin, self.clock = task, Twin(task), VirtualClock(start_s=1234.5)
-        self.guard = CommandGuard(task.robot, GuardConfig(start_gate=start_gate))
+        self.guard = CommandGuard(task.robot, task.chain, GuardConfig(start_gate=start_gate))
         self.loop = ControlLoop(contract, task.robot, task.chain, policy)
 
     def begin(self, seed: int) -> None:
         self.twin.reset(seed)
         self.guard.reset()
+        while self.guard.tick(self.clock.now()):  # until it has come to rest
+            self.clock.advance(self.guard.period_s)
         self.loop.observations.reset()
         self.sense()
         self.loop.begin(self.loop.observations.latest('joint_states')['position'])
@@ -82,20 +101,23 @@ def with_large_steps(contract):
 
 
 CASES = {
-    'feedforward': (lambda contract: contract, 0, 0.1),
-    'recurrent, with history': (with_history, 8, 0.1),
-    'limited': (with_large_steps, 0, 1.0),
+    'feedforward': (lambda contract: contract, 0, 0.1, {}),
+    'recurrent, with history': (with_history, 8, 0.1, {}),
+    'limited': (with_large_steps, 0, 1.0, {}),
+    'accelerated': (lambda contract: contract, 0, 0.1, {'max_acceleration': 10.0}),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_environment_and_control_loop_give_the_same_numbers(policy_file, task, case):
-    change, memory, start_gate = CASES[case]
+def test_environment_and_control_loop_give_the_same_numbers(policy_file, task_file, case):
+    change, memory, start_gate, limits = CASES[case]
+    name = task_file(**limits)
+    task = registry.make_task(name)
     contract = change(task.contract())
     file = policy_file(contract, seed=5, memory=memory)
     policy = OnnxPolicy(file)
-    environment = registry.make_environment('ur5e/reach', seed=0, contract=contract)
-    path = Path(task, contract, OnnxPolicy(file), start_gate)
+    environment = registry.make_environment(name, seed=0, contract=contract)
+    path = Beside(task, contract, OnnxPolicy(file), start_gate)
     travelled, steps, cut = 0.0, 0, 0
     for episode in range(EPISODES):
         seed = HELD_OUT + episode
@@ -123,12 +145,15 @@ def test_environment_and_control_loop_give_the_same_numbers(policy_file, task, c
     assert bool(cut) == (case == 'limited')
     counts = path.guard.diagnostics()
     assert (counts['refused'], counts['ramped'], counts['held']) == (0, 0, 0)
+    assert bool(counts['slowed']) == (case == 'accelerated')
 
 
-def test_the_last_observation_of_the_environment_is_what_the_streams_say(task, policy_file):
+def test_the_last_observation_of_the_environment_is_what_the_streams_say(task_file, policy_file):
+    name = task_file()
+    task = registry.make_task(name)
     contract = task.contract()
-    path = Path(task, contract, OnnxPolicy(policy_file(contract)))
-    environment = registry.make_environment('ur5e/reach')
+    path = Beside(task, contract, OnnxPolicy(policy_file(contract)))
+    environment = registry.make_environment(name)
     timestep = environment.reset(seeds=[3])
     path.begin(3)
     for _ in range(5):

@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.control.guard import CommandGuard, GuardConfig, GuardState
-from robot_rl.errors import SpecError
-from robot_rl.specs import RobotSpec
 
 NAMES = ('shoulder', 'elbow', 'wrist')
 HOME = np.array([0.1, -0.2, 0.3])
@@ -15,10 +13,26 @@ PERIOD = 0.05
 TICK = 0.01
 
 
-def started(robot: RobotSpec, **config) -> CommandGuard:
-    guard = CommandGuard(robot, GuardConfig(**config))
-    assert guard.measured(NAMES, HOME, now=0.0) is None
-    return guard
+@pytest.fixture
+def new(robot, chain):
+    """Builds a guard, of the planar robot unless changed."""
+
+    def build(robot=robot, **config) -> CommandGuard:
+        return CommandGuard(robot, chain, GuardConfig(**config))
+
+    return build
+
+
+@pytest.fixture
+def started(new):
+    """Builds a guard that knows that its arm stands at home."""
+
+    def build(**config) -> CommandGuard:
+        guard = new(**config)
+        assert guard.measured(NAMES, HOME, now=0.0) is None
+        return guard
+
+    return build
 
 
 def send(guard, target, now, *, duration=PERIOD, stamp=1, source='policy', names=NAMES):
@@ -35,8 +49,8 @@ def follow(guard, now) -> None:
     assert guard.measured(NAMES, stands, now) is None
 
 
-def test_interpolates_linearly_and_arrives_after_the_duration(robot):
-    guard = started(robot)
+def test_interpolates_linearly_and_arrives_after_the_duration(started):
+    guard = started()
     target = HOME + np.array([0.04, -0.05, 0.02])
     assert send(guard, target, now=1.0, duration=0.05) is not None  # joint states are 1 s old
     guard.measured(NAMES, HOME, now=1.0)
@@ -47,8 +61,8 @@ def test_interpolates_linearly_and_arrives_after_the_duration(robot):
     assert np.array_equal(out[-1], target)
 
 
-def test_a_stream_of_targets_continues_from_the_last_command(robot):
-    guard = started(robot)
+def test_a_stream_of_targets_continues_from_the_last_command(started):
+    guard = started()
     last = HOME
     for k in range(20):
         follow(guard, PERIOD * k)
@@ -60,8 +74,8 @@ def test_a_stream_of_targets_continues_from_the_last_command(robot):
     assert guard.diagnostics()['slowed'] == 0
 
 
-def test_names_map_joints_in_any_order_and_among_others(robot):
-    guard = CommandGuard(robot)
+def test_names_map_joints_in_any_order_and_among_others(new):
+    guard = new()
     assert guard.measured(['wrist', 'finger', 'shoulder', 'elbow'], [0.3, 9, 0.1, -0.2], 0) is None
     assert send(guard, [0.31, 0.11, -0.21], 0.0, names=['wrist', 'shoulder', 'elbow']) is None
     out = run(guard, [0.0, 0.05])
@@ -84,8 +98,10 @@ def test_names_map_joints_in_any_order_and_among_others(robot):
         ((), [], 'are not those of planar'),
     ],
 )
-def test_a_bad_command_is_refused_with_a_reason_and_changes_nothing(robot, names, positions, told):
-    guard, twin = started(robot), started(robot)
+def test_a_bad_command_is_refused_with_a_reason_and_changes_nothing(
+    started, names, positions, told
+):
+    guard, twin = started(), started()
     for one in (guard, twin):
         send(one, HOME + 0.02, now=0.0)
     for k in range(10):
@@ -100,14 +116,14 @@ def test_a_bad_command_is_refused_with_a_reason_and_changes_nothing(robot, names
 
 
 @pytest.mark.parametrize('duration', [0.0, -0.05, np.nan, np.inf, 0.2])
-def test_a_duration_that_cannot_be_kept_is_refused(robot, duration):
-    guard = started(robot)
+def test_a_duration_that_cannot_be_kept_is_refused(started, duration):
+    guard = started()
     assert 'command timeout of 0.1 s' in send(guard, HOME, now=0.0, duration=duration)
     assert guard.tick(0.0) is None
 
 
-def test_nothing_is_published_before_it_is_known_where_the_arm_stands(robot):
-    guard = CommandGuard(robot)
+def test_nothing_is_published_before_it_is_known_where_the_arm_stands(new):
+    guard = new()
     assert guard.tick(0.0) is None
     assert 'no joint states have come' in send(guard, HOME, now=0.0)
     assert 'not finite' in guard.measured(NAMES, [0, np.nan, 0], now=0.0)
@@ -119,8 +135,8 @@ def test_nothing_is_published_before_it_is_known_where_the_arm_stands(robot):
     assert 'are 0.60 s old' in send(guard, HOME, now=0.6)
 
 
-def test_an_arm_outside_its_limits_is_not_commanded(robot):
-    guard = started(robot)
+def test_an_arm_outside_its_limits_is_not_commanded(started):
+    guard = started()
     guard.measured(NAMES, [0, 1.1, 0], now=0.0)
     assert 'elbow is measured 0.100 rad outside its limits' in send(guard, HOME, now=0.0)
     guard.measured(NAMES, [0, 1.01, 0], now=0.0)  # noise about the limit of 1.0
@@ -128,8 +144,8 @@ def test_an_arm_outside_its_limits_is_not_commanded(robot):
     assert guard.tick(9.0).positions[1] == 1.0  # held where it started, but within the limits
 
 
-def test_a_quiet_source_is_held_exactly_and_may_come_back(robot):
-    guard = started(robot)
+def test_a_quiet_source_is_held_exactly_and_may_come_back(started):
+    guard = started()
     send(guard, HOME + 0.05, now=0.0, duration=0.1, stamp=7)
     moving = guard.tick(0.04)
     assert (moving.source, moving.stamp) == ('policy', 7)
@@ -145,20 +161,20 @@ def test_a_quiet_source_is_held_exactly_and_may_come_back(robot):
     np.testing.assert_allclose(guard.tick(0.6).positions, moving.positions + 0.01)
 
 
-def test_reset_forgets_the_command(robot):
-    guard = started(robot)
+def test_reset_forgets_the_command(started):
+    guard = started()
     send(guard, HOME + 0.05, now=0.0)
     assert guard.tick(0.0) is not None
     guard.reset()
-    assert guard.state is GuardState.IDLE
     assert guard.tick(0.01) is None
+    assert guard.state is GuardState.IDLE
     guard.measured(NAMES, HOME - 0.5, now=0.02)
     send(guard, HOME - 0.5, now=0.02)
     np.testing.assert_allclose(guard.tick(0.02).positions, HOME - 0.5)
 
 
-def test_estop_latches_until_it_is_reset_after_the_cool_down(robot):
-    guard = started(robot)
+def test_estop_latches_until_it_is_reset_after_the_cool_down(started):
+    guard = started()
     send(guard, HOME + 0.05, now=0.0)
     before = guard.tick(0.0).positions
     guard.estop(0.01)
@@ -180,8 +196,8 @@ def test_estop_latches_until_it_is_reset_after_the_cool_down(robot):
     assert guard.diagnostics()['estopped'] == 2
 
 
-def test_a_far_first_target_is_ramped_slowly_then_followed(robot):
-    guard = started(robot, ramp_speed=0.25)
+def test_a_far_first_target_is_ramped_slowly_then_followed(started):
+    guard = started(ramp_speed=0.25)
     target = HOME + np.array([0.0, -0.5, 0.25])
     out = [HOME]
     for k in range(300):
@@ -200,8 +216,8 @@ def test_a_far_first_target_is_ramped_slowly_then_followed(robot):
     np.testing.assert_allclose(guard.tick(3.0).positions, target + np.array([0, 0, 0.016]))
 
 
-def test_a_far_first_target_is_refused_where_so_configured(robot):
-    guard = started(robot, start='refuse')
+def test_a_far_first_target_is_refused_where_so_configured(started):
+    guard = started(start='refuse')
     assert '0.500 rad from where elbow stands' in send(
         guard, HOME + np.array([0, -0.5, 0]), now=0.0
     )
@@ -210,8 +226,8 @@ def test_a_far_first_target_is_refused_where_so_configured(robot):
     assert send(guard, HOME + np.array([0, -0.5, 0]), now=0.05) is None  # not the first
 
 
-def test_a_source_that_comes_back_after_a_hold_passes_the_start_gate_too(robot):
-    guard = started(robot)
+def test_a_source_that_comes_back_after_a_hold_passes_the_start_gate_too(started):
+    guard = started()
     send(guard, HOME, now=0.0)
     guard.tick(0.0)
     guard.tick(0.5)
@@ -221,8 +237,8 @@ def test_a_source_that_comes_back_after_a_hold_passes_the_start_gate_too(robot):
     np.testing.assert_allclose(moved, [0, -0.0025, 0], atol=1e-12)
 
 
-def test_another_source_passes_the_start_gate_too(robot):
-    guard = started(robot)
+def test_another_source_passes_the_start_gate_too(started):
+    guard = started()
     send(guard, HOME, now=0.0, source='policy')
     guard.tick(0.0)
     send(guard, HOME + np.array([0, -0.5, 0]), now=0.01, source='teleop')
@@ -230,8 +246,8 @@ def test_another_source_passes_the_start_gate_too(robot):
     np.testing.assert_allclose(moved, [0, -0.0025, 0], atol=1e-12)
 
 
-def test_positions_beyond_the_limits_are_clamped_and_counted(robot):
-    guard = started(robot)
+def test_positions_beyond_the_limits_are_clamped_and_counted(started):
+    guard = started()
     for k in range(1500):
         now = TICK * k
         if k % 5 == 0:
@@ -242,8 +258,8 @@ def test_positions_beyond_the_limits_are_clamped_and_counted(robot):
     assert guard.diagnostics()['clamped'] == 300
 
 
-def test_fast_targets_keep_the_velocity_limit_and_the_direction(robot):
-    guard = started(robot)
+def test_fast_targets_keep_the_velocity_limit_and_the_direction(started):
+    guard = started()
     send(guard, HOME, now=0.0)
     guard.tick(0.0)
     send(guard, HOME + np.array([0.2, 0.1, 0.0]), now=0.01)
@@ -252,8 +268,8 @@ def test_fast_targets_keep_the_velocity_limit_and_the_direction(robot):
     assert guard.diagnostics()['slowed'] == 1
 
 
-def test_a_late_tick_makes_up_for_two_periods_at_most(robot):
-    guard = started(robot)
+def test_a_late_tick_makes_up_for_two_periods_at_most(started):
+    guard = started()
     for k in range(3):
         send(guard, HOME + np.array([0.5, 0, 0]), now=0.05 * k)
         guard.tick(0.05 * k)
@@ -263,8 +279,8 @@ def test_a_late_tick_makes_up_for_two_periods_at_most(robot):
     assert np.abs(guard.published - before).max() <= 2 * TICK * 1.0 + 1e-12
 
 
-def test_time_that_goes_backwards_stands_still(robot):
-    guard = started(robot)
+def test_time_that_goes_backwards_stands_still(started):
+    guard = started()
     guard.measured(NAMES, HOME, now=100.0)
     send(guard, HOME + 0.05, now=100.0)
     before = guard.tick(100.0).positions
@@ -275,15 +291,8 @@ def test_time_that_goes_backwards_stands_still(robot):
     assert guard.tick(3.02).source == 'policy'
 
 
-@pytest.mark.parametrize('kind', ['forward_velocity', 'joint_trajectory'])
-def test_an_arm_that_is_not_commanded_by_position_is_refused(robot, kind):
-    controller = {'kind': kind, 'driver_timeout_s': 0.1}
-    with pytest.raises(SpecError, match=f"'{kind}' would .* serves 'forward_position' only"):
-        CommandGuard(robot.replace(controller=controller))
-
-
-def test_commands_are_held_and_refused_while_joint_states_are_old(robot):
-    guard = started(robot)
+def test_commands_are_held_and_refused_while_joint_states_are_old(started):
+    guard = started()
     for k in range(11):
         assert send(guard, HOME + 0.001 * k, now=PERIOD * k) is None
         guard.tick(PERIOD * k)
@@ -298,16 +307,22 @@ def test_commands_are_held_and_refused_while_joint_states_are_old(robot):
     assert guard.diagnostics()['held'] == 1
 
 
-def held_at_home(robot, **config) -> CommandGuard:
-    guard = started(robot, **config)
-    send(guard, HOME, now=0.0)
-    guard.tick(0.0)
-    assert guard.tick(0.2).source == 'hold'
-    return guard
+@pytest.fixture
+def held_at_home(started):
+    """Builds a guard that holds the home pose as its source is quiet."""
+
+    def build(**config) -> CommandGuard:
+        guard = started(**config)
+        send(guard, HOME, now=0.0)
+        guard.tick(0.0)
+        assert guard.tick(0.2).source == 'hold'
+        return guard
+
+    return build
 
 
-def test_an_arm_that_was_moved_during_a_hold_is_ramped_from_where_it_stands(robot):
-    guard, moved = held_at_home(robot), HOME + np.array([0.0, -0.15, 0.0])
+def test_an_arm_that_was_moved_during_a_hold_is_ramped_from_where_it_stands(held_at_home):
+    guard, moved = held_at_home(), HOME + np.array([0.0, -0.15, 0.0])
     guard.measured(NAMES, moved, now=0.3)
     assert guard.tick(0.3).source == 'hold'  # not yet far enough to be let go
     assert send(guard, HOME, now=0.31) is None
@@ -315,8 +330,8 @@ def test_an_arm_that_was_moved_during_a_hold_is_ramped_from_where_it_stands(robo
     assert guard.diagnostics()['ramped'] == 1
 
 
-def test_an_arm_that_was_moved_during_a_hold_may_go_on_from_there_only(robot):
-    guard = held_at_home(robot, start='refuse')
+def test_an_arm_that_was_moved_during_a_hold_may_go_on_from_there_only(held_at_home):
+    guard = held_at_home(start='refuse')
     moved = HOME + np.array([0.0, -0.15, 0.0])
     guard.measured(NAMES, moved, now=0.3)
     assert '0.150 rad from where elbow stands' in send(guard, HOME, now=0.31)
@@ -324,14 +339,14 @@ def test_an_arm_that_was_moved_during_a_hold_may_go_on_from_there_only(robot):
     assert np.array_equal(guard.tick(0.32).positions, moved)
 
 
-def test_an_arm_beyond_its_limits_is_not_commanded_after_a_hold_either(robot):
-    guard = held_at_home(robot, tracking_gate=9.0)
+def test_an_arm_beyond_its_limits_is_not_commanded_after_a_hold_either(held_at_home):
+    guard = held_at_home(tracking_gate=9.0)
     guard.measured(NAMES, [0.1, 1.2, 0.3], now=0.3)
     assert 'elbow is measured 0.200 rad outside its limits' in send(guard, HOME, now=0.31)
 
 
-def test_an_arm_that_leaves_a_held_command_behind_is_not_pulled_back(robot):
-    guard = held_at_home(robot)
+def test_an_arm_that_leaves_a_held_command_behind_is_not_pulled_back(held_at_home):
+    guard = held_at_home()
     guard.measured(NAMES, HOME + np.array([0.19, 0, 0]), now=0.3)
     assert guard.tick(0.3).source == 'hold'
     guard.measured(NAMES, HOME + np.array([0.21, 0, 0]), now=0.31)
@@ -339,21 +354,208 @@ def test_an_arm_that_leaves_a_held_command_behind_is_not_pulled_back(robot):
     assert guard.diagnostics()['displaced'] == 1
 
 
-def test_an_arm_that_is_moved_after_an_emergency_stop_is_not_pulled_back(robot):
-    guard = held_at_home(robot)
+def test_an_arm_that_is_moved_after_an_emergency_stop_is_not_pulled_back(held_at_home):
+    guard = held_at_home()
     guard.estop(0.3)
     guard.measured(NAMES, HOME + 0.3, now=0.31)
     assert (guard.state, guard.tick(0.31)) == (GuardState.ESTOP, None)
     assert 'latched' in send(guard, HOME, now=0.32)
 
 
-def test_lagging_behind_in_motion_does_not_stop_it(robot):
-    guard = started(robot)
+def test_lagging_behind_in_motion_does_not_stop_it(started):
+    guard = started()
     for k in range(20):
         guard.measured(NAMES, HOME, now=PERIOD * k)  # it does not move at all
         assert send(guard, HOME + np.array([0, 0, 0.05 * k]), now=PERIOD * k) is None
         assert guard.tick(PERIOD * k).source == 'policy'
     assert guard.diagnostics()['displaced'] == 0
+
+
+def quick(robot, acceleration=4.0, **limits):
+    """The planar robot with a bounded acceleration."""
+    joints = {
+        name: given.replace(max_acceleration=acceleration, **limits)
+        for name, given in robot.joint_limits.items()
+    }
+    return robot.replace(joint_limits=joints)
+
+
+def moving(guard, now=0.0, seconds=1.0, speed=0.8, source='policy'):
+    """Lead the shoulder at `speed` for a while; return the time and what was published last."""
+    goal = HOME
+    for k in range(round(seconds / TICK)):
+        if k % 5 == 0:
+            follow(guard, now)
+            goal = goal + np.array([speed * PERIOD, 0, 0])
+            assert send(guard, goal, now, source=source) is None
+        applied = guard.tick(now)
+        now += TICK
+    return now, applied
+
+
+@pytest.mark.parametrize('end', ['quiet', 'estop', 'reset'])
+def test_an_arm_that_moves_is_braked_as_fast_as_its_limits_allow(robot, new, end):
+    guard = new(quick(robot))
+    guard.measured(NAMES, HOME, now=0.0)
+    now, applied = moving(guard)
+    assert applied.velocities[0] == pytest.approx(0.8)
+    if end == 'quiet':
+        now += guard.config.timeout_s
+    elif end == 'estop':
+        guard.estop(now)
+    else:
+        guard.reset()
+    speeds = []
+    while (stopping := guard.tick(now)) is not None and stopping.velocities[0] > 0:
+        assert stopping.source == ('estop' if end == 'estop' else 'hold')
+        speeds.append(stopping.velocities[0])
+        now += TICK
+    np.testing.assert_allclose(-np.diff(speeds), 4.0 * TICK)
+    assert len(speeds) == pytest.approx(0.8 / 4.0 / TICK, abs=2)
+    if end == 'reset':
+        assert guard.state is GuardState.IDLE and guard.tick(now) is None
+    else:
+        held = guard.tick(now + 1).positions
+        assert np.array_equal(held, guard.tick(now + 2).positions)
+
+
+def test_an_emergency_stop_is_not_released_while_the_arm_is_braked(robot, new):
+    guard = new(quick(robot, acceleration=0.5), estop_cooldown_s=0.0)
+    guard.measured(NAMES, HOME, now=0.0)
+    now, _ = moving(guard, seconds=1.0, speed=0.4)
+    guard.estop(now)
+    guard.tick(now)
+    assert 'still being braked' in guard.estop_reset(now)
+    for _ in range(120):
+        now += TICK
+        guard.tick(now)
+    assert guard.estop_reset(now) is None
+
+
+def test_no_jump_where_acceleration_is_bounded_and_the_goal_is_reached(robot, new):
+    guard = new(quick(robot), start_gate=9.0)
+    guard.measured(NAMES, HOME, now=0.0)
+    goal, speeds = HOME + np.array([0.5, -0.3, 0.2]), [np.zeros(3)]
+    for k in range(150):
+        if k % 5 == 0:
+            follow(guard, TICK * k)
+            assert send(guard, goal, TICK * k) is None
+        speeds.append(guard.tick(TICK * k).velocities)
+    assert np.abs(np.diff(speeds, axis=0)).max() <= 4.0 * TICK + 1e-9
+    np.testing.assert_allclose(guard.published, goal, atol=1e-3)
+    assert guard.diagnostics()['slowed'] > 0
+    assert 'policy is' in guard.diagnostics()['last_intervention']
+
+
+def test_the_arm_stops_at_the_wall_of_its_workspace_and_may_come_back(robot, new):
+    """The tip of the outstretched arm, 0.9 m out, turns towards a wall at y = 0.5."""
+    guard = new(quick(robot.replace(workspace={'lower': [-1, -1, -1], 'upper': [1, 0.5, 1]})))
+    guard.measured(NAMES, np.zeros(3), now=0.0)
+    now, reached = 0.0, []
+    for k in range(200):
+        if k % 5 == 0:
+            guard.measured(NAMES, np.zeros(3) if k == 0 else guard.published, now)
+            last = np.zeros(3) if guard.published is None else guard.published
+            assert send(guard, last + np.array([0.04, 0, 0]), now) is None
+        reached.append(0.9 * np.sin(guard.tick(now).positions[0]))
+        now += TICK
+    assert 0.45 < max(reached) <= 0.5
+    counts = guard.diagnostics()
+    assert counts['walled'] > 10
+    for k in range(30):
+        if k % 5 == 0:
+            guard.measured(NAMES, guard.published, now)
+            assert send(guard, guard.published - np.array([0.04, 0, 0]), now) is None
+        guard.tick(now)
+        now += TICK
+    assert 0.9 * np.sin(guard.published[0]) < max(reached) - 0.1
+
+
+def test_an_arm_that_begins_outside_its_workspace_may_only_come_in(robot, new):
+    guard = new(robot.replace(workspace={'lower': [-1, -1, -1], 'upper': [0.8, 1, 1]}))
+    out, seen = np.array([0.1, 0.0, 0.0]), []
+    guard.measured(NAMES, out, now=0.0)
+    for k in range(20):
+        guard.measured(NAMES, out if k == 0 else guard.published, PERIOD * k)
+        step = -0.04 if k < 5 else 0.04
+        last = out if guard.published is None else guard.published
+        send(guard, last + np.array([step, 0, 0]), PERIOD * k)
+        seen.append(guard.tick(PERIOD * k).positions[0])
+    assert np.array_equal(seen[:5], [0.1] * 5)  # towards the outside: 0.9 cos(q) grows
+    assert seen[-1] > 0.2
+
+
+def test_a_floor_holds_for_joints_too(robot, new, chain):
+    """The elbow, not the tool, would go below the floor."""
+
+    class Upright:
+        def points(self, q):
+            return chain.points(q)[..., [0, 2, 1]]  # y is up
+
+    robot = robot.replace(workspace={'lower': [-1, -1, -0.05], 'upper': [1, 1, 1]})
+    guard = CommandGuard(robot, Upright())
+    start = np.array([0.0, 0.5, 0.0])
+    guard.measured(NAMES, start, now=0.0)
+    for k in range(60):
+        guard.measured(NAMES, start if k == 0 else guard.published, PERIOD * k)
+        last = start if guard.published is None else guard.published
+        send(guard, last + np.array([-0.02, 0.02, 0]), PERIOD * k)
+        for tick in range(5):
+            guard.tick(PERIOD * k + TICK * tick)
+    height = 0.4 * np.sin(guard.published[0])
+    assert -0.05 - 1e-3 <= height < -0.03
+    assert guard.diagnostics()['walled'] > 0
+
+
+def test_teleop_takes_over_and_gives_back_without_a_jump(robot, new):
+    guard = new(quick(robot))
+    guard.measured(NAMES, HOME, now=0.0)
+    now, before = moving(guard, speed=0.3)
+    assert guard.source == 'policy'
+    published = [before]
+    for k in range(60):  # both command at once, far apart
+        if k % 5 == 0:
+            follow(guard, now)
+            assert send(guard, HOME - 0.4, now, source='teleop') is None
+            assert send(guard, HOME + 0.6, now, source='policy') is None
+        published.append(guard.tick(now))
+        now += TICK
+    assert {applied.source for applied in published[1:]} == {'teleop'}
+    assert guard.diagnostics()['overruled'] == 12
+    now += guard.config.timeout_s  # let go
+    published.append(guard.tick(now))
+    assert published[-1].source == 'hold'
+    for k in range(60):
+        now += TICK
+        if k % 5 == 0:
+            follow(guard, now)
+            assert send(guard, HOME + 0.6, now, source='policy') is None
+        published.append(guard.tick(now))
+    assert published[-1].source == 'policy'
+    speeds = np.array([applied.velocities for applied in published])
+    assert np.abs(np.diff(speeds, axis=0)).max() <= 2 * 4.0 * TICK + 1e-9
+    # Slowly, at first: the one who takes over is far from where the arm is.
+    assert np.abs(speeds[20:60]).max() <= guard.config.ramp_speed + 1e-9
+    assert guard.diagnostics()['ramped'] == 2
+
+
+def test_who_is_no_source_is_not_heard(started):
+    guard = started(sources=('leader', 'policy'))
+    assert "'teleop' is no source; they are ['leader', 'policy']" in send(
+        guard, HOME, now=0.0, source='teleop'
+    )
+    assert send(guard, HOME, now=0.0, source='leader') is None
+
+
+def test_velocities_for_an_arm_follow_the_command_and_do_not_drift(started, robot):
+    guard = started(velocity_gain=2.0)
+    send(guard, HOME + np.array([0.04, 0, 0]), now=0.0)
+    applied = guard.tick(0.0)
+    np.testing.assert_allclose(guard.velocities(applied), [0.8 + 2.0 * 0.008, 0, 0], atol=1e-12)
+    guard.measured(NAMES, HOME - 3.0, now=0.0)
+    np.testing.assert_allclose(guard.velocities(applied), robot.max_velocity)
+    held = guard.tick(0.7)  # joint states have stopped: nothing is known of where it stands
+    np.testing.assert_array_equal(guard.velocities(held), 0)
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
@@ -363,57 +565,130 @@ vectors = st.one_of(
     st.lists(st.one_of(near, numbers), min_size=2, max_size=4),
 )
 times = st.one_of(st.floats(0, 0.06), st.floats(-5, 5))
+ticking = st.tuples(st.just('tick'), st.floats(0, 0.03))
+commands = st.tuples(
+    st.just('command'),
+    times,
+    vectors,
+    st.sampled_from([0.05, 0.1, 0.01, 0.0, 1e-9]),
+    st.sampled_from(['policy', 'policy', 'teleop', 'stranger']),
+)
 messages = st.one_of(
+    *[ticking] * 3,
     st.tuples(st.just('tick'), times),
-    st.tuples(st.just('tick'), times),
-    st.tuples(st.just('command'), times, vectors, st.sampled_from([0.05, 0.1, 0.01, 0.0, 1e-9])),
+    *[commands] * 2,
     st.tuples(st.just('measured'), times, vectors),
+    *[st.tuples(st.just('follow'), st.just(0.0))] * 2,
     st.tuples(st.sampled_from(['estop', 'estop_reset', 'reset']), times),
 )
 
 
+@st.composite
+def robots(draw, robot):
+    """The planar robot with other limits of joints and workspace; it stands at home."""
+    limits, home = {}, {}
+    for name in NAMES:
+        low, span, speed = draw(st.tuples(near, st.floats(0.01, 3), st.floats(0.01, 5)))
+        limits[name] = {
+            'min_position': low,
+            'max_position': low + span,
+            'max_velocity': speed,
+        }
+        home[name] = low + span * draw(st.floats(0, 1))
+    if draw(st.booleans()):
+        jerky = draw(st.booleans())
+        for limit in limits.values():
+            # Quick enough to be at rest, after the timeout, within 2 v / a.
+            ratio = draw(st.floats(1.05, 5)) * GuardConfig().timeout_s
+            rate = limit['max_acceleration'] = limit['max_velocity'] / ratio
+            if jerky:
+                build_up = 0.4 * (ratio - GuardConfig().timeout_s)
+                limit['max_jerk'] = rate / build_up / draw(st.floats(0.1, 1))
+    half = draw(st.floats(0.05, 1))
+    box = {'lower': [-1, -half, -1], 'upper': [1, half, 1]}
+    return robot.replace(joint_limits=limits, home=home, workspace=box)
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    st.lists(messages, max_size=60),
-    st.lists(st.tuples(near, st.floats(0.01, 3), st.floats(0.01, 5)), min_size=3, max_size=3),
-    st.sampled_from(['ramp', 'refuse']),
-)
-def test_no_sequence_of_messages_and_times_gets_past_the_limits(robot, sequence, drawn, start):
-    limits = {
-        name: {'min_position': low, 'max_position': low + span, 'max_velocity': speed}
-        for name, (low, span, speed) in zip(NAMES, drawn, strict=True)
-    }
-    home = {name: limits[name]['min_position'] for name in NAMES}
-    robot = robot.replace(joint_limits=limits, home=home)
-    guard = CommandGuard(robot, GuardConfig(start=start))
+@given(st.data(), st.lists(messages, max_size=60), st.sampled_from(['ramp', 'refuse']))
+def test_no_sequence_of_messages_and_times_gets_past_the_limits(
+    robot, chain, data, sequence, start
+):
+    robot = data.draw(robots(robot))
+    guard = CommandGuard(robot, chain, GuardConfig(start=start))
     guard.measured(NAMES, robot.home_position, 0.0)
-    now = passed = 0.0  # `passed`: time gone by forwards, since the last tick
-    last, stands = None, robot.home_position
+    watch = Watch(robot, chain, guard)
+    now = 0.0
     for kind, elapsed, *arguments in sequence:
-        now, passed = now + elapsed, passed + max(0.0, elapsed)
+        now += elapsed
+        watch.passes(elapsed)
         if kind == 'command':
-            positions, duration = arguments
-            guard.command(NAMES[: len(positions)], positions, duration, 0, 'policy', now)
-            if last is not None and (guard.published != last).any():
-                # The arm was moved during a hold: it starts anew, and from where it stands.
-                assert (np.abs(stands - last) > guard.config.start_gate).any()
-                assert np.array_equal(guard.published, np.clip(stands, robot.lower, robot.upper))
-                last = None
+            positions, *others = arguments
+            duration, source = others
+            guard.command(NAMES[: len(positions)], positions, duration, 0, source, now)
         elif kind == 'measured':
-            if guard.measured(NAMES, *arguments, now) is None:
-                stands = np.array(*arguments)
+            guard.measured(NAMES, *arguments, now)
+        elif kind == 'follow':
+            if guard.published is not None:
+                guard.measured(NAMES, guard.published, now)
         elif kind == 'reset':
             guard.reset()
         elif kind != 'tick':
             getattr(guard, kind)(now)
-        if guard.published is None:
-            last = None
-        elif last is None:  # started where the arm stands, just now
-            last, passed = guard.published, guard.period_s
-        if kind == 'tick' and (applied := guard.tick(now)) is not None:
-            assert np.isfinite(applied.positions).all()
-            assert (applied.positions >= robot.lower).all()
-            assert (applied.positions <= robot.upper).all()
-            allowed = robot.max_velocity * min(passed, 2 * guard.period_s)
-            assert (np.abs(applied.positions - last) <= allowed + 1e-9).all()
-            last, passed = applied.positions, 0.0
+        watch.starts()
+        if kind == 'tick':
+            watch.sees(guard.tick(now))
+    # Nothing comes any more: at rest within 2 v / a.
+    finite = np.isfinite(robot.max_acceleration)
+    ratio = (robot.max_velocity / robot.max_acceleration)[finite]
+    within = 2 * ratio.max() if finite.any() else guard.config.timeout_s
+    for _ in range(int(np.ceil(within / TICK)) + 1):
+        now += TICK
+        watch.passes(TICK)
+        watch.sees(guard.tick(now))
+    assert watch.velocity is None or np.abs(watch.velocity).max() < 1e-3
+
+
+class Watch:
+    """Looks at what a guard says, with its own idea of time, and of where it began."""
+
+    def __init__(self, robot, chain, guard):
+        self.robot, self.chain, self.guard = robot, chain, guard
+        self.passed = 0.0  # time gone by forwards, since the last tick
+        self.position = self.velocity = None
+
+    def passes(self, elapsed):
+        self.passed += max(0.0, elapsed)
+
+    def starts(self):
+        """A guard that had no command, or whose arm had left it, begins anew, and at rest."""
+        found = self.guard.published
+        if found is None:
+            self.position = self.velocity = None
+        elif self.position is None or (found != self.position).any():
+            self.position, self.velocity = found, np.zeros(3)
+            self.passed, self.outside = self.guard.period_s, self.depth(found)
+
+    def sees(self, applied):
+        if applied is None:
+            self.position = self.velocity = None
+            return
+        robot, dt = self.robot, min(self.passed, 2 * self.guard.period_s)
+        assert np.isfinite(applied.positions).all()
+        assert (applied.positions >= robot.lower).all()
+        assert (applied.positions <= robot.upper).all()
+        way = np.abs(applied.positions - self.position)
+        assert (way <= robot.max_velocity * dt + 1e-9).all()
+        change = np.abs(applied.velocities - self.velocity)
+        bounded = np.isfinite(robot.max_acceleration)
+        assert (change <= robot.max_acceleration * dt + 1e-9)[bounded].all()
+        # Not out of the workspace, or where it began outside, no farther.
+        depth = self.depth(applied.positions)
+        assert depth <= max(self.outside, 0.0) + 2e-3
+        self.outside = min(self.outside, depth)
+        self.position, self.velocity = applied.positions, applied.velocities
+        self.passed = 0.0
+
+    def depth(self, positions):
+        tip, box = self.chain.forward(positions)[0], self.robot.workspace
+        return float(np.maximum(tip - box.upper, box.lower - tip).max())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from robot_rl.nodes.support import LATCHED_READER as READER
 
 CONTROLLER = 'forward_position_controller/commands'
 
@@ -22,17 +26,20 @@ def guard(supervisor, observer, arm):
             self.arm = arm()
             self.to_arm = observer.listen(Float64MultiArray, CONTROLLER)
             self.applied = observer.listen(JointTrajectory, 'command_guard/applied')
-            self.commands = observer.publisher(JointTrajectory, 'policy/command')
+            self.commands = {
+                source: observer.publisher(JointTrajectory, f'{source}/command')
+                for source in ('policy', 'teleop')
+            }
             observer.until(lambda: observer.node.count_publishers(CONTROLLER), 'no guard')
             observer.until(lambda: self.arm.heard > 10, 'the guard hears no joint states')
 
-        def command(self, positions, names=None, points=1):
+        def command(self, positions, names=None, points=1, source='policy'):
             message = JointTrajectory(joint_names=list(names or self.arm.message.name))
             message.header.stamp = observer.stamp()
             point = JointTrajectoryPoint(positions=[float(p) for p in positions])
             point.time_from_start.nanosec = 50_000_000
             message.points = [point] * points
-            self.commands.publish(message)
+            self.commands[source].publish(message)
             return message.header.stamp
 
         def arrived(self, target):
@@ -59,6 +66,8 @@ def test_a_target_is_interpolated_and_kept_within_the_velocity_limits(
     assert guard.applied[0].header.stamp == stamp
     assert guard.applied[0].header.frame_id == 'policy'
     assert guard.applied[0].joint_names == list(ur5e.joints)
+    fastest = np.array([message.points[0].velocities for message in guard.applied]).max()
+    assert 0 < fastest <= ur5e.max_velocity.max() + 1e-9
     # Nobody commands any more: it holds the last command, and says so.
     observer.until(lambda: guard.applied[-1].header.frame_id == 'hold')
     np.testing.assert_array_equal(guard.to_arm[-1].data, way[-1])
@@ -109,6 +118,86 @@ def test_the_emergency_stop_latches_until_a_person_resets_it(guard, observer, co
     assert not observer.call('command_guard/estop_reset').success
     session.say('prepare', episode='e3')
     session.hears('ready')
+
+
+def test_a_person_takes_over_and_gives_back(guard, observer, ur5e):
+    """teleop commands while policy goes on: nobody hears policy until teleop is quiet."""
+    home = ur5e.home_position
+    says = observer.listen(String, 'command_guard/source', READER)
+    observer.until(lambda: [message.data for message in says] == ['idle'])
+
+    def drive(until, **targets):
+        def commanding():
+            for source, offset in targets.items():
+                guard.command(home + offset, source=source)
+            time.sleep(0.03)
+            return until()
+
+        observer.until(commanding)
+
+    drive(lambda: says[-1].data == 'policy', policy=0.02)
+    drive(lambda: guard.arrived(home - 0.05), policy=0.02, teleop=-0.05)
+    assert says[-1].data == 'teleop'
+    drive(lambda: guard.arrived(home + 0.02), policy=0.02)
+    heard = [message.data for message in says]
+    assert heard[:3] == ['idle', 'policy', 'teleop'] and heard[-1] == 'policy'
+    way = np.array([message.points[0].positions for message in guard.applied])
+    assert np.abs(np.diff(way, axis=0)).max() < 0.03  # no jump at either hand-over
+    late = observer.listen(String, 'command_guard/source', READER)
+    observer.until(lambda: late and late[-1].data == 'hold')
+
+
+def test_a_message_stops_the_arm_but_does_not_release_it(guard, observer, ur5e):
+    stop = observer.publisher(Empty, 'estop')
+    active = observer.listen(Bool, 'command_guard/estop_active', READER)
+    guard.command(ur5e.home_position + 0.01)
+    observer.until(lambda: guard.applied and active and active[-1].data is False)
+    stop.publish(Empty())
+    observer.until(lambda: active[-1].data is True)
+    observer.until(lambda: guard.applied[-1].header.frame_id == 'estop')
+    held = list(guard.to_arm[-1].data)
+    time.sleep(0.6)  # longer than the cool-down
+    stop.publish(Empty())
+    guard.command(ur5e.home_position + 0.05)
+    guard.refuses('the emergency stop is latched; reset it first')
+    assert list(guard.to_arm[-1].data) == held
+    observer.until(lambda: observer.call('command_guard/estop_reset').success)
+    observer.until(lambda: active[-1].data is False)
+
+
+@pytest.mark.parametrize('kind', ['forward_velocity', 'joint_trajectory'])
+def test_the_arm_is_told_in_what_its_controller_takes(
+    kind, supervisor, observer, arm, ur5e, tmp_path
+):
+    controller = {'kind': kind, 'topic': 'controller/commands', 'driver_timeout_s': 0.1}
+    robot = tmp_path / 'robot.yaml'
+    robot.write_text(ur5e.replace(controller=controller).to_yaml())
+    supervisor.start('command_guard', {'robot': str(robot)})
+    supervisor.wait_ready()
+    arm()
+    message = Float64MultiArray if kind == 'forward_velocity' else JointTrajectory
+    to_arm = observer.listen(message, 'controller/commands')
+    commands = observer.publisher(JointTrajectory, 'policy/command')
+    observer.until(lambda: observer.node.count_publishers('controller/commands'))
+    point = JointTrajectoryPoint(positions=(ur5e.home_position + 0.05).tolist())
+    point.time_from_start.nanosec = 50_000_000
+
+    def told():
+        commands.publish(JointTrajectory(joint_names=list(ur5e.joints), points=[point]))
+        time.sleep(0.02)
+        return len(to_arm) > 50
+
+    observer.until(told)
+    if kind == 'forward_velocity':
+        # The arm stands still: at first the pace, then what makes up for being behind.
+        pace, behind = 0.05 / 0.05, 2.0 * 0.05
+        assert max(max(m.data) for m in to_arm) == pytest.approx(pace + behind, abs=0.1)
+        np.testing.assert_allclose(to_arm[-1].data, behind, atol=0.02)
+    else:
+        assert to_arm[-1].joint_names == list(ur5e.joints) and len(to_arm[-1].points) == 1
+        assert to_arm[-1].points[0].time_from_start.nanosec == 20_000_000
+        assert (to_arm[-1].header.stamp.sec, to_arm[-1].header.stamp.nanosec) == (0, 0)
+        np.testing.assert_allclose(to_arm[-1].points[0].positions, point.positions, atol=1e-3)
 
 
 def test_after_a_reset_nothing_is_published_until_the_next_command(guard, observer, ur5e):

@@ -16,6 +16,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl import registry
 from robot_rl.control.observation import observe
 from robot_rl.control.runtime import load_policy
+from robot_rl.sim.recorded import with_tool
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
 
@@ -67,6 +68,34 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
         assert {t for t in header.topics if not t.startswith('/arm1/')} == set()
     assert supervisor.children['session'].returncode == 0
     assert set(supervisor.stop().values()) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['forward_velocity', 'joint_trajectory'])
+def test_the_shipped_policy_succeeds_whatever_the_controller_takes(
+    kind, supervisor, tmp_path, ur5e
+):
+    """`make demo` shows it for forward_position."""
+    controller = {'kind': kind, 'topic': f'{kind}_controller/commands', 'driver_timeout_s': 0.1}
+    robot, task = tmp_path / 'robot.yaml', tmp_path / 'task.yaml'
+    robot.write_text(ur5e.replace(controller=controller).to_yaml())
+    config = registry.make_task('ur5e/reach').config
+    task.write_text(config.replace(robot=str(robot)).to_yaml())
+    supervisor.start('sim_robot', {'task': str(task)})
+    supervisor.start('policy', {'policy': 'ur5e_reach', 'robot': str(robot), 'task': str(task)})
+    supervisor.start('command_guard', {'robot': str(robot)})
+    root = {'root': str(tmp_path / 'episodes'), 'robot': str(robot)}
+    supervisor.start('episode_recorder', root)
+    supervisor.wait_ready()
+    given = {'policy': 'ur5e_reach', 'task': str(task), 'first_seed': SEED, 'episodes': 5}
+    supervisor.start('session', given)
+    lines = list(supervisor.follow('session', 60))
+    assert len(lines) == 5
+    judge, done = registry.make_task(str(task)), 0
+    for line in lines:
+        columns = with_tool(judge, aligned_columns(EpisodeReader(line['path'])))
+        done += bool(judge.success(columns))
+    assert done >= 4
 
 
 def _require_same_decisions(columns, task, policy):

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from robot_rl.control.actions import joint_target
-from robot_rl.control.limiter import Limits, interpolate, limit
+from robot_rl.control.limiter import Limits, limit
+from robot_rl.control.motion import Line, at_rest
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import HELD_OUT, StepType
@@ -28,32 +29,41 @@ def actions_into_the_pedestal(steps, lanes):
     return actions.astype(np.float32)
 
 
-def follow(reach, twin, command, action):
-    """What reaches the twin in one decision, by the control room's own functions."""
-    limits = Limits.from_spec(reach.robot)
-    wanted = joint_target(reach.contract(), action, command, reach.robot)
-    target = limit(wanted, command, 1 / reach.config.rate_hz, limits)
-    for tick in range(5):
-        twin.set_command(interpolate(command, target, (tick + 1) / 5))
-        twin.advance(0.01)
-    return target
+class Follower:
+    """What reaches a twin, by the control room's own functions."""
+
+    def __init__(self, reach, seed):
+        self.reach, self.twin = reach, Twin(reach)
+        self.command = self.twin.reset(seed).joint_position
+        self.limits = Limits.from_spec(reach.robot)
+        self.motion = at_rest(self.command, self.limits)
+
+    def step(self, action):
+        wanted = joint_target(self.reach.contract(), action, self.command, self.reach.robot)
+        target = limit(wanted, self.command, 1 / self.reach.config.rate_hz, self.limits)
+        line = Line(self.command, target, 0.0, 0.05)
+        self.command = target
+        for tick in range(5):
+            self.motion = self.motion.follow(line, (tick + 1) * 0.01, 0.01, self.limits)
+            self.twin.set_command(self.motion.position)
+            self.twin.advance(0.01)
 
 
 def test_batched_steps_are_a_twins_to_the_last_bit_also_in_contact(reach, environment):
-    twins = [Twin(reach) for _ in SEEDS]
     environment.reset(SEEDS)
-    commands = [twin.reset(seed).joint_position for twin, seed in zip(twins, SEEDS, strict=True)]
+    followers = [Follower(reach, seed) for seed in SEEDS]
     touched = 0
     for action in actions_into_the_pedestal(60, 3):
         environment.step(action)
         columns = environment.columns
-        for lane, twin in enumerate(twins):
-            commands[lane] = follow(reach, twin, commands[lane], action[lane])
+        for lane, follower in enumerate(followers):
+            follower.step(action[lane])
+            twin = follower.twin
             touched += twin.data.ncon
             for key, expected in (
                 ('joint_states.position', twin.joint_position),
                 ('joint_states.velocity', twin.joint_velocity),
-                ('command.position', commands[lane]),
+                ('command.position', follower.command),
                 (TARGET, twin.target_position),
                 ('tool.position', reach.chain.position(twin.joint_position)),
             ):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robot_rl.errors import PolicyFileError
 from robot_rl.policies.policy import Policy
-from robot_rl.specs import PolicyCard
+from robot_rl.specs import Contract, PolicyCard
 
 # The operator set that torch's exporter writes without conversion.
 OPSET = 18
@@ -86,7 +86,7 @@ def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
         Path(path).read_bytes(), options, providers=['CPUExecutionProvider']
     )
     flat, rng, worst = _Flat(policy, card), np.random.default_rng(0), 0.0
-    span = (card.contract.action_upper - card.contract.action_lower).astype(np.float32)
+    span = _resolved_span(card.contract)
     for batch, size in itertools.product((1, 7), _SIZES):
         inputs = {
             # A state is what the policy itself gave out: it does not come in nonsense sizes.
@@ -108,6 +108,16 @@ def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
             )
         worst = max(worst, error)
     return worst
+
+
+def _resolved_span(contract: Contract) -> np.ndarray:
+    """Return the range of each action [A], widened where float32 does not resolve TOLERANCE of it.
+
+    Between 4.99 and 5, say, there are some 20,000 floats, and two roundings differ by one of them.
+    """
+    lower, upper = contract.action_lower, contract.action_upper
+    step = np.spacing(np.maximum(np.abs(lower), np.abs(upper)).astype(np.float32))
+    return (upper - lower + 2 * step / TOLERANCE).astype(np.float32)
 
 
 def git_revision() -> str:

@@ -15,7 +15,7 @@ def nodes(launch: Launch) -> list:
     robot, task, policy = launch['robot'], launch['task'], launch['policy']
     started = [
         launch.node('policy', robot=robot, task=task, policy=policy),
-        launch.node('command_guard', robot=robot),
+        launch.node('command_guard', respawn=True, robot=robot),
     ]
     if sim:
         started.append(launch.node('sim_robot', task=task))

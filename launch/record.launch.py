@@ -14,7 +14,7 @@ def nodes(launch: Launch) -> list:
     sim = launch['sim'] == 'true'
     robot, task = launch['robot'], launch['task']
     started = [
-        launch.node('command_guard', robot=robot),
+        launch.node('command_guard', respawn=True, robot=robot),
         launch.node(
             'episode_recorder',
             robot=robot,

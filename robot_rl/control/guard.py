@@ -149,6 +149,7 @@ class CommandGuard:
             0,
         )
         self._last_refusal = self._last_intervention = ''
+        self._blocks: dict[str, str] = {}  # why commands are refused
         self._clock: float | None = None  # the last time heard
         self._time = 0.0  # seconds passed since the first, never less than before
         self._measured: np.ndarray | None = None
@@ -208,39 +209,23 @@ class CommandGuard:
         Returns None, or why it is refused; then nothing has changed.
         """
         self._pass_time(now)
-        if self._state is GuardState.ESTOP:
-            return self._refuse(f'{source}: the emergency stop is latched; reset it first')
-        if source not in self.config.sources:
-            return self._refuse(f'{source!r} is no source; they are {list(self.config.sources)}')
         if self._overrules(source):
             self._counts['overruled'] += 1
             return None
-        target, reason = self._by_name(names, positions, others=False)
-        follows = self._state is GuardState.ACTIVE
-        # A hold that the arm has left is no place to go on from.
-        anew = self._motion is None or (not follows and self._is_off(self.config.start_gate))
-        reason = reason or self._wrong_duration(duration_s) or self._unknown_pose(anew)
-        if reason:
+        target, unfit = self._by_name(names, positions, others=False)
+        anew = self._starts_anew()
+        reason = self._closed_to(source) or unfit or self._wrong_duration(duration_s)
+        if reason := reason or self._unknown_pose(anew):
             return self._refuse(f'{source}: {reason}')
-        goal, stands = self.limits.clip(target), self.limits.clip(self._measured)
-        start = stands if anew else self._motion.position
-        if not follows or source != self._source:
-            gap = np.abs(goal - (start if follows else stands))
-            far = bool(gap.max() > self.config.start_gate)
-            if far and self.config.start == 'refuse':
-                return self._refuse(f'{source}: {self._too_far(gap)}')
-            self._ramping = far
-            if far:
-                self._intervene('ramped', f'{source} begins {gap.max():.2f} rad away')
+        goal = self.limits.clip(target)
+        if reason := self._gate(goal, source):
+            return self._refuse(f'{source}: {reason}')
         if anew:
-            self._motion = at_rest(start, self.limits)
-            self._outside = self._depth_outside(start[None])
-        continues = follows and source == self._source
-        begins = self._due = max(self._due, self._time)
-        start = self._line.at(begins) if continues else self._motion.position
-        self._line = Line(start, goal, begins, begins + duration_s)
-        self._received, self._forgets = self._time, False
-        self._stamp, self._source, self._state = stamp, source, GuardState.ACTIVE
+            self._motion = at_rest(self.limits.clip(self._measured), self.limits)
+            self._outside = self._depth_outside(self._motion.position[None])
+        self._begin(goal, duration_s, source)
+        self._received, self._stamp, self._forgets = self._time, stamp, False
+        self._source, self._state = source, GuardState.ACTIVE
         self._counts['accepted'] += 1
         if (goal != target).any():
             joint = self.robot.joints[int(np.abs(goal - target).argmax())]
@@ -262,6 +247,20 @@ class CommandGuard:
             return None
         position, velocity = self._motion.position.copy(), self._motion.velocity.copy()
         return Applied(position, velocity, self._stamp, self.source)
+
+    def block(self, who: str, reason: str, now: float) -> None:
+        """Come to rest and refuse all commands until `who` is no reason any more; see unblock."""
+        self._pass_time(now)
+        self._blocks[who] = reason
+        if self._state is GuardState.ACTIVE:
+            self._hold(reason)
+
+    def unblock(self, who: str | None = None) -> None:
+        """Hear commands again as far as `who` is concerned; None: whoever it was."""
+        if who is None:
+            self._blocks.clear()
+        else:
+            self._blocks.pop(who, None)
 
     def velocities(self, applied: Applied) -> np.ndarray:
         """Return what an arm that takes velocities is to be told: [n], within its limits.
@@ -329,8 +328,49 @@ class CommandGuard:
 
     def _overrules(self, source: str) -> bool:
         """Tell whether a source that comes before `source` commands the arm."""
-        rank = self.config.sources.index
-        return self._state is GuardState.ACTIVE and rank(self._source) < rank(source)
+        if self._state is not GuardState.ACTIVE:
+            return False
+        first = self.config.sources.index(self._source)
+        return source in self.config.sources[first + 1 :]
+
+    def _closed_to(self, source: str) -> str:
+        """Say why nobody, or this source, is heard now; nothing: it is."""
+        if self._state is GuardState.ESTOP:
+            return 'the emergency stop is latched; reset it first'
+        if source not in self.config.sources:
+            return f'no source that this guard knows; they are {list(self.config.sources)}'
+        return '; '.join(self._blocks.values())
+
+    def _starts_anew(self) -> bool:
+        """Tell whether the next command starts where the arm stands, not at the last command.
+
+        A hold that the arm has left is no place to go on from.
+        """
+        stands = self._state is not GuardState.ACTIVE and not self._moves()
+        return self._motion is None or (stands and self._is_off(self.config.start_gate))
+
+    def _gate(self, goal: np.ndarray, source: str) -> str:
+        """Decide whether `goal` is far for a beginning: say why it is refused, or let it ramp."""
+        follows = self._state is GuardState.ACTIVE
+        if follows and source == self._source:
+            return ''
+        # A new source takes over from the command; after a hold it is the arm that counts.
+        gap = np.abs(goal - (self._motion.position if follows else self._measured))
+        far = bool(gap.max() > self.config.start_gate)
+        if far and self.config.start == 'refuse':
+            return self._too_far(gap)
+        self._ramping = far
+        if far:
+            self._intervene('ramped', f'{source} begins {gap.max():.2f} rad away')
+        return ''
+
+    def _begin(self, goal: np.ndarray, duration_s: float, source: str) -> None:
+        """Make the line to `goal`: it begins when the last command is over, and where it led."""
+        begins = self._due = max(self._due, self._time)
+        start = self._motion.position
+        if self._state is GuardState.ACTIVE and source == self._source:
+            start = self._line.at(begins)
+        self._line = Line(start, goal, begins, begins + duration_s)
 
     def _pass_time(self, now: float) -> None:
         """Move the time on; hold where the source or the arm has been quiet for too long."""

@@ -22,6 +22,12 @@ from robot_rl.nodes.main import End
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
 
+# Those without whom an episode is not to go on.
+WATCHED = ('session', 'policy', 'episode_recorder')
+
+
+RESTARTED = 'command_guard was restarted in an episode; it goes on with the next one'
+
 
 class Parameters(GuardConfig):
     """The ROS parameters of command_guard: GuardConfig's, and which arm it guards."""
@@ -75,7 +81,10 @@ class CommandGuardNode(Node):
         self._lock = threading.Lock()
         self._preparing = False
         self._create_topics()
+        self._prepared = ''  # the episode that this guard has been prepared for
         self._participant = support.Participant(self, self._on_session)
+        for node in WATCHED:
+            self._participant.watch(node, self._on_life)
         for name in ('estop', 'estop_reset', 'reset'):
             self.create_service(Trigger, f'~/{name}', getattr(self, f'_on_{name}'))
         self._diagnostics = support.Diagnostics(self, self._robot.name)
@@ -170,16 +179,38 @@ class CommandGuardNode(Node):
         self._applied.publish(message)
 
     def _on_session(self, info: SessionInfo) -> None:
+        if info.state == 'prepare':
+            self._prepare(info)
+        elif info.state in ('ready', 'running') and info.episode != self._prepared:
+            # Restarted on the way: where the arm is led, and why it was not, is not known here.
+            with self._lock:
+                self._guard.block('restart', RESTARTED, time.monotonic())
+        elif info.state == 'ended':
+            with self._lock:
+                self._guard.unblock()
+
+    def _prepare(self, info: SessionInfo) -> None:
         with self._lock:
             stopped = self._guard.state is GuardState.ESTOP
-            if info.state == 'prepare' and not stopped:
+            if not stopped:
+                self._prepared = info.episode
+                self._guard.unblock()
                 self._guard.reset()
                 for commands in self._commands.values():
                     commands.newest()
                 self._participant.report('preparing', 'no joint states, or no arm that listens')
                 self._preparing = True
-        if info.state == 'prepare' and stopped:
+        if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
+
+    def _on_life(self, node: str, alive: bool) -> None:
+        """Hold while a process that takes part in the episode is dead or hangs."""
+        if alive:
+            with self._lock:
+                self._guard.unblock(node)
+        elif self._participant.info.state in ('prepare', 'ready', 'running'):
+            with self._lock:
+                self._guard.block(node, f'{node} is gone, in an episode', time.monotonic())
 
     def _on_estop_topic(self, _: Empty) -> None:
         with self._lock:
@@ -199,6 +230,7 @@ class CommandGuardNode(Node):
 
     def _on_reset(self, _: Any, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
+            self._guard.unblock()
             self._guard.reset()
         response.success, response.message = True, 'the last command is forgotten'
         return response

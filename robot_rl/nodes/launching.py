@@ -16,6 +16,10 @@ MAYBE = ['', *SWITCH]
 FROM_FILE = '(empty: as in params_file)'
 REAL = '(empty: {} where sim is false, else as in params_file)'
 
+_RESPAWN_AFTER_S = 0.5
+# The exit code of a node that was given something that a person can mend.
+WRONG_INPUT_CODE = 2
+
 # name: (default, description, choices)
 _ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     'namespace': ('', 'namespace of all nodes and topics, one per arm', None),
@@ -63,8 +67,11 @@ class Launch:
             return True if self['sim'] == 'false' else None
         return self['manual'] == 'true'
 
-    def node(self, executable: str, **parameters: Any) -> Node:
-        """Return a node whose end ends the launch; empty parameters are left to params_file."""
+    def node(self, executable: str, respawn: bool = False, **parameters: Any) -> Node:
+        """Return a node whose end ends the launch; empty parameters are left to params_file.
+
+        One that is to `respawn` is started anew, except after wrong input.
+        """
         from launch.actions import Shutdown
         from launch_ros.actions import Node
         from launch_ros.parameter_descriptions import ParameterValue
@@ -76,6 +83,12 @@ class Launch:
             if value not in ('', None)
         }
         given['use_sim_time'] = self['use_sim_time'] == 'true'
+
+        def ended(event: Any, _: LaunchContext) -> Shutdown | None:
+            if respawn and event.returncode != WRONG_INPUT_CODE:
+                return None
+            return Shutdown(reason=f'{executable} has ended')
+
         file = self['params_file'] or str(resources.find('config/nodes', self._default_file))
         return Node(
             package='robot_rl',
@@ -84,7 +97,9 @@ class Launch:
             parameters=[file, given],
             ros_arguments=['--log-level', self['log_level']],
             output='screen',
-            on_exit=Shutdown(reason=f'{executable} has ended'),
+            on_exit=ended,
+            respawn=respawn,
+            respawn_delay=_RESPAWN_AFTER_S,
         )
 
 

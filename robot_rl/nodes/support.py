@@ -14,12 +14,13 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup
+from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -48,11 +49,15 @@ STREAM = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # The newest two: a velocity that is a difference of positions is one of neighbours.
 NEIGHBOURS = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
+# DDS itself says for a process, from a thread of its own, that it is alive: no Python can be late.
+_ALIVE_EVERY_S, _GONE_AFTER_S = 0.05, 0.06
 # A state that newcomers get as well, the newest only; who is there gets every one of them.
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    liveliness=LivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=_ALIVE_EVERY_S),
 )
 LATCHED_READER = QoSProfile(
     depth=10,
@@ -66,6 +71,15 @@ WRONG_INPUT = (
     ParameterException,
     rclpy_implementation.RCLError,
     rclpy_implementation.UnknownROSArgsError,
+)
+
+# How to hear that whoever publishes such a state is gone.
+_WATCHING = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    liveliness=LivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=_GONE_AFTER_S),
 )
 
 M = TypeVar('M')
@@ -257,6 +271,14 @@ class Participant:
         self.info = SessionInfo()
         self._status = node.create_publisher(String, f'{node.get_name()}/status', LATCHED)
         node.create_subscription(String, SESSION_STATE, self._hear, LATCHED_READER)
+
+    def watch(self, node: str, on_change: Callable[[str, bool], None]) -> None:
+        """Call `on_change(node, alive)` when another node's process dies, hangs or is back."""
+        topic = SESSION_STATE if node == 'session' else f'{node}/status'
+        events = SubscriptionEventCallbacks(
+            liveliness=lambda change: on_change(node, change.alive_count > 0)
+        )
+        self._node.create_subscription(String, topic, _never, _WATCHING, event_callbacks=events)
 
     def report(self, state: str, detail: str = '') -> None:
         """Say how far this node is with the episode in hand."""

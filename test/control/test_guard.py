@@ -541,10 +541,30 @@ def test_teleop_takes_over_and_gives_back_without_a_jump(robot, new):
 
 def test_who_is_no_source_is_not_heard(started):
     guard = started(sources=('leader', 'policy'))
-    assert "'teleop' is no source; they are ['leader', 'policy']" in send(
+    assert "no source that this guard knows; they are ['leader', 'policy']" in send(
         guard, HOME, now=0.0, source='teleop'
     )
     assert send(guard, HOME, now=0.0, source='leader') is None
+
+
+def test_while_somebody_blocks_the_arm_holds_and_nobody_commands_it(started):
+    guard = started()
+    send(guard, HOME + 0.05, now=0.0)
+    moving = guard.tick(0.0)
+    guard.block('session', 'session is gone, in an episode', 0.01)
+    guard.block('policy', 'policy is gone, in an episode', 0.01)
+    held = guard.tick(0.01)
+    assert held.source == 'hold' and np.array_equal(held.positions, moving.positions)
+    assert 'session is gone, in an episode; policy is gone' in send(guard, HOME, now=0.02)
+    assert 'session is gone' in guard.diagnostics()['last_intervention']
+    guard.unblock('policy')
+    assert 'session is gone' in send(guard, HOME, now=0.02)
+    guard.unblock('session')
+    guard.unblock('nobody')
+    assert send(guard, HOME, now=0.02) is None
+    guard.block('a', 'b', 0.03)
+    guard.unblock()
+    assert send(guard, HOME, now=0.04) is None
 
 
 def test_velocities_for_an_arm_follow_the_command_and_do_not_drift(started, robot):
@@ -666,6 +686,7 @@ class Watch:
         if found is None:
             self.position = self.velocity = None
         elif self.position is None or (found != self.position).any():
+            assert self.velocity is None or np.abs(self.velocity).max() <= 1e-6, 'it moved'
             self.position, self.velocity = found, np.zeros(3)
             self.passed, self.outside = self.guard.period_s, self.depth(found)
 

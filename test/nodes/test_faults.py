@@ -1,0 +1,80 @@
+"""What becomes of the arm when a process dies or hangs: it holds within a tenth of a second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl.nodes.support import seconds
+
+# From the fault to the last change of the command, by the clock on the wall [s].
+HOLDS_WITHIN_S = 0.1
+# What messages take, and processes that wait for a core, on a busy machine [s].
+SLACK_S = 0.05
+# How long the twin's servos take to a command that stands still [s].
+SERVO_S = 0.15
+
+
+@pytest.fixture
+def moving(supervisor, observer, tmp_path):
+    """All nodes of an episode under way, in which a random policy moves the twin."""
+    supervisor.start('sim_robot')
+    supervisor.start('policy', {'policy': 'random', 'seed': 3})
+    supervisor.start('command_guard')
+    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
+    applied = observer.listen(JointTrajectory, 'command_guard/applied')
+    to_arm = observer.listen(Float64MultiArray, 'forward_position_controller/commands')
+    states = observer.listen(JointState, 'joint_states')
+    supervisor.wait_ready()
+    given = {'policy': 'random', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
+    supervisor.start('session', given)
+    observer.until(lambda: len(applied) > 50, 'nothing moves')
+    return applied, to_arm, states
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize('node', ['policy', 'session', 'episode_recorder'])
+def test_the_arm_holds_when_a_process_dies_or_hangs(node, number, moving, supervisor, observer):
+    applied, to_arm, states = moving
+    process = supervisor.children[node]
+    fault = time.time()
+    os.kill(process.pid, number)
+    # The twin stamps its joint states by the same clock.
+    observer.until(lambda: seconds(states[-1].header.stamp) > fault + 1.0)
+    record = [(seconds(s.header.stamp) - fault, np.array(s.position)) for s in list(states)]
+    if number == signal.SIGSTOP:
+        os.kill(process.pid, signal.SIGCONT)
+    else:
+        supervisor.children.pop(node)  # it is meant to be dead
+    times = np.array([t for t, _ in record])
+    way = np.abs(np.diff([q for _, q in record], axis=0)).max(axis=1)
+    before, after = times[1:] < 0, times[1:] > HOLDS_WITHIN_S + SLACK_S + SERVO_S
+    assert way[before][-100:].max() > 1e-3, 'it did not move before'
+    assert way[after].max() < 1e-3, f'still moving: {times[1:][after][way[after] > 1e-3]}'
+    commands = [list(message.data) for message in to_arm]
+    assert commands[-1] == commands[-50]
+    assert applied[-1].header.frame_id == 'hold'
+
+
+def test_a_guard_that_was_killed_comes_back_into_hold(moving, supervisor, observer, conductor):
+    _, to_arm, states = moving
+    os.kill(supervisor.children.pop('command_guard').pid, signal.SIGKILL)
+    time.sleep(SERVO_S + SLACK_S)
+    stood, count = np.array(states[-1].position), len(to_arm)
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    refuses = 'refused: policy: command_guard was restarted in an episode'
+    observer.until(lambda: refuses in supervisor.log('command_guard'))
+    assert len(to_arm) == count  # the arm's controller goes on holding the last command
+    np.testing.assert_allclose(states[-1].position, stood, atol=2e-3)
+    session = conductor('command_guard')
+    os.kill(supervisor.children.pop('session').pid, signal.SIGKILL)
+    session.say('prepare', episode='next')
+    session.hears('ready')

@@ -7,13 +7,14 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pydantic
 import tyro
 
-from robot_rl.errors import RobotRLError, SpecError, did_you_mean
+from robot_rl.errors import RobotRLError, SpecError, UnknownName, did_you_mean
 from robot_rl.specs.base import Spec, load_yaml
 
 if TYPE_CHECKING:
@@ -68,6 +69,30 @@ def parse(
         if not stop.code:
             raise  # --help was printed
         raise RobotRLError(f'{command}: {_one_line(errors.getvalue())}') from None
+
+
+def run_action(
+    argv: list[str],
+    command: str,
+    description: str,
+    example: str,
+    actions: Mapping[str, tuple[Callable[[Any], None], type[Spec], str]],
+    arrange: Callable[[list[str]], list[str]] = list,
+) -> int:
+    """Run `robot-rl <command> <action>`: actions {name: (function, its options, an example)}.
+
+    `arrange` puts the words behind the action in the order in which they are to be read.
+    """
+    if not argv or argv[0] in ('-h', '--help'):
+        print(f'usage: robot-rl {command} <action> [options]\n\n{description}\nexample: {example}')
+        return 0
+    if argv[0] not in actions:
+        raise UnknownName(f'action of {command}', argv[0], actions)
+    action, model, arguments = actions[argv[0]]
+    whole = f'{command} {argv[0]}'
+    words = arrange(argv[1:])
+    action(parse(model, words, whole, model.__doc__, f'robot-rl {whole} {arguments}'.rstrip()))
+    return 0
 
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:

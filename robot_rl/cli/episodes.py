@@ -20,7 +20,7 @@ import tyro
 import yaml
 
 from robot_rl.cli import common
-from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.errors import RobotRLError
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import Store
@@ -81,16 +81,7 @@ def main(argv: list[str]) -> int:
         'tag': (_tag, TagOptions, 'ID +curated -spoilt'),
         'reindex': (_reindex, ReindexOptions, '--store /data/episodes'),
     }
-    if not argv or argv[0] in ('-h', '--help'):
-        print(f'usage: robot-rl episodes <action> [options]\n\n{__doc__}\nexample: {EXAMPLE}')
-        return 0
-    if argv[0] not in actions:
-        raise UnknownName('action of episodes', argv[0], actions)
-    action, model, arguments = actions[argv[0]]
-    command, words = f'episodes {argv[0]}', _positional_last(argv[1:])
-    example = f'robot-rl {command} {arguments}'
-    action(common.parse(model, words, command, model.__doc__, example))
-    return 0
+    return common.run_action(argv, 'episodes', __doc__, EXAMPLE, actions, _positional_last)
 
 
 def _list(options: ListOptions) -> None:

@@ -18,6 +18,7 @@ COMMANDS = (
     'train',
     'evaluate',
     'export',
+    'policies',
     'play',
     'episodes',
     'retrain',

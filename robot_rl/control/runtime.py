@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from robot_rl import resources
+from robot_rl.control.shelf import PolicyShelf
 from robot_rl.errors import ContractMismatch, PolicyFileError, UnknownName
 from robot_rl.specs import Contract, PolicyCard
 
@@ -192,17 +194,33 @@ def load_policy(
 
 
 def policy_file(name_or_path: str | Path) -> Path:
-    """Return the path of an .onnx file, or of one by its name in pretrained/.
+    """Return the path of an .onnx file, or of one by its name: promoted, or in pretrained/.
 
-    Raises UnknownName.
+    Raises UnknownName, and PolicyFileError where a promoted file is gone.
     """
     path, name = Path(name_or_path), str(name_or_path)
-    pretrained = resources.names('pretrained', '.onnx')
-    if name in pretrained and not path.is_file():
+    if path.suffix == '.onnx' or path.is_file():
+        return path
+    shelf, pretrained = PolicyShelf(), resources.names('pretrained', '.onnx')
+    if name in shelf.names():
+        return shelf.current(name)
+    if name in pretrained:
         return resources.find('pretrained', name, '.onnx')
-    if path.suffix != '.onnx' and not path.exists():
-        raise UnknownName('policy', name, [*BUILT_IN, *pretrained])
-    return path
+    raise UnknownName('policy', name, [*BUILT_IN, *shelf.names(), *pretrained])
+
+
+def identify(name_or_path: str | Path) -> tuple[str, str]:
+    """Return what a policy's name stands for now: its file and the SHA-256 of that, in hex.
+
+    For 'random' and 'constant' the name itself and ''. Raises UnknownName and PolicyFileError.
+    """
+    if str(name_or_path) in BUILT_IN:
+        return str(name_or_path), ''
+    path = policy_file(name_or_path).resolve()
+    try:
+        return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise PolicyFileError(f'{path}: cannot be read ({error.strerror})') from None
 
 
 def _batch_size(contract: Contract, observation: Mapping[str, np.ndarray]) -> int:

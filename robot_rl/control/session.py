@@ -41,6 +41,8 @@ class SessionInfo(Spec):
     source: str = ''
     # The policy's id or 'random', 'constant'.
     policy: str = ''
+    # The policy's file, or 'random', 'constant': what the node policy is to run.
+    policy_file: str = ''
     # The SHA-256 of the policy's file, in hex; '' where there is none.
     policy_sha256: str = ''
     # Fixes the initial condition; None: the arm starts as it stands.

@@ -38,14 +38,14 @@ class Echo(Node):
     def __init__(self) -> None:
         super().__init__('echo')
         support.declare_parameters(self, Parameters)
-        self._parameters = support.read_parameters(self, Parameters)
+        self._given = support.read_parameters(self, Parameters)
         self._latencies: list[float] = []
         self._worker: support.Worker | None = None
-        getattr(self, f'_be_{self._parameters.role}')()
+        getattr(self, f'_be_{self._given.role}')()
 
     def start(self, end: End) -> None:
         """Begin to publish, where this is the source."""
-        if self._parameters.role == 'source':
+        if self._given.role == 'source':
             self._worker = support.Worker(self._work, end)
             self._worker.start()
 
@@ -53,7 +53,7 @@ class Echo(Node):
         """Say what was measured, where this is the sink."""
         if self._worker:
             self._worker.stop()
-        if self._parameters.role == 'sink':
+        if self._given.role == 'sink':
             print(json.dumps({'latency_s': self._latencies}), flush=True)
 
     def _be_source(self) -> None:
@@ -91,6 +91,6 @@ class Echo(Node):
     def _work(self, stop: threading.Event) -> None:
         message = JointState(name=JOINTS, position=[0.0] * len(JOINTS))
         message.velocity = message.position
-        for _ in support.every(1.0 / self._parameters.rate_hz, stop):
+        for _ in support.every(1.0 / self._given.rate_hz, stop):
             message.header.stamp = self.get_clock().now().to_msg()
             self._states.publish(message)

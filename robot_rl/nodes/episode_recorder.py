@@ -72,9 +72,9 @@ class EpisodeRecorder(Node):
     def __init__(self) -> None:
         super().__init__('episode_recorder')
         support.declare_parameters(self, Parameters)
-        self._parameters = support.read_parameters(self, Parameters)
-        self._robot = RobotSpec.load(self._parameters.robot)
-        self._root = Path(self._parameters.root).expanduser()
+        self._given = support.read_parameters(self, Parameters)
+        self._robot = RobotSpec.load(self._given.robot)
+        self._root = Path(self._given.root).expanduser()
         self._topics: dict[str, Topic] = {}
         self._lock = threading.Lock()
         self._writer: EpisodeWriter | None = None
@@ -163,7 +163,7 @@ class EpisodeRecorder(Node):
                 'id': info.episode,
                 'robot': self._robot.name,
                 'robot_spec': self._robot.to_dict(),
-                'world': self._parameters.world,
+                'world': self._given.world,
                 'code_version': robot_rl.__version__,
             }
         )
@@ -183,7 +183,7 @@ class EpisodeRecorder(Node):
             support.SESSION_STATE, support.TARGET_POSE, support.SOURCE, support.TELEOP_COMMAND
         )  # fmt: skip
         wanted = self._required | {
-            self.resolve_topic_name(name) for name in (*self._parameters.topics, *optional)
+            self.resolve_topic_name(name) for name in (*self._given.topics, *optional)
         }
         self._subscribe(wanted)
         # Until its publishers have seen a new subscription as well, messages pass it by.
@@ -271,10 +271,10 @@ class EpisodeRecorder(Node):
         """Raise StorageError where the disk is short."""
         folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
         free_gb = shutil.disk_usage(folder).free / 1e9
-        if free_gb < self._parameters.min_free_gb:
+        if free_gb < self._given.min_free_gb:
             raise StorageError(
                 f'{self._root}: {free_gb:.1f} GB free, '
-                f'{self._parameters.min_free_gb} GB are wanted (parameter min_free_gb)'
+                f'{self._given.min_free_gb} GB are wanted (parameter min_free_gb)'
             )
 
     def _watch(self, now: float) -> None:
@@ -294,7 +294,7 @@ class EpisodeRecorder(Node):
             problems += [
                 f'{name}: silent for {now - self._topics[name].heard_at:.1f} s'
                 for name in sorted(self._required & self._topics.keys())
-                if now - self._topics[name].heard_at > self._parameters.silent_s
+                if now - self._topics[name].heard_at > self._given.silent_s
             ]
         for problem in problems:
             self.get_logger().warning(problem)

@@ -13,12 +13,13 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
 from robot_rl.control.loop import Command, ControlLoop
-from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
+from robot_rl.control.runtime import BUILT_IN, Policy, identify, load_policy
 from robot_rl.control.session import SessionInfo
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.nodes import support
@@ -37,7 +38,9 @@ class Parameters(Spec):
     """The ROS parameters of policy."""
 
     policy: str = pydantic.Field(
-        'constant', description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+        'constant',
+        description="an .onnx file, a promoted name, one in pretrained/, 'random' or 'constant'; "
+        'another one is loaded when the session prepares an episode with it',
     )
     robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
     task: str = pydantic.Field(
@@ -55,7 +58,7 @@ class Parameters(Spec):
 
 
 def open_policy(name: str, task: str, seed: int = 0) -> Policy:
-    """Return 'random' or 'constant' for a task, an .onnx file, or one by its name in pretrained/.
+    """Return 'random' or 'constant' for a task, or the policy that control.runtime finds.
 
     Raises UnknownName, PolicyFileError.
     """
@@ -74,12 +77,13 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('policy')
-        support.declare_parameters(self, Parameters, read_only=False)
+        support.declare_parameters(self, Parameters, changeable=Parameters.model_fields)
         self._participant = support.Participant(self, self._on_session)
         self._changed = threading.Event()
         self._diagnostics = support.Diagnostics(self, 'policy')
         self._end: End | None = None
         self._loop: ControlLoop | None = None
+        self._loaded = '', ''  # file and SHA-256 of the policy
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -141,6 +145,7 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         parameters = support.read_parameters(self, Parameters)
         policy = open_policy(parameters.policy, parameters.task, parameters.seed)
+        self._loaded = identify(parameters.policy)
         self._max_age_s = parameters.max_age_s
         robot = RobotSpec.load(parameters.robot)
         self._loop = ControlLoop(policy.contract, robot, KinematicChain.from_spec(robot), policy)
@@ -182,8 +187,20 @@ class PolicyNode(LifecycleNode):
             self._worker = None
 
     def _on_session(self, info: SessionInfo) -> None:
-        del info  # the loop's thread reads it
-        self._changed.set()
+        wanted = info.policy_file, info.policy_sha256
+        if info.state == 'prepare' and info.policy_file and wanted != self._loaded:
+            self._reload(info.policy_file)
+        self._changed.set()  # the loop's thread reads it
+
+    def _reload(self, file: str) -> None:
+        """Run another policy from the episode on that is being prepared; the guard holds."""
+        self.set_parameters([Parameter('policy', value=file)])
+        self._loaded = '', ''
+        steps = [self.trigger_configure, self.trigger_activate]
+        if self._loop is not None:
+            steps = [self.trigger_deactivate, self.trigger_cleanup, *steps]
+        if any(step() != TransitionCallbackReturn.SUCCESS for step in steps):
+            self._participant.report('error', f'policy: {file} cannot be run; see its log')
 
     def _work(self, stop: threading.Event) -> None:
         """Take part in one episode after another until told to stop."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 import threading
 import time
@@ -11,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pydantic
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from robot_rl import registry
-from robot_rl.control.runtime import BUILT_IN, policy_file
+from robot_rl.control.runtime import identify
 from robot_rl.control.session import Result, Session, SessionInfo
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes import support
@@ -54,7 +55,9 @@ class Parameters(Spec):
     task: str = pydantic.Field('ur5e/reach', description='task of the episodes')
     source: str = pydantic.Field('policy', description="who commands: 'policy', 'teleop', ...")
     policy: str = pydantic.Field(
-        'constant', description='as for the node policy: says what the episodes are made with'
+        'constant',
+        description='what the node policy is to run, as for its own parameter; another one, or '
+        'another file of that name, is taken with the next episode',
     )
     policy_label: str = pydantic.Field(
         '', description="the policy's name in the record; empty: the id of its card"
@@ -100,17 +103,18 @@ class SessionNode(Node):
 
     def __init__(self) -> None:
         super().__init__('session')
-        support.declare_parameters(self, Parameters)
-        self._parameters = support.read_parameters(self, Parameters)
+        support.declare_parameters(self, Parameters, changeable=('policy',))
+        self._given = support.read_parameters(self, Parameters)
         self._session = Session()
         self._answers: dict[str, support.Answer] = {}
         self._asked_to_start = threading.Event()
         self._ends: collections.deque[str] = collections.deque()  # calls that end an episode
         self._changed = threading.Event()
-        self._paused = self._parameters.manual
+        self._paused = self._given.manual
         self._fields = self._describe()
+        self.add_on_set_parameters_callback(self._on_parameters)
         self._publisher = self.create_publisher(String, support.SESSION_STATE, support.LATCHED)
-        for name in self._parameters.participants:
+        for name in self._given.participants:
             self.create_subscription(
                 String, f'{name}/status', self._listener(name), support.LATCHED_READER
             )
@@ -134,20 +138,19 @@ class SessionNode(Node):
 
     def _describe(self) -> dict[str, Any]:
         """Return the fields of SessionInfo that all episodes share."""
-        parameters, task = self._parameters, registry.make_task(self._parameters.task)
+        parameters, task = self._given, registry.make_task(self._given.task)
         contract, label, steps = task.contract(), parameters.policy_label, parameters.max_steps
-        by_policy, digest = parameters.source == 'policy', ''
+        by_policy, file, digest = parameters.source == 'policy', '', ''
         if by_policy:
             policy = open_policy(parameters.policy, parameters.task)
             contract, label = policy.contract, label or policy.card.id
-            if parameters.policy not in BUILT_IN:
-                file = policy_file(parameters.policy).read_bytes()
-                digest = hashlib.sha256(file).hexdigest()
+            file, digest = identify(parameters.policy)
         self._period_s = contract.period_s
         return {
             'task': task.name,
             'source': parameters.source,
             'policy': label,
+            'policy_file': file,
             'policy_sha256': digest,
             'max_steps': steps or (task.max_steps if by_policy or not parameters.manual else None),
             'operator': parameters.operator,
@@ -155,6 +158,31 @@ class SessionNode(Node):
             'contract': contract.to_dict(),
             'tags': parameters.tags,
         }
+
+    def _take_policy(self) -> None:
+        """Describe the episodes anew where the policy's name stands for another file by now.
+
+        Raises NotReady where it stands for none that can be read.
+        """
+        if self._given.source != 'policy':
+            return
+        try:
+            known = self._fields['policy_file'], self._fields['policy_sha256']
+            if identify(self._given.policy) != known:
+                self._fields = self._describe()
+        except RobotRLError as error:
+            raise NotReady(str(error)) from None
+
+    def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        """Take another policy, with the next episode, if there is one of that name."""
+        for change in changes:
+            if change.name == 'policy':
+                try:
+                    open_policy(str(change.value), self._given.task)
+                except RobotRLError as error:
+                    return SetParametersResult(successful=False, reason=str(error))
+                self._given = self._given.replace(policy=str(change.value))
+        return SetParametersResult(successful=True)
 
     def _listener(self, name: str) -> Callable[[String], None]:
         def listen(message: String) -> None:
@@ -190,18 +218,18 @@ class SessionNode(Node):
         return state in ('prepare', 'ready', 'running')
 
     def _work(self, stop: threading.Event) -> None:
-        index, episodes = 0, self._parameters.episodes
+        index, episodes = 0, self._given.episodes
         while not stop.is_set() and (index < episodes or not episodes):
             try:
                 index += self._episode(index, stop)
             except NotReady as error:
-                if not self._parameters.manual:
+                if not self._given.manual:
                     raise
                 self.get_logger().error(f'{error}; call ~/start to try again')
                 self._wait(self._started, stop, ended=True)
         if self._session.info.state == 'ended':
             self._publish(self._session.reset())
-        if self._parameters.exit_when_done and not stop.is_set():
+        if self._given.exit_when_done and not stop.is_set():
             self._end()
 
     def _episode(self, index: int, stop: threading.Event) -> bool:
@@ -209,7 +237,8 @@ class SessionNode(Node):
 
         Raises NotReady where it could not begin.
         """
-        seed = self._parameters.first_seed
+        self._take_policy()
+        seed = self._given.first_seed
         fields = self._fields | {'index': index, 'seed': seed + index if seed >= 0 else None}
         self._publish(self._session.prepare(new_episode_id(), **fields))
         ending = self._walk(stop)
@@ -225,7 +254,7 @@ class SessionNode(Node):
 
     def _walk(self, stop: threading.Event) -> Ending:
         """Take the prepared episode to its end; return how it ends."""
-        parameters, info = self._parameters, self._session.info
+        parameters, info = self._given, self._session.info
         try:
             if not self._wait(self._all_ready, stop, parameters.ready_timeout_s):
                 return Ending('discarded', self._who_is_late())
@@ -245,19 +274,19 @@ class SessionNode(Node):
             return ending
 
     def _all_ready(self) -> bool:
-        names = self._parameters.participants
+        names = self._given.participants
         return all(self._answer(name).state == 'ready' for name in names)
 
     def _started(self) -> bool:
         if not self._asked_to_start.is_set():
             return False
         self._asked_to_start.clear()
-        self._paused = self._parameters.manual
+        self._paused = self._given.manual
         return True
 
     def _done(self) -> bool:
         """Raise Ending where somebody has done all steps."""
-        for name in self._parameters.participants:
+        for name in self._given.participants:
             if self._answer(name).state == 'done':
                 raise Ending('truncated', self._what_says(name))
         return False
@@ -275,7 +304,7 @@ class SessionNode(Node):
             call = self._ends.popleft()
             self._paused = self._paused or call == 'stop'
             raise Ending(CALLS[call] if running else 'discarded', call)
-        for name in self._parameters.participants:
+        for name in self._given.participants:
             answer = self._answer(name)
             if answer.state == 'error':
                 stopped = answer.detail.startswith('estop')
@@ -286,8 +315,8 @@ class SessionNode(Node):
         info = self._session.info
         line = {'episode': info.episode, 'index': info.index, 'seed': info.seed}
         line |= {'result': ending.result, 'reason': ending.reason}
-        if RECORDER in self._parameters.participants and not stop.is_set():
-            self._wait(self._recorded, stop, self._parameters.commit_timeout_s, ended=True)
+        if RECORDER in self._given.participants and not stop.is_set():
+            self._wait(self._recorded, stop, self._given.commit_timeout_s, ended=True)
             answer = self._answer(RECORDER)
             if answer.state == 'done':
                 line |= json.loads(answer.detail)
@@ -304,9 +333,9 @@ class SessionNode(Node):
         return answer if answer.episode == self._session.info.episode else support.Answer()
 
     def _who_is_late(self) -> str:
-        names = self._parameters.participants
+        names = self._given.participants
         late = [name for name in names if self._answer(name).state != 'ready']
-        seconds = f'{self._parameters.ready_timeout_s:g} s'
+        seconds = f'{self._given.ready_timeout_s:g} s'
         return f'not ready within {seconds}: ' + '; '.join(map(self._what_says, late))
 
     def _what_says(self, name: str) -> str:

@@ -50,11 +50,11 @@ class SimRobot(Node):
     def __init__(self) -> None:
         super().__init__('sim_robot')
         support.declare_parameters(self, Parameters)
-        self._parameters = support.read_parameters(self, Parameters)
-        self._task = registry.make_task(self._parameters.task)
+        self._given = support.read_parameters(self, Parameters)
+        self._task = registry.make_task(self._given.task)
         self._twin = Twin(self._task)
         self._driver = SimulatedDriver(self._task.robot)
-        self._driver.reset(self._twin.reset(self._parameters.seed).joint_position)
+        self._driver.reset(self._twin.reset(self._given.seed).joint_position)
         self._lock = threading.Lock()
         self._accepting = True
         self._until_target = 0.0
@@ -138,7 +138,7 @@ class SimRobot(Node):
         self._until_target -= elapsed
         if self._until_target > 1e-6:
             return
-        self._until_target += 1.0 / self._parameters.target_rate_hz
+        self._until_target += 1.0 / self._given.target_rate_hz
         pose = self._pose.pose
         pose.position.x, pose.position.y, pose.position.z = self._twin.target_position.tolist()
         x, y, z, w = wxyz_to_xyzw(self._twin.target_orientation).tolist()
@@ -173,8 +173,8 @@ class SimRobot(Node):
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
-            self._place(self._parameters.seed)
-        response.success, response.message = True, f'seed {self._parameters.seed}'
+            self._place(self._given.seed)
+        response.success, response.message = True, f'seed {self._given.seed}'
         return response
 
     def _report(self, real_time_factor: float) -> None:

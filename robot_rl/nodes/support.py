@@ -6,7 +6,7 @@ import array
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -329,17 +329,20 @@ class Diagnostics:
         self._publisher.publish(array_)
 
 
-def declare_parameters(node: Node, model: type[P], read_only: bool = True) -> None:
+def declare_parameters(node: Node, model: type[P], changeable: Collection[str] = ()) -> None:
     """Declare one ROS parameter per field of `model`, with its default and description.
 
-    Raises SpecError for an override that is no parameter, with the nearest that is one.
+    All but the `changeable` ones are read-only. Raises SpecError for an override that is no
+    parameter, with the nearest that is one.
     """
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         default = list(default) if isinstance(default, tuple) else default
         # An int is a fine float: pydantic checks the types, ranges and choices.
         descriptor = ParameterDescriptor(
-            description=field.description or '', read_only=read_only, dynamic_typing=True
+            description=field.description or '',
+            read_only=name not in changeable,
+            dynamic_typing=True,
         )
         node.declare_parameter(name, default, descriptor)
     for name in node._parameter_overrides:

@@ -9,6 +9,8 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -16,6 +18,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl import registry
 from robot_rl.control.observation import observe
 from robot_rl.control.runtime import load_policy
+from robot_rl.control.shelf import ROOT_VARIABLE, PolicyShelf
 from robot_rl.sim.recorded import with_tool
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
@@ -68,6 +71,44 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
         assert {t for t in header.topics if not t.startswith('/arm1/')} == set()
     assert supervisor.children['session'].returncode == 0
     assert set(supervisor.stop().values()) == {0}
+
+
+def test_another_policy_is_taken_with_the_next_episode(
+    graph, supervisor, observer, policy_file, tmp_path, monkeypatch
+):
+    """By promotion, by rollback, by parameter; one that there is not is refused."""
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / 'shelf'))
+    shelf, contract = PolicyShelf(), registry.make_task('ur5e/reach').contract()
+    files = {seed: policy_file(contract, seed=seed) for seed in (1, 2)}
+    shelf.promote(files[1], 'reach', 'random-1')
+    graph('reach', episodes=0, max_steps=4)
+    lines = supervisor.follow('session', 40)
+
+    def runs_until(policy):
+        for _, line in zip(range(8), lines, strict=False):
+            header = EpisodeReader(line['path']).header
+            if header.policy == policy:
+                return header.policy_sha256
+        raise AssertionError(f'{policy} was never taken')
+
+    def set_policy(value):
+        request = SetParameters.Request()
+        request.parameters = [Parameter('policy', value=value).to_parameter_msg()]
+        response = observer.call('session/set_parameters', SetParameters, request)
+        return response.results[0]
+
+    assert runs_until('random-1') == shelf.history('reach')[0].sha256
+    shelf.promote(files[2], 'reach', 'random-2')
+    assert runs_until('random-2') == hashlib.sha256(files[2].read_bytes()).hexdigest()
+    shelf.rollback('reach')
+    assert runs_until('random-1')
+    refused = set_policy('nobody')
+    assert not refused.successful and "unknown policy 'nobody'" in refused.reason
+    assert set_policy(str(files[2])).successful
+    assert runs_until('random-2')
+    assert set_policy('constant').successful
+    assert runs_until('constant') == ''
+    assert supervisor.log('policy').count('refused') == 0
 
 
 @pytest.mark.slow

@@ -2,12 +2,8 @@
 
 from launch import LaunchDescription
 
-from robot_rl.nodes.launching import Launch, describe
-
-
-def nodes(launch: Launch) -> list:
-    return [launch.node('sim_robot', task=launch['task'], seed=launch.number('seed'))]
+from robot_rl.nodes.launching import describe
 
 
 def generate_launch_description() -> LaunchDescription:
-    return describe(['task', 'seed'], 'deploy', nodes)
+    return describe('sim_robot')

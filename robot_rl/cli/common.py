@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -107,6 +108,14 @@ def table(rows: list[dict[str, str]]) -> list[str]:
     rows = [dict(zip(rows[0], rows[0], strict=True)), *rows]
     widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
     return ['  '.join(row[key].ljust(widths[key]) for key in row).rstrip() for row in rows]
+
+
+def require_ros(command: str) -> None:
+    """Raise RobotRLError, with what to do, where there is no ROS 2."""
+    if importlib.util.find_spec('rclpy') is None:
+        raise RobotRLError(
+            f"{command} needs ROS 2: source its setup.bash, or pip install 'robot_rl[ros]'"
+        )
 
 
 def require_folder(flag: str, path: Path) -> None:

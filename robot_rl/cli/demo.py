@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -35,10 +34,7 @@ class Options(common.Options):
 def main(argv: list[str]) -> int:
     """Run it; exit with 0 only if every required figure was reached."""
     options = common.parse(Options, argv, 'demo', __doc__, EXAMPLE)
-    if importlib.util.find_spec('rclpy') is None:
-        raise RobotRLError(
-            "demo needs ROS 2: source its setup.bash, or pip install 'robot_rl[ros]'"
-        )
+    common.require_ros('demo')
     if options.episodes is not None and not options.deploy_only:
         raise RobotRLError('demo: --episodes belongs to --deploy-only')
     out = options.out or Path('runs/deploy' if options.deploy_only else 'runs/demo')

@@ -22,6 +22,7 @@ COMMANDS = (
     'play',
     'episodes',
     'retrain',
+    'up',
     'demo',
     'bench',
     'results',

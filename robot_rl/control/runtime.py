@@ -264,7 +264,7 @@ def _open(path: Path) -> onnxruntime.InferenceSession:
         pass
     except Exception as error:  # onnxruntime's errors share no narrower base
         reason = f'onnxruntime {onnxruntime.__version__} cannot load it: {_one_line(error)}'
-        if 'model_path must not be empty' in str(error):
+        if 'model_path must not be empty' in str(error) or 'external' in str(error):
             reason = 'its weights lie in another file; export it as one file'
     raise PolicyFileError(f'{path}: {reason}')
 

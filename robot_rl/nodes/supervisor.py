@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -41,14 +41,22 @@ class Supervisor:
     takes the end of the thread that started them for the end of their parent.
     """
 
-    def __init__(self, log_dir: str | Path, domain_id: int | None = None, namespace: str = ''):
+    def __init__(
+        self,
+        log_dir: str | Path,
+        domain_id: int | None = None,
+        namespace: str = '',
+        discovery: str = 'LOCALHOST',
+    ):
         self.log_dir = Path(log_dir)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self._reservation = contextlib.ExitStack()
         if domain_id is None:
             domain_id = self._reservation.enter_context(reserved_domain_id())
         self.domain_id = domain_id
-        self.namespace = namespace
+        self.namespace, self.discovery = namespace, discovery
+        self._commands: dict[str, list[str]] = {}
+        self._read: dict[Path, int] = {}  # how far each file has been read by new_lines
         self.children: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Self:
@@ -60,7 +68,7 @@ class Supervisor:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the nodes: this domain, this machine only, logs in log_dir.
+        """The environment of the nodes: this domain and discovery range, logs in log_dir.
 
         Messages go over UDP unless the environment says otherwise: a killed process leaves its
         shared memory behind, half a megabyte a node, until the machine has none.
@@ -71,7 +79,7 @@ class Supervisor:
             | os.environ
             | {
                 'ROS_DOMAIN_ID': str(self.domain_id),
-                'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+                'ROS_AUTOMATIC_DISCOVERY_RANGE': self.discovery,
                 'ROS_LOG_DIR': str(self.log_dir / 'ros'),
                 'RCUTILS_COLORIZED_OUTPUT': '0',
                 'OPENBLAS_NUM_THREADS': '1',
@@ -82,12 +90,19 @@ class Supervisor:
         )
 
     def start(
-        self, node: str, parameters: Mapping[str, Any] | None = None, name: str = ''
+        self,
+        node: str,
+        parameters: Mapping[str, Any] | None = None,
+        name: str = '',
+        ros_arguments: Sequence[str] = (),
     ) -> subprocess.Popen:
-        """Start `node` (sim_robot, policy, ...) with its ROS parameters, called `name` here."""
+        """Start `node` (sim_robot, policy, ...) with its ROS parameters, called `name` here.
+
+        `ros_arguments` stand before them: what a file of parameters among these says is less.
+        """
         file = self._file(name or node, 'yaml')
         file.write_text(yaml.safe_dump({'/**': {'ros__parameters': dict(parameters or {})}}))
-        command = [sys.executable, '-m', 'robot_rl.nodes', node, '--ros-args']
+        command = [sys.executable, '-m', 'robot_rl.nodes', node, '--ros-args', *ros_arguments]
         command += ['--params-file', str(file)] if parameters else []
         command += ['-r', f'__ns:=/{self.namespace.strip("/")}'] if self.namespace else []
         return self.start_command(name or node, command)
@@ -96,9 +111,11 @@ class Supervisor:
         """Start any command that keeps the conventions of this module (see `begin`)."""
         if name in self.children:
             raise NodeFailure(f'supervisor: {name} has been started already')
+        mode = 'ab' if name in self._commands else 'wb'  # of one started anew, what was said stays
+        self._commands[name] = command
         ready = self._file(name, 'ready')
         ready.unlink(missing_ok=True)
-        with self._file(name, 'log').open('wb') as log, self._file(name, 'out').open('wb') as out:
+        with self._file(name, 'log').open(mode) as log, self._file(name, 'out').open(mode) as out:
             self.children[name] = subprocess.Popen(
                 command,
                 env=self.environment | {READY_FILE: str(ready)},
@@ -108,6 +125,22 @@ class Supervisor:
                 start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor only
             )
         return self.children[name]
+
+    def restart(self, name: str) -> subprocess.Popen:
+        """Start a node anew that has ended."""
+        self.children.pop(name).wait()
+        return self.start_command(name, self._commands[name])
+
+    def new_lines(self) -> Iterator[tuple[str, str]]:
+        """Yield (node, line) for every line that nodes have written since the last call."""
+        for name in self._commands:
+            for suffix in ('log', 'out'):
+                path = self._file(name, suffix)
+                with path.open(encoding='utf-8', errors='replace') as file:
+                    file.seek(self._read.get(path, 0))
+                    for line in _whole_lines(file):
+                        yield name, line.rstrip('\n')
+                    self._read[path] = file.tell()
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until every node works. Raises NodeFailure that says which one does not."""

@@ -1,12 +1,16 @@
-"""What the launch files tell the nodes; needs no ROS 2."""
+"""What graphs tell their nodes; needs no ROS 2."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from robot_rl.nodes.launching import Launch
+from robot_rl.errors import SpecError
+from robot_rl.nodes.graphs import GRAPHS
+
+
+def parameters(graph, **given):
+    processes = GRAPHS[graph].nodes(GRAPHS[graph].values(given))
+    return {process.executable: process.parameters for process in processes}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,33 @@ from robot_rl.nodes.launching import Launch
     ],
 )
 def test_a_real_arm_has_no_seeds_and_waits_for_a_person_unless_told(sim, first_seed, manual, told):
-    arguments = {'sim': sim, 'first_seed': first_seed, 'manual': manual}
-    launch = Launch(SimpleNamespace(launch_configurations=arguments), 'deploy')
-    assert (launch.first_seed, launch.manual) == told
+    session = parameters('deploy', sim=sim, first_seed=first_seed, manual=manual)['session']
+    assert (session.get('first_seed'), session.get('manual')) == told
+
+
+def test_a_graph_has_the_nodes_that_are_asked_for_and_all_take_part():
+    assert list(parameters('sim_robot', seed='3')) == ['sim_robot']
+    nodes = parameters('deploy', policy='reach', robot='fr3', storage='/data', operator='007')
+    assert list(nodes) == ['policy', 'command_guard', 'sim_robot', 'episode_recorder', 'session']
+    assert nodes['session']['participants'] == list(nodes)[:-1]
+    assert nodes['policy'] == {'robot': 'fr3', 'policy': 'reach', 'use_sim_time': False}
+    assert nodes['episode_recorder']['world'] == 'sim'
+    assert nodes['session']['operator'] == '007'
+    real = parameters('deploy', sim='false', record='false')
+    assert list(real) == ['policy', 'command_guard', 'session']
+    assert list(parameters('record', sim='false')) == [
+        'command_guard', 'episode_recorder', 'session',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('given', 'told'),
+    [
+        ({'polcy': 'x'}, "polcy: no such argument; did you mean 'policy'"),
+        ({'sim': 'yes'}, "sim: one of 'true', 'false', found 'yes'"),
+        ({'episodes': 'many'}, "episodes: a whole number is needed, found 'many'"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(given, told):
+    with pytest.raises(SpecError, match=told):
+        parameters('deploy', **given)

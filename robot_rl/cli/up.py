@@ -1,0 +1,121 @@
+"""Start the nodes of a graph as its launch file does, where there is no ros2 launch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+import tyro
+
+from robot_rl import resources
+from robot_rl.cli import common
+from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.nodes.graphs import GRAPHS, RESPAWN_AFTER_S, WRONG_INPUT_CODE, Graph, Process
+from robot_rl.nodes.supervisor import Supervisor
+
+EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
+_POLL_S = 0.05
+
+
+class Options(common.Options):
+    """Which graph, and the arguments of its launch file."""
+
+    graph: Annotated[str, tyro.conf.Positional] = pydantic.Field(description=', '.join(GRAPHS))
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description='name:=value, as for ros2 launch'
+    )
+    show_args: bool = pydantic.Field(False, description='list the arguments, and start nothing')
+    log_dir: Path | None = pydantic.Field(
+        None, description="folder of the nodes' logs; without it a new one in the temporary folder"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the graph until a node ends or a signal comes; exit with the code of that node."""
+    options = common.parse(Options, argv, 'up', __doc__, EXAMPLE)
+    if options.graph not in GRAPHS:
+        raise UnknownName('graph', options.graph, GRAPHS)
+    graph = GRAPHS[options.graph]
+    if options.show_args:
+        common.emit(_described(graph), options.as_json, _show(graph))
+        return 0
+    values = graph.values(_pairs(options.arguments))
+    processes = graph.nodes(values)  # what is wrong shows before anything is started
+    common.require_ros('up')
+    file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
+    arguments = ['--params-file', file, '--log-level', values['log_level']]
+    stop = _signals()
+    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{options.graph}-'))
+    domain_id = int(os.environ.get('ROS_DOMAIN_ID', 0))
+    discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
+    with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
+        for process in processes:
+            supervisor.start(process.executable, process.parameters, ros_arguments=arguments)
+        code = _watch(supervisor, processes, stop)
+        supervisor.stop()
+        _print_lines(supervisor)
+    return code
+
+
+def _watch(supervisor: Supervisor, processes: list[Process], stop: threading.Event) -> int:
+    """Show what the nodes say until one ends for good, or `stop` is set; return the exit code."""
+    respawned = {process.executable for process in processes if process.respawn}
+    while not stop.wait(_POLL_S):
+        _print_lines(supervisor)
+        for name, child in list(supervisor.children.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            print(f'[{name}] has ended with code {code}', file=sys.stderr)
+            if name not in respawned or code == WRONG_INPUT_CODE:
+                return code if code >= 0 else 1
+            time.sleep(RESPAWN_AFTER_S)
+            supervisor.restart(name)
+    return 0
+
+
+def _print_lines(supervisor: Supervisor) -> None:
+    for name, line in supervisor.new_lines():
+        print(f'[{name}] {line}', flush=True)
+
+
+def _signals() -> threading.Event:
+    """Return what SIGINT and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+    """Return {name: value} of words name:=value. Raises RobotRLError."""
+    pairs = {}
+    for word in words:
+        name, separator, value = word.partition(':=')
+        if not separator:
+            raise RobotRLError(f'up: {word!r}: <name>:=<value> is right')
+        pairs[name] = value
+    return pairs
+
+
+def _described(graph: Graph) -> dict[str, dict[str, str]]:
+    return {
+        name: {'default': argument.default, 'description': argument.description}
+        for name, argument in graph.arguments.items()
+    }
+
+
+def _show(graph: Graph) -> str:
+    rows = [
+        {'argument': name, 'default': argument.default or '-', 'description': argument.description}
+        for name, argument in graph.arguments.items()
+    ]
+    return '\n'.join([graph.summary, '', *common.table(rows)])

@@ -1,0 +1,201 @@
+"""Which nodes make up a graph, and with what parameters: for `ros2 launch` and for `robot-rl up`.
+
+It imports neither launch nor rclpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from robot_rl.errors import SpecError, did_you_mean
+
+SWITCH = ('true', 'false')
+MAYBE = ('', *SWITCH)
+FROM_FILE = '(empty: as in params_file)'
+REAL = '(empty: {} where sim is false, else as in params_file)'
+# The exit code of a node that was given something that a person can mend.
+WRONG_INPUT_CODE = 2
+# Until a node that ended by itself is started anew [s].
+RESPAWN_AFTER_S = 0.5
+
+
+class Argument(NamedTuple):
+    """An argument of a graph; `choices`: what else than these it may not be."""
+
+    default: str
+    description: str
+    choices: tuple[str, ...] | None = None
+
+
+# Those of every graph come last.
+ARGUMENTS = {
+    'sim': Argument('true', "simulate the arm; 'false': its driver runs already", SWITCH),
+    'robot': Argument('', f'robot in config/robots, or a YAML file {FROM_FILE}'),
+    'task': Argument('', f'task in config/tasks, or a YAML file {FROM_FILE}'),
+    'policy': Argument(
+        '', f"file, promoted name, one in pretrained/, 'random', 'constant' {FROM_FILE}"
+    ),
+    'seed': Argument('', f'seed of the initial condition {FROM_FILE}'),
+    'first_seed': Argument('', f'seed of the first episode, -1: no seeds {REAL.format("-1")}'),
+    'manual': Argument(
+        '', f'a person starts each episode by /session/start {REAL.format("true")}', MAYBE
+    ),
+    'episodes': Argument('', f'how many episodes to run, 0: until stopped {FROM_FILE}'),
+    'operator': Argument('', 'the person beside the arm, for the record'),
+    'record': Argument('true', 'record the episodes', SWITCH),
+    'storage': Argument('', f'folder of the episodes {FROM_FILE}'),
+    'namespace': Argument('', 'namespace of all nodes and topics, one per arm'),
+    'params_file': Argument('', 'YAML file of node parameters (empty: {default_file})'),
+    'log_level': Argument(
+        'info', 'log level of the nodes', ('debug', 'info', 'warn', 'error', 'fatal')
+    ),
+    'use_sim_time': Argument('false', 'take the time from /clock', SWITCH),
+}
+COMMON = ('namespace', 'params_file', 'log_level', 'use_sim_time')
+
+
+class Process(NamedTuple):
+    """A node of a graph. Its end is the graph's, unless it is to `respawn`."""
+
+    executable: str
+    parameters: dict[str, Any]
+    respawn: bool = False
+
+
+class Values:
+    """The values of a graph's arguments, as text, and what is made of them."""
+
+    def __init__(self, values: Mapping[str, str]):
+        self._values = values
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def is_true(self, name: str) -> bool:
+        """Tell whether a switch is on."""
+        return self[name] == 'true'
+
+    def number(self, name: str) -> int | None:
+        """Return an argument as a whole number; None where it is empty. Raises SpecError."""
+        try:
+            return int(self[name]) if self[name] else None
+        except ValueError:
+            raise SpecError(f'{name}: a whole number is needed, found {self[name]!r}') from None
+
+    @property
+    def first_seed(self) -> int | None:
+        """The seed of the first episode, None: as in params_file. No seed places a real arm."""
+        if self['sim'] == 'false' and not self['first_seed']:
+            return -1
+        return self.number('first_seed')
+
+    @property
+    def manual(self) -> bool | None:
+        """Whether a person starts each episode, None: as in params_file. A real arm waits."""
+        if not self['manual']:
+            return True if self['sim'] == 'false' else None
+        return self.is_true('manual')
+
+    def node(self, executable: str, respawn: bool = False, **parameters: Any) -> Process:
+        """Return a node; parameters that are empty are left to params_file."""
+        given = {name: value for name, value in parameters.items() if value not in ('', None)}
+        given['use_sim_time'] = self.is_true('use_sim_time')
+        return Process(executable, given, respawn)
+
+
+class Graph(NamedTuple):
+    """A graph: what it is, its own arguments, its file in config/nodes, and its nodes."""
+
+    summary: str
+    own_arguments: tuple[str, ...]
+    default_file: str
+    nodes: Callable[[Values], list[Process]]
+
+    @property
+    def arguments(self) -> dict[str, Argument]:
+        """All arguments by name."""
+        file = f'config/nodes/{self.default_file}.yaml'
+        names = (*self.own_arguments, *COMMON)
+        return {
+            name: ARGUMENTS[name]._replace(
+                description=ARGUMENTS[name].description.format(default_file=file)
+            )
+            for name in names
+        }
+
+    def values(self, given: Mapping[str, str]) -> Values:
+        """Return the values of all arguments. Raises SpecError for a wrong one in `given`."""
+        arguments = self.arguments
+        for name, value in given.items():
+            if name not in arguments:
+                raise SpecError(f'{name}: no such argument{did_you_mean(name, arguments)}')
+            choices = arguments[name].choices
+            if choices and value not in choices:
+                raise SpecError(f'{name}: one of {", ".join(map(repr, choices))}, found {value!r}')
+        return Values({name: given.get(name, a.default) for name, a in arguments.items()})
+
+
+def _sim_robot(values: Values) -> list[Process]:
+    return [values.node('sim_robot', task=values['task'], seed=values.number('seed'))]
+
+
+def _deploy(values: Values) -> list[Process]:
+    robot, task, policy = values['robot'], values['task'], values['policy']
+    started = [
+        values.node('policy', robot=robot, task=task, policy=policy),
+        values.node('command_guard', respawn=True, robot=robot),
+        *_around(values, record=values.is_true('record')),
+    ]
+    return [*started, _session(values, started, policy=policy, manual=values.manual)]
+
+
+def _record(values: Values) -> list[Process]:
+    started = [
+        values.node('command_guard', respawn=True, robot=values['robot']),
+        *_around(values, record=True),
+    ]
+    return [*started, _session(values, started)]
+
+
+def _around(values: Values, record: bool) -> list[Process]:
+    """Return what stands for the arm's driver, and the recorder."""
+    sim, started = values.is_true('sim'), []
+    if sim:
+        started.append(values.node('sim_robot', task=values['task']))
+    if record:
+        world, root = 'sim' if sim else 'real', values['storage']
+        recorder = values.node('episode_recorder', robot=values['robot'], root=root, world=world)
+        started.append(recorder)
+    return started
+
+
+def _session(values: Values, started: list[Process], **more: Any) -> Process:
+    return values.node(
+        'session',
+        task=values['task'],
+        episodes=values.number('episodes'),
+        first_seed=values.first_seed,
+        operator=values['operator'],
+        participants=[process.executable for process in started],
+        **more,
+    )
+
+
+GRAPHS = {
+    'sim_robot': Graph(
+        "the MuJoCo twin behind the topics of an arm's driver",
+        ('task', 'seed'), 'deploy', _sim_robot,
+    ),
+    'deploy': Graph(
+        'a policy on an arm, simulated or real: policy, command guard, recorder and session',
+        ('sim', 'robot', 'task', 'policy', 'episodes', 'first_seed', 'manual', 'operator',
+         'record', 'storage'),
+        'deploy', _deploy,
+    ),
+    'record': Graph(
+        'demonstrations: a person commands the arm through the guard',
+        ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage'),
+        'record', _record,
+    ),
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""robot-rl up: the graphs of the launch files without ros2 launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def up(tmp_path, domain_id):
+    """Return `start(*arguments)`, which starts `robot-rl up` in an empty folder."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, '-m', 'robot_rl.cli.main', 'up', *arguments]
+        process = subprocess.Popen(
+            [*command, '--log-dir', str(tmp_path / 'logs')],
+            cwd=tmp_path,
+            env=os.environ | {'ROS_DOMAIN_ID': str(domain_id)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def nodes_of(folder: Path) -> dict[str, int]:
+    """Return the pids of nodes whose parameters lie in `folder`, by name."""
+    found = {}
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            words = path.read_text().split('\0')
+        except OSError:
+            continue
+        if any(word.startswith(str(folder)) for word in words) and 'robot_rl.nodes' in words:
+            found[words[words.index('robot_rl.nodes') + 1]] = int(path.parent.name)
+    return found
+
+
+def until(condition, what, deadline_s=40.0):
+    end = time.monotonic() + deadline_s
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+def test_a_deployment_runs_its_episodes_and_ends_with_the_session(up, tmp_path):
+    storage = tmp_path / 'episodes'
+    process = up('deploy', 'policy:=random', 'episodes:=1', f'storage:={storage}', 'operator:=007')
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert '[policy] ' in text and '[session] {"episode"' in text
+    (episode,) = storage.iterdir()
+    header = json.loads((episode / 'episode.json').read_text())
+    assert (header['policy'], header['operator'], header['world']) == ('random', '007', 'sim')
+    assert nodes_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_nodes_and_the_guard_is_started_anew(up, tmp_path, number):
+    process = up('deploy', 'policy:=random', 'episodes:=0', f'storage:={tmp_path / "episodes"}')
+    names = {'policy', 'command_guard', 'sim_robot', 'episode_recorder', 'session'}
+    nodes = until(lambda: set(n := nodes_of(tmp_path)) == names and n, 'not all nodes are there')
+    until(lambda: list(tmp_path.glob('episodes/*')), 'no episode')
+    os.kill(nodes['command_guard'], signal.SIGKILL)
+
+    def anew():
+        return nodes_of(tmp_path).get('command_guard', nodes['command_guard'])
+
+    until(lambda: anew() != nodes['command_guard'], 'the guard is not started anew')
+    until((tmp_path / 'logs' / 'command_guard.ready').exists, 'it does not get to work')
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert nodes_of(tmp_path) == {}
+
+
+def test_a_node_that_cannot_start_ends_all_with_its_words(up, tmp_path):
+    process = up('deploy', 'policy:=no_such_policy')
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert "unknown policy 'no_such_policy'" in text
+    assert nodes_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        (['deplyo'], "unknown graph 'deplyo'; did you mean 'deploy'"),
+        (['deploy', 'polcy:=x'], "polcy: no such argument; did you mean 'policy'"),
+        (['deploy', 'policy=x'], "'policy=x': <name>:=<value> is right"),
+        (['deploy', 'sim:=yes'], "sim: one of 'true', 'false', found 'yes'"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_starts(up, arguments, told, tmp_path):
+    text, _ = (process := up(*arguments)).communicate(timeout=30)
+    assert process.returncode == 2 and told in text and text.count('\n') == 1, text
+    assert not (tmp_path / 'logs').exists()
+
+
+def test_arguments_are_listed(up):
+    text, _ = (process := up('record', '--show-args')).communicate(timeout=30)
+    assert process.returncode == 0
+    assert 'params_file' in text and 'config/nodes/record.yaml' in text

@@ -6,11 +6,15 @@ environment, --user, --target, install/robot_rl).
 """
 
 import functools
+import importlib.util
+import os
 from pathlib import Path
 
-from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.errors import RobotRLError, SpecError, UnknownName
 
 _PACKAGE = Path(__file__).resolve().parent
+# Names a local checkout of MuJoCo Menagerie.
+_MENAGERIE = 'ROBOT_RL_MENAGERIE'
 
 
 @functools.cache
@@ -50,12 +54,53 @@ def find(folder: str, name: str, suffix: str = '.yaml', kind: str = '') -> Path:
 
 
 def model(name: str) -> Path:
-    """Return the path of an MJCF file: a path of a file, or a name below robots/models."""
-    own = Path(name)
-    if own.is_file():
-        return own
-    path = _PACKAGE / 'robots' / 'models' / name
-    if path.is_file():
-        return path
-    models = _PACKAGE / 'robots' / 'models'
+    """Return the path of an MJCF file.
+
+    `name` is a path of a file, a name below robots/models, menagerie:<folder>/<file>.xml for
+    one of MuJoCo Menagerie, or <package>:<path> for one inside an installed Python package.
+    Raises UnknownName, or SpecError that says what is missing.
+    """
+    own, models = Path(name), _PACKAGE / 'robots' / 'models'
+    for path in (own, models / name):
+        if path.is_file():
+            return path
+    place, colon, inside = name.partition(':')
+    if colon and place == 'menagerie':
+        return _menagerie(name, *inside.split('/', 1))
+    if colon:
+        return _in_package(name, place, inside)
     raise UnknownName('model', name, (str(p.relative_to(models)) for p in models.rglob('*.xml')))
+
+
+def _menagerie(name: str, folder: str, file: str = '') -> Path:
+    """Find a model in the local checkout, or else let the package fetch and keep it."""
+    checkout = os.environ.get(_MENAGERIE)
+    if checkout:
+        return _existing(name, Path(checkout).expanduser() / folder / file)
+    try:
+        import mujoco_menagerie
+    except ImportError:
+        raise SpecError(
+            f'model {name!r}: set {_MENAGERIE} to a checkout of MuJoCo Menagerie, or let a '
+            'package download its models: pip install mujoco-menagerie'
+        ) from None
+    try:
+        return _existing(name, mujoco_menagerie.get(folder).path() / file)
+    except (mujoco_menagerie.MenagerieError, OSError) as error:
+        raise SpecError(
+            f'model {name!r}: {" ".join(str(error).split())}; {_MENAGERIE} may name a checkout'
+        ) from None
+
+
+def _in_package(name: str, package: str, inside: str) -> Path:
+    """Find a file in an installed package without importing it."""
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise SpecError(f'model {name!r}: no Python package {package!r} is installed')
+    return _existing(name, Path(found.submodule_search_locations[0]) / inside)
+
+
+def _existing(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise SpecError(f'model {name!r}: no such file: {path}')
+    return path

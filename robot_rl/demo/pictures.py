@@ -18,7 +18,7 @@ _SIZE = 480, 360
 def episode_pictures(task: ReachTask, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return {caption: RGB uint8 [H, W, 3]} of an episode's start, first second and end."""
     model = task.model()
-    data, arm = mujoco.MjData(model), ArmIndex.of(model, task.robot.joints)
+    data, arm = mujoco.MjData(model), ArmIndex.of(model, task.robot.model_joints)
     rows = {0: 'start', round(task.config.rate_hz): 'after 1 s', -1: 'end'}
     draw = _drawing()
     pictures = {}

@@ -10,9 +10,9 @@ from typing import Self
 import mujoco
 import numpy as np
 
-from robot_rl import resources
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.robots import quaternions
+from robot_rl.robots.mjcf import find, load_model, named, names
 from robot_rl.specs import RobotSpec
 
 _HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
@@ -27,7 +27,7 @@ _POSITION_TOLERANCE, _ROTATION_TOLERANCE = 1e-6, 1e-6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KinematicChain:
-    """A serial chain from a base frame to a tool site.
+    """A serial chain from a base frame to a tool.
 
     In the chain's own order k = 0..n-1, joint k's frame stands at the constant transform
     `fixed[k]` from joint k-1's moved frame (from the base for k = 0); the tool stands at
@@ -47,44 +47,41 @@ class KinematicChain:
     def from_spec(cls, robot: RobotSpec) -> Self:
         """Read the chain of `robot` from its MJCF, in the robot's base frame and joint order.
 
-        Raises SpecError where the model lacks the joints, the tool site or the base frame.
+        Raises SpecError where the model lacks the joints, the tool or the base frame.
         """
-        path = resources.model(robot.mjcf)
-        try:
-            model = mujoco.MjModel.from_xml_path(str(path))
-        except ValueError as error:
-            raise SpecError(f'{path}: MuJoCo cannot read it ({error})') from None
-        chain = cls.from_model(model, robot.joints, robot.tool_site, robot.base_frame)
+        model = load_model(robot.mjcf)
+        chain = cls.from_model(model, robot.model_joints, robot.tool_site, robot.model_base)
         lower = np.maximum(chain.lower, robot.lower)
         upper = np.minimum(chain.upper, robot.upper)
-        return dataclasses.replace(chain, lower=lower, upper=upper)
+        return dataclasses.replace(chain, joints=robot.joints, lower=lower, upper=upper)
 
     @classmethod
     def from_model(
         cls,
         model: mujoco.MjModel,
         joints: Sequence[str],
-        site: str,
+        tool: str,
         base: str | None = None,
     ) -> Self:
-        """Read the chain from body `base` (None: the world) to `site`; `joints` orders q.
+        """Read the chain from body `base` (None: the world) to `tool`; `joints` orders q.
+
+        `tool` is a site or, where no site has that name, a body.
 
         Raises SpecError where a name is unknown, or `joints` are not the chain's joints.
         """
-        site_id = _named(model, 'site', site)
-        root = 0 if base is None else _named(model, 'body', base)
-        fixed, ids = _walk(model, site_id, root)
-        names = [model.joint(i).name for i in ids]
-        if sorted(names) != sorted(joints):
+        root = 0 if base is None else named(model, 'body', base)
+        fixed, ids = _walk(model, tool, root)
+        found = [model.joint(i).name for i in ids]
+        if sorted(found) != sorted(joints):
             raise SpecError(
-                f'joints {list(joints)} are not those between {base or "the world"} and site '
-                f'{site!r}, which are {names}'
+                f'joints {list(joints)} are not those between {base or "the world"} and tool '
+                f'{tool!r}, which are {found}'
             )
         limits = np.array([_limits(model, i) for i in ids]).reshape(-1, 2)
-        back = [names.index(joint) for joint in joints]
+        back = [found.index(joint) for joint in joints]
         return cls(
             joints=tuple(joints),
-            order=tuple(list(joints).index(name) for name in names),
+            order=tuple(list(joints).index(name) for name in found),
             fixed=np.array(fixed),
             axes=model.jnt_axis[ids].reshape(-1, 3).copy(),
             hinge=model.jnt_type[ids] == _HINGE,
@@ -199,17 +196,14 @@ class KinematicChain:
         return cross, cross @ cross, np.where(hinge, 0.0, self.axes)
 
 
-def _walk(model: mujoco.MjModel, site: int, root: int) -> tuple[list[np.ndarray], list[int]]:
-    """Follow the bodies from `site` up to `root` -> constant transforms [n + 1], joint ids [n]."""
+def _walk(model: mujoco.MjModel, tool: str, root: int) -> tuple[list[np.ndarray], list[int]]:
+    """Follow the bodies from `tool` up to `root` -> constant transforms [n + 1], joint ids [n]."""
     fixed: list[np.ndarray] = []
     ids: list[int] = []
-    since = _transform(model.site_pos[site], model.site_quat[site])
-    body = model.site_bodyid[site]
+    body, since = _tool(model, tool)
     while body != root:
         if body == 0:
-            raise SpecError(
-                f'site {model.site(site).name!r} does not hang below {model.body(root).name!r}'
-            )
+            raise SpecError(f'tool {tool!r} does not hang below {model.body(root).name!r}')
         first, count = model.body_jntadr[body], model.body_jntnum[body]
         for joint in reversed(range(first, first + count)):
             anchor = _transform(model.jnt_pos[joint], np.array([1.0, 0, 0, 0]))
@@ -222,22 +216,26 @@ def _walk(model: mujoco.MjModel, site: int, root: int) -> tuple[list[np.ndarray]
     return fixed, ids
 
 
+def _tool(model: mujoco.MjModel, name: str) -> tuple[int, np.ndarray]:
+    """Return the body that carries the tool, and the tool's constant transform [4, 4] in it."""
+    site, body = find(model, 'site', name), find(model, 'body', name)
+    if site is not None:
+        pose = _transform(model.site_pos[site], model.site_quat[site])
+        return model.site_bodyid[site], pose
+    if body is not None:
+        return body, np.eye(4)
+    raise SpecError(
+        f'the model has no site {name!r} and no body of that name; it has sites '
+        f'{names(model, "site")} and bodies {names(model, "body")}'
+    )
+
+
 def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
     """Return the homogeneous transform [4, 4] of a position and a wxyz quaternion."""
     transform = np.eye(4)
     transform[:3, :3] = quaternions.to_matrix(quaternion)
     transform[:3, 3] = position
     return transform
-
-
-def _named(model: mujoco.MjModel, kind: str, name: str) -> int:
-    """Return the id of a named element. Raises SpecError that lists the names there are."""
-    index = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}'), name)
-    if index < 0:
-        count = getattr(model, f'n{kind}')
-        names = [getattr(model, kind)(i).name for i in range(count)]
-        raise SpecError(f'the model has no {kind} {name!r}; it has {names}')
-    return index
 
 
 def _limits(model: mujoco.MjModel, joint: int) -> np.ndarray:

@@ -107,7 +107,7 @@ class ArmEnvironment:
     def _start_physics(self, threads: int | None) -> None:
         """Compile the scene and start the thread pool, no wider than the batch."""
         self._model = self.task.model()
-        self._arm = ArmIndex.of(self._model, self.task.robot.joints)
+        self._arm = ArmIndex.of(self._model, self.task.robot.model_joints)
         cores = threads or len(os.sched_getaffinity(0))
         threads = max(1, min(cores, self.num_envs))
         self._data = [mujoco.MjData(self._model) for _ in range(threads)]

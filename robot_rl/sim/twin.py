@@ -22,7 +22,7 @@ class Twin:
         self.task = task
         self.model = task.model()
         self.data = mujoco.MjData(self.model)
-        self._arm = ArmIndex.of(self.model, task.robot.joints)
+        self._arm = ArmIndex.of(self.model, task.robot.model_joints)
         self._left_over = 0.0
         self.reset(0)
 

@@ -33,6 +33,11 @@ class JointLimits(Spec):
             raise ValueError(
                 f'min_position {self.min_position} must be below max_position {self.max_position}'
             )
+        if self.max_jerk is not None and self.max_acceleration is None:
+            raise ValueError(
+                f'max_jerk {self.max_jerk} needs max_acceleration: jerk bounds how fast an '
+                'acceleration builds up, and that has no bound here'
+            )
         return self
 
 
@@ -113,7 +118,13 @@ class RobotSpec(Spec):
     joint_limits: dict[str, JointLimits]
     home: dict[str, float]
     workspace: Box
+    # A model, as resources.model() finds it: of the arm alone or of a scene that it stands in.
     mjcf: str
+    # {name among joints: its name in the model} where the two differ.
+    mjcf_joints: dict[str, str] = pydantic.Field(default_factory=dict)
+    # The model's body that is base_frame, where its name differs.
+    mjcf_base: str | None = None
+    # The model's site, or else body, that is the tool.
     tool_site: str
     base_frame: str = 'base_link'
     joint_states_topic: str = 'joint_states'
@@ -144,10 +155,30 @@ class RobotSpec(Spec):
                 )
         return self
 
+    @pydantic.model_validator(mode='after')
+    def _model_joints_are_distinct(self) -> Self:
+        if unknown := self.mjcf_joints.keys() - set(self.joints):
+            raise ValueError(
+                f'mjcf_joints: {sorted(unknown)} not among joints {list(self.joints)}'
+            )
+        if len(set(self.model_joints)) != len(self.joints):
+            raise ValueError(f'mjcf_joints: a name stands twice in {list(self.model_joints)}')
+        return self
+
     @classmethod
     def load(cls, name: str) -> RobotSpec:
         """Read the robot called `name` from config/robots, or a YAML file by its path."""
         return cls.from_yaml(resources.find('config/robots', name))
+
+    @property
+    def model_joints(self) -> tuple[str, ...]:
+        """The joint names in the MJCF, in the order of `joints`."""
+        return tuple(self.mjcf_joints.get(joint, joint) for joint in self.joints)
+
+    @property
+    def model_base(self) -> str:
+        """The name of base_frame's body in the MJCF."""
+        return self.mjcf_base or self.base_frame
 
     @property
     def lower(self) -> np.ndarray:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 
 from robot_rl import resources
-from robot_rl.errors import RobotRLError, UnknownName, did_you_mean
+from robot_rl.errors import RobotRLError, SpecError, UnknownName, did_you_mean
 
 
 def test_names_are_sorted_and_found(tmp_path):
@@ -78,3 +81,65 @@ def test_a_near_miss_is_suggested_and_otherwise_the_known_are_listed():
     assert did_you_mean('zzz', ['dmpo', 'd4pg']) == '; known: dmpo, d4pg'
     assert did_you_mean('zzz', []) == ''
     assert did_you_mean('zzz', map(str, range(20))).endswith('6, 7, ...')
+
+
+def test_a_menagerie_model_comes_from_the_named_checkout(tmp_path, monkeypatch):
+    (tmp_path / 'arm').mkdir()
+    (tmp_path / 'arm' / 'scene.xml').write_text('<mujoco/>')
+    monkeypatch.setenv('ROBOT_RL_MENAGERIE', str(tmp_path))
+    assert resources.model('menagerie:arm/scene.xml') == tmp_path / 'arm' / 'scene.xml'
+    for absent in ('arm/arm.xml', 'arm', ''):
+        with pytest.raises(
+            SpecError, match=rf"model 'menagerie:{absent}': no such file: {tmp_path}"
+        ):
+            resources.model(f'menagerie:{absent}')
+
+
+@pytest.fixture
+def _no_checkout(monkeypatch):
+    monkeypatch.delenv('ROBOT_RL_MENAGERIE', raising=False)
+
+
+@pytest.mark.usefixtures('_no_checkout')
+def test_without_a_checkout_the_package_provides_the_model(tmp_path, monkeypatch):
+    class MenagerieError(Exception):
+        pass
+
+    class Robot:
+        def path(self):
+            return tmp_path
+
+    def get(name):
+        if name != 'arm':
+            raise MenagerieError(f'Unknown robot {name!r}.\n  Did you mean this?')
+        return Robot()
+
+    package = types.SimpleNamespace(get=get, MenagerieError=MenagerieError)
+    monkeypatch.setitem(sys.modules, 'mujoco_menagerie', package)
+    (tmp_path / 'scene.xml').write_text('<mujoco/>')
+    assert resources.model('menagerie:arm/scene.xml') == tmp_path / 'scene.xml'
+    for name in ('menagerie:am/scene.xml', 'menagerie:arm/x.xml'):
+        with pytest.raises(SpecError, match=f"model '{name}': ") as caught:
+            resources.model(name)
+        assert '\n' not in str(caught.value)
+
+
+@pytest.mark.usefixtures('_no_checkout')
+def test_without_checkout_and_package_both_ways_are_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mujoco_menagerie', None)
+    with pytest.raises(SpecError, match=r'set ROBOT_RL_MENAGERIE .*pip install mujoco-') as caught:
+        resources.model('menagerie:arm/arm.xml')
+    assert '\n' not in str(caught.value)
+
+
+def test_a_model_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / 'some_arms').mkdir()
+    (tmp_path / 'some_arms' / '__init__.py').write_text('raise RuntimeError')
+    (tmp_path / 'some_arms' / 'arm.xml').write_text('<mujoco/>')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resources.model('some_arms:arm.xml') == tmp_path / 'some_arms' / 'arm.xml'
+    with pytest.raises(SpecError, match=r"model 'some_arms:leg\.xml': no such file"):
+        resources.model('some_arms:leg.xml')
+    for name in ('no_arms', 'no.arms', 'types', ''):
+        with pytest.raises(SpecError, match=f"no Python package '{name}' is installed"):
+            resources.model(f'{name}:arm.xml')

@@ -43,3 +43,32 @@ def test_robots_are_loaded_by_name_or_path(tmp_path, robot_data):
     assert RobotSpec.load(str(path)).name == 'planar'
     with pytest.raises(UnknownName, match="unknown robot 'ur5'; did you mean 'ur5e'"):
         RobotSpec.load('ur5')
+
+
+def test_model_names_follow_the_order_of_joints(robot_data):
+    robot = RobotSpec.parse(robot_data)
+    assert robot.model_joints == robot.joints and robot.model_base == 'base_link'
+    robot = robot.replace(mjcf_joints={'elbow': 'j2'}, mjcf_base='pedestal')
+    assert robot.model_joints == ('shoulder', 'j2') and robot.model_base == 'pedestal'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'mjcf_joints': {'wrist': 'j3'}}, r"mjcf_joints: \['wrist'\] not among joints"),
+        ({'mjcf_joints': {'elbow': 'shoulder'}}, r"a name stands twice in \['shoulder', 'should"),
+    ],
+)
+def test_model_names_that_cannot_be_are_told(robot_data, changes, told):
+    with pytest.raises(SpecError, match=told) as caught:
+        RobotSpec.parse(robot_data | changes)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_bound_on_jerk_needs_one_on_acceleration(robot_data):
+    limits = robot_data['joint_limits']['elbow']
+    limits['max_jerk'] = 50.0
+    with pytest.raises(SpecError, match=r'joint_limits\.elbow: .*max_jerk 50\.0 needs max_accel'):
+        RobotSpec.parse(robot_data)
+    limits['max_acceleration'] = 5.0
+    assert RobotSpec.parse(robot_data).max_jerk[1] == 50.0

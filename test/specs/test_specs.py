@@ -40,12 +40,13 @@ def robots(draw) -> RobotSpec:
     joints = draw(distinct)
     limits = {}
     for joint in joints:
-        low = draw(numbers)
+        low, acceleration = draw(numbers), draw(st.none() | positive)
         limits[joint] = {
             'min_position': low,
             'max_position': low + draw(st.floats(0.1, 10)),
             'max_velocity': draw(positive),
-            'max_jerk': draw(st.none() | positive),
+            'max_acceleration': acceleration,
+            'max_jerk': draw(st.none() | positive) if acceleration else None,
         }
     return RobotSpec(
         name=draw(names),
@@ -54,6 +55,8 @@ def robots(draw) -> RobotSpec:
         home={joint: limits[joint]['min_position'] for joint in joints},
         workspace=draw(bounds(3)),
         mjcf=draw(names),
+        mjcf_joints=draw(st.just({}) | st.just({joint: f'{joint}_in_mjcf' for joint in joints})),
+        mjcf_base=draw(st.none() | names),
         tool_site=draw(names),
         controller={'rate_hz': draw(positive), 'driver_timeout_s': draw(st.none() | positive)},
         gripper=draw(st.none() | st.just({'joint': 'g', 'open_width': 0.1, 'topic': 't'})),

@@ -1,0 +1,38 @@
+"""MJCF models: compiled by name, their elements found by name."""
+
+from __future__ import annotations
+
+import mujoco
+
+from robot_rl import resources
+from robot_rl.errors import SpecError
+
+
+def load_model(name: str) -> mujoco.MjModel:
+    """Compile the MJCF called `name`, see resources.model. Raises SpecError, UnknownName."""
+    path = resources.model(name)
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:
+        reason = ' '.join(str(error).split())
+        raise SpecError(f'{path}: MuJoCo cannot read it ({reason})') from None
+
+
+def names(model: mujoco.MjModel, kind: str) -> list[str]:
+    """Return the names of all elements of a kind ('joint', 'site', 'body')."""
+    count = {'joint': model.njnt, 'site': model.nsite, 'body': model.nbody}[kind]
+    return [getattr(model, kind)(index).name for index in range(count)]
+
+
+def find(model: mujoco.MjModel, kind: str, name: str) -> int | None:
+    """Return the id of a named element, or None."""
+    index = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f'mjOBJ_{kind.upper()}'), name)
+    return index if index >= 0 else None
+
+
+def named(model: mujoco.MjModel, kind: str, name: str) -> int:
+    """Return the id of a named element. Raises SpecError that lists the names there are."""
+    index = find(model, kind, name)
+    if index is None:
+        raise SpecError(f'the model has no {kind} {name!r}; it has {names(model, kind)}')
+    return index

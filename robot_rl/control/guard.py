@@ -184,7 +184,7 @@ class CommandGuard:
         held command behind is not told that command any more.
         """
         self._pass_time(now)
-        found, reason = self._by_name(names, positions, others=True)
+        found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
         if reason:
             return self._refuse(f'joint states: {reason}')
         self._measured, self._measured_at = found, self._time
@@ -212,7 +212,7 @@ class CommandGuard:
         if self._overrules(source):
             self._counts['overruled'] += 1
             return None
-        target, unfit = self._by_name(names, positions, others=False)
+        target, unfit = self._by_name(names, positions, self.robot.joints)
         anew = self._starts_anew()
         reason = self._closed_to(source) or unfit or self._wrong_duration(duration_s)
         if reason := reason or self._unknown_pose(anew):
@@ -439,10 +439,14 @@ class CommandGuard:
         return float(max(tool.max(), (box.lower[2] - points[..., 2]).max()))
 
     def _by_name(
-        self, names: Sequence[str], positions: ArrayLike, others: bool
+        self,
+        names: Sequence[str],
+        positions: ArrayLike,
+        joints: Sequence[str],
+        others: bool = False,
     ) -> tuple[np.ndarray | None, str]:
-        """Return the positions in the robot's order and '', or None and what is wrong."""
-        names, joints = list(names), self.robot.joints
+        """Return the positions in the order of `joints` and '', or None and what is wrong."""
+        names = list(names)
         try:
             values = np.asarray(positions, np.float64)
         except (TypeError, ValueError):

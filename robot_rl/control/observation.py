@@ -174,7 +174,7 @@ class ObservationAssembler:
         values (velocities aside, where the contract has a fill rule); the former sample stays.
         """
         if stream == 'joint_states':
-            taken = self._joint_values(stamp_s, values, names or self.robot.joints)
+            taken = self._joint_values(stamp_s, values, names or self.robot.driver_joints)
         else:
             taken = {k: require_finite(f'{stream}.{k}', v) for k, v in values.items()}
             for quantity, elements in POSE_ELEMENTS.items():

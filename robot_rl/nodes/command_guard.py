@@ -44,7 +44,9 @@ class ToArm:
         self._message = Float64MultiArray()
         if self._kind == 'joint_trajectory':
             # Stamped 0: it starts when it comes.
-            self._message = support.trajectory(robot.joints, robot.controller.point_duration_s)
+            self._message = support.trajectory(
+                robot.driver_joints, robot.controller.point_duration_s
+            )
         self._publisher = node.create_publisher(
             type(self._message), robot.controller.topic, support.COMMAND
         )

@@ -84,10 +84,10 @@ class SimRobot(Node):
             JointState, robot.joint_states_topic, support.STREAM
         )
         self._target_pose = self.create_publisher(PoseStamped, support.TARGET_POSE, support.STREAM)
-        self._joint_state = JointState(name=list(robot.joints))
-        self._joint_state.header.frame_id = robot.base_frame
+        self._joint_state = JointState(name=list(robot.driver_joints))
+        self._joint_state.header.frame_id = robot.driver_frame
         self._pose = PoseStamped()
-        self._pose.header.frame_id = robot.base_frame
+        self._pose.header.frame_id = robot.driver_frame
 
     def _work(self, stop: threading.Event) -> None:
         """Step at the rate of the driver's joint states; tell once a second how real time is."""
@@ -121,7 +121,7 @@ class SimRobot(Node):
         if isinstance(message, Float64MultiArray):
             self._driver.command(message.data)
             return
-        joints, points = list(self._task.robot.joints), message.points
+        joints, points = list(self._task.robot.driver_joints), message.points
         if message.joint_names != joints or len(points) != 1:
             raise ContractMismatch(
                 f'{len(points)} points for {message.joint_names}; right is one for {joints}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
@@ -114,6 +115,7 @@ class RobotSpec(Spec):
 
     schema_version: Literal[1] = 1
     name: str
+    # As the driver names them, less its tf_prefix.
     joints: tuple[str, ...] = pydantic.Field(min_length=1)
     joint_limits: dict[str, JointLimits]
     home: dict[str, float]
@@ -127,6 +129,8 @@ class RobotSpec(Spec):
     # The model's site, or else body, that is the tool.
     tool_site: str
     base_frame: str = 'base_link'
+    # What this arm's driver puts before the names of joints and frames, as in 'left_'.
+    tf_prefix: str = ''
     joint_states_topic: str = 'joint_states'
     joint_states_rate_hz: PositiveFloat = 100.0
     controller: Controller = Controller()
@@ -167,8 +171,37 @@ class RobotSpec(Spec):
 
     @classmethod
     def load(cls, name: str) -> RobotSpec:
-        """Read the robot called `name` from config/robots, or a YAML file by its path."""
+        """Read the robot called `name` from config/robots, or a YAML file by its path.
+
+        '<name>@<prefix>' is that robot behind a driver with this tf_prefix. Raises SpecError,
+        UnknownName.
+        """
+        plain, at, prefix = name.rpartition('@')
+        if at and not Path(name).is_file():
+            if not prefix:
+                raise SpecError(
+                    f'robot {name!r}: a tf_prefix is needed after @, as in {name}left_'
+                )
+            return cls.load(plain).prefixed(prefix)
         return cls.from_yaml(resources.find('config/robots', name))
+
+    def prefixed(self, prefix: str) -> RobotSpec:
+        """Return the same arm behind a driver that puts `prefix` before joints and frames.
+
+        Only what the driver says and hears changes: policies, contracts and models keep the
+        names in `joints`.
+        """
+        return self.replace(name=f'{self.name}@{prefix}', tf_prefix=prefix + self.tf_prefix)
+
+    @property
+    def driver_joints(self) -> tuple[str, ...]:
+        """The joint names in the driver's messages, in the order of `joints`."""
+        return tuple(self.tf_prefix + joint for joint in self.joints)
+
+    @property
+    def driver_frame(self) -> str:
+        """The name of base_frame in the driver's messages."""
+        return self.tf_prefix + self.base_frame
 
     @property
     def model_joints(self) -> tuple[str, ...]:
@@ -211,16 +244,16 @@ class RobotSpec(Spec):
         return np.array([self.home[joint] for joint in self.joints])
 
     def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
-        """Return where each joint of this robot stands in `names`; others may stand there too.
+        """Return where each joint stands in the driver's `names`; others may stand there too.
 
         Raises SpecError that lists the missing joints.
         """
-        missing = [joint for joint in self.joints if joint not in names]
+        missing = [joint for joint in self.driver_joints if joint not in names]
         if missing:
             raise SpecError(
                 f'joint names: {missing} of robot {self.name} are missing; found {list(names)}'
             )
-        return [list(names).index(joint) for joint in self.joints]
+        return [list(names).index(joint) for joint in self.driver_joints]
 
     def _limit_or_none(self, name: str) -> np.ndarray:
         given = (getattr(self.joint_limits[joint], name) for joint in self.joints)

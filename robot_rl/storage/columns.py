@@ -175,7 +175,7 @@ def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
                 f'{episode.path}: action {field.name} is a {field.kind}; columns can be made of '
                 'joint_position and joint_delta'
             )
-    joints, names = episode.header.robot_spec.joints, _stream_names(episode)
+    robot, names = episode.header.robot_spec, _stream_names(episode)
     recording = _Recording([], [], [], {}, {})
     samples: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
     for item in episode.messages(names):
@@ -185,11 +185,11 @@ def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
                 recording.requested.append(_positions(item.message, contract.action_names))
                 recording.ticks_ns.append(stamp)
             elif name == _COMMAND:
-                recording.commands.append((stamp, _positions(item.message, joints)))
+                recording.commands.append((stamp, _positions(item.message, robot.joints)))
             elif name == _APPLIED:
-                recording.applied[stamp] = _positions(item.message, joints)
+                recording.applied[stamp] = _positions(item.message, robot.joints)
             elif name == _JOINT_STATES:
-                samples[name].append((stamp, _joint_state(item.message, joints)))
+                samples[name].append((stamp, _joint_state(item.message, robot.driver_joints)))
             else:
                 samples[name].append((stamp, _pose(item.message.pose)))
         except ValueError as error:

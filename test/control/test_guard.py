@@ -61,6 +61,16 @@ def test_interpolates_linearly_and_arrives_after_the_duration(started):
     assert np.array_equal(out[-1], target)
 
 
+def test_the_driver_speaks_with_its_prefix_and_those_who_command_do_not(new, robot):
+    guard = new(robot.prefixed('left_'))
+    left = [f'left_{name}' for name in NAMES]
+    assert guard.measured([*left, 'right_elbow'], [*HOME, 9.0], now=0.0) is None
+    assert send(guard, HOME + 0.01, now=0.0) is None
+    np.testing.assert_allclose(guard.tick(PERIOD).positions, HOME + 0.01)
+    assert 'joint names' in guard.measured(NAMES, HOME, now=PERIOD)
+    assert 'joint names' in send(guard, HOME, now=PERIOD, names=left)
+
+
 def test_a_stream_of_targets_continues_from_the_last_command(started):
     guard = started()
     last = HOME

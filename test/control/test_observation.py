@@ -172,6 +172,17 @@ def test_messages_become_the_observation_by_joint_name(assembler, chain):
     np.testing.assert_allclose(seen['command'], [[0, -0.1, -0.2]] * 2)
 
 
+def test_a_drivers_prefix_stays_outside_of_the_observation(contract, robot, chain):
+    left = ObservationAssembler(contract, robot.prefixed('left_'), chain)
+    values = {'position': [0.3, 0.1, 0.2], 'velocity': [3.0, 1.0, 2.0]}
+    left.put('joint_states', 1.0, values, ['left_wrist', 'left_shoulder', 'left_elbow'])
+    left.put('target_pose', 1.0, {'position': [4, 5, 6]})
+    seen, _ = left.assemble(1.0, np.zeros(3))
+    np.testing.assert_allclose(seen['joint_position'], [0.1, 0.2, 0.3])
+    with pytest.raises(SpecError, match='left_shoulder'):
+        left.put('joint_states', 1.0, values, NAMES)
+
+
 def test_history_moves_on_with_every_assembly_and_begins_anew(assembler):
     put_all(assembler, 1.0)
     for k in range(3):

@@ -45,10 +45,37 @@ def test_robots_are_loaded_by_name_or_path(tmp_path, robot_data):
         RobotSpec.load('ur5')
 
 
+def test_a_name_with_a_prefix_is_the_same_arm_behind_another_driver(tmp_path, robot_data):
+    left = RobotSpec.load('ur5e@left_')
+    assert left.name == 'ur5e@left_' and left.joints == RobotSpec.load('ur5e').joints
+    assert left.driver_joints[0] == 'left_shoulder_pan_joint'
+    assert left.driver_frame == 'left_base_link' and left.model_base == 'base_link'
+    with pytest.raises(
+        SpecError, match=r"\['left_wrist_3_joint'\] of robot ur5e@left_ are missing"
+    ):
+        left.indices([*left.driver_joints[:5], 'wrist_3_joint'])
+    path = tmp_path / 'arm@home.yaml'  # a file is a file, whatever its name
+    path.write_text(RobotSpec.parse(robot_data).to_yaml())
+    assert RobotSpec.load(str(path)).tf_prefix == ''
+    assert RobotSpec.load(f'{path}@b/').driver_joints == ('b/shoulder', 'b/elbow')
+
+
+@pytest.mark.parametrize(
+    ('name', 'told'),
+    [
+        ('ur5e@', "robot 'ur5e@': a tf_prefix is needed after @, as in ur5e@left_"),
+        ('ur5@left_', "unknown robot 'ur5'; did you mean 'ur5e'"),
+    ],
+)
+def test_a_wrong_name_with_a_prefix_is_one_clear_line(name, told):
+    with pytest.raises((SpecError, UnknownName), match=told):
+        RobotSpec.load(name)
+
+
 def test_model_names_follow_the_order_of_joints(robot_data):
     robot = RobotSpec.parse(robot_data)
     assert robot.model_joints == robot.joints and robot.model_base == 'base_link'
-    robot = robot.replace(mjcf_joints={'elbow': 'j2'}, mjcf_base='pedestal')
+    robot = robot.replace(mjcf_joints={'elbow': 'j2'}, mjcf_base='pedestal', tf_prefix='a_')
     assert robot.model_joints == ('shoulder', 'j2') and robot.model_base == 'pedestal'
 
 

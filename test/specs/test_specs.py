@@ -116,6 +116,20 @@ def test_every_spec_survives_json_and_yaml(spec):
     assert json.loads(spec.to_json()) == spec.to_dict()
 
 
+@given(robots(), names)
+def test_a_prefix_changes_what_the_driver_says_and_nothing_else(robot, prefix):
+    left = robot.prefixed(prefix)
+    assert tuple(name.removeprefix(prefix) for name in left.driver_joints) == robot.driver_joints
+    assert left.driver_frame.removeprefix(prefix) == robot.driver_frame
+    assert all(name.startswith(prefix) for name in (*left.driver_joints, left.driver_frame))
+    back = left.replace(name=robot.name, tf_prefix='')
+    assert back == robot and back.digest() == robot.digest()
+    assert (left.joints, left.model_joints) == (robot.joints, robot.model_joints)
+    assert left.model_base == robot.model_base
+    shuffled = [*reversed(left.driver_joints), 'another']
+    assert [shuffled[i] for i in left.indices(shuffled)] == list(left.driver_joints)
+
+
 @given(cards())
 def test_a_card_survives_the_metadata_of_a_file(card):
     metadata = card.to_metadata()

@@ -17,8 +17,9 @@ JOINTS = ('shoulder', 'elbow')
 class Recording:
     """A simulated arm, policy and guard; everything that they publish, in arrival order."""
 
-    def __init__(self, ros, rng, ticks=12, namespace='', tail_ms=100):
+    def __init__(self, ros, rng, ticks=12, namespace='', tail_ms=100, tf_prefix=''):
         self.ros, self.namespace, self.sent = ros, namespace, []
+        self.tf_prefix = tf_prefix
         self.states, self.poses, self.ticks, self.applied = [], [], [], {}
         self.end_ms = 503 + 50 * ticks + tail_ms
         for at in range(0, self.end_ms, 10):  # the arm, 100 Hz with jitter
@@ -39,7 +40,8 @@ class Recording:
         order = list(rng.permutation(list(values)))
         self.states.append((stamp, values))
         position, velocity = zip(*(values[name] for name in order), strict=True)
-        self._send('joint_states', self.ros.joint_state(stamp, order, position, velocity), stamp)
+        names = [self.tf_prefix + name for name in order]
+        self._send('joint_states', self.ros.joint_state(stamp, names, position, velocity), stamp)
 
     def _tick(self, now, rng):
         stamp = max(stamp for stamp, _ in self.states if stamp <= now)
@@ -127,6 +129,19 @@ def test_joint_states_are_found_where_the_robot_says(tmp_path, recording, header
     np.testing.assert_array_equal(
         found['joint_states.position'], expected['joint_states.position']
     )
+
+
+def test_joints_are_found_behind_a_prefix(tmp_path, ros, header, robot):
+    plain, left = (
+        Recording(ros, np.random.default_rng(7), tf_prefix=prefix) for prefix in ('', 'left_')
+    )
+    expected = aligned_columns(plain.write(tmp_path, header()))
+    behind = header(robot_spec=robot.prefixed('left_'))
+    found = aligned_columns(left.write(tmp_path, behind))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column)
+    with pytest.raises(StorageError, match=r'left_shoulder.* missing among the names'):
+        aligned_columns(plain.write(tmp_path / 'other', behind))
 
 
 def test_joint_positions_are_applied_as_they_are(tmp_path, recording, header, contract):

@@ -1,4 +1,4 @@
-"""What the documents say can be done is done: the example of docs/adding_an_algorithm.md."""
+"""What the documents say can be done is done: the examples of the pages that have some."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_rl import registry
+from robot_rl import registry, resources
+from robot_rl.cli.main import main
 from robot_rl.control.runtime import OnnxPolicy
+from robot_rl.specs import RobotSpec
 from robot_rl.training.config import RunConfig
 from robot_rl.training.loop import Trainer
 
@@ -59,3 +61,28 @@ def test_the_worked_example_learns_and_leaves_as_a_file(svg0, tmp_path, memory):
     zeros = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
     action, _ = policy.select(zeros, policy.initial_state(1))
     assert np.isfinite(action).all()
+
+
+def test_the_arm_of_the_page_about_robots_is_read_and_simulated(tmp_path, monkeypatch, capsys):
+    text = (DOCS / 'robots.md').read_text(encoding='utf-8')
+    files = dict(re.findall(r'`(planar\S*)`:\n\n```\w+\n(.*?)```', text, re.DOTALL))
+    assert list(files) == ['planar.xml', 'planar.yaml', 'planar_reach.yaml']
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        Path(name).write_text(content)
+    (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    exec(compile(snippet, 'robots.md', 'exec'), {})
+    printed = np.fromstring(capsys.readouterr().out.strip('[]\n'), sep=' ')
+    said = np.fromstring(re.search(r'# \[(.*)\]', snippet)[1], sep=' ')
+    np.testing.assert_allclose(printed, said, atol=1e-3)
+    command = re.search(r'robot-rl (evaluate --policy random .*)', text)[1].split()
+    assert main(command) == 0
+    assert 'in 5 episodes' in capsys.readouterr().out
+
+
+def test_the_page_about_robots_has_every_robot_and_every_field():
+    text = (DOCS / 'robots.md').read_text(encoding='utf-8')
+    for name in resources.names('config/robots'):
+        assert text.count(f'`{name}`') >= 2, name  # the arm, and its driver
+    for field in RobotSpec.model_fields.keys() - {'schema_version'}:
+        assert re.search(rf'^\|.*`{field}\b', text, re.MULTILINE), field

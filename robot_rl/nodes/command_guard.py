@@ -32,7 +32,9 @@ RESTARTED = 'command_guard was restarted in an episode; it goes on with the next
 class Parameters(GuardConfig):
     """The ROS parameters of command_guard: GuardConfig's, and which arm it guards."""
 
-    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+    robot: str = pydantic.Field(
+        'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
+    )
 
 
 class ToArm:

@@ -37,7 +37,9 @@ class Parameters(Spec):
     """The ROS parameters of episode_recorder."""
 
     root: str = pydantic.Field('episodes', description='folder of the episodes')
-    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+    robot: str = pydantic.Field(
+        'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
+    )
     world: Literal['sim', 'real'] = pydantic.Field('sim', description="'sim' or 'real'")
     topics: tuple[str, ...] = pydantic.Field(
         (), description='further topics to record, of any type'

@@ -42,7 +42,9 @@ class Parameters(Spec):
         description="an .onnx file, a promoted name, one in pretrained/, 'random' or 'constant'; "
         'another one is loaded when the session prepares an episode with it',
     )
-    robot: str = pydantic.Field('ur5e', description='robot in config/robots, or a YAML file')
+    robot: str = pydantic.Field(
+        'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
+    )
     task: str = pydantic.Field(
         'ur5e/reach', description="whose contract 'random' and 'constant' serve"
     )

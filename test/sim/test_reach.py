@@ -7,6 +7,7 @@ from robot_rl import resources
 from robot_rl.errors import SpecError, UnknownName
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.sim.reach import TARGET, TOOL, ReachConfig, ReachTask
+from robot_rl.sim.twin import Twin
 
 
 def columns(distances):
@@ -98,6 +99,17 @@ def config_with(tmp_path, **changes):
 def test_a_task_is_read_from_ones_own_file(tmp_path):
     task = ReachTask.load(config_with(tmp_path, name='mine', duration_s=1.0))
     assert (task.name, task.max_steps) == ('mine', 20)
+
+
+def test_a_prefixed_arm_has_the_same_contract_and_the_same_twin(tmp_path, reach):
+    left = ReachTask.load(config_with(tmp_path, robot='ur5e@left_'))
+    assert left.contract() == reach.contract()
+    assert left.robot.driver_joints[0] == 'left_shoulder_pan_joint'
+    twins = Twin(left), Twin(reach)
+    for twin in twins:
+        twin.set_command(reach.robot.home_position + 0.05)
+        twin.advance(0.1)
+    np.testing.assert_array_equal(twins[0].joint_position, twins[1].joint_position)
 
 
 def test_rates_that_do_not_divide_are_refused(tmp_path):

@@ -31,7 +31,9 @@ class Argument(NamedTuple):
 # Those of every graph come last.
 ARGUMENTS = {
     'sim': Argument('true', "simulate the arm; 'false': its driver runs already", SWITCH),
-    'robot': Argument('', f'robot in config/robots or a YAML file; @<tf_prefix> may follow {FROM_FILE}'),
+    'robot': Argument(
+        '', f'robot in config/robots or a YAML file; @<tf_prefix> may follow {FROM_FILE}'
+    ),
     'task': Argument('', f'task in config/tasks, or a YAML file {FROM_FILE}'),
     'policy': Argument(
         '', f"file, promoted name, one in pretrained/, 'random', 'constant' {FROM_FILE}"

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -51,9 +50,9 @@ def main(argv: list[str]) -> int:
     common.require_ros('up')
     file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
     arguments = ['--params-file', file, '--log-level', values['log_level']]
-    stop = _signals()
+    stop = Stop()
     log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{options.graph}-'))
-    domain_id = int(os.environ.get('ROS_DOMAIN_ID', 0))
+    domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
     with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
@@ -65,10 +64,23 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _watch(supervisor: Supervisor, processes: list[Process], stop: threading.Event) -> int:
-    """Show what the nodes say until one ends for good, or `stop` is set; return the exit code."""
+class Stop:
+    """Whether SIGINT or SIGTERM has come: a flag, as a lock may be held by what they interrupt."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def _watch(supervisor: Supervisor, processes: list[Process], stop: Stop) -> int:
+    """Show what the nodes say until one ends for good or `stop` is asked; return the exit code."""
     respawned = {process.executable for process in processes if process.respawn}
-    while not stop.wait(_POLL_S):
+    while not stop.asked:
+        time.sleep(_POLL_S)
         _print_lines(supervisor)
         for name, child in list(supervisor.children.items()):
             code = child.poll()
@@ -85,14 +97,6 @@ def _watch(supervisor: Supervisor, processes: list[Process], stop: threading.Eve
 def _print_lines(supervisor: Supervisor) -> None:
     for name, line in supervisor.new_lines():
         print(f'[{name}] {line}', flush=True)
-
-
-def _signals() -> threading.Event:
-    """Return what SIGINT and SIGTERM set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _pairs(words: tuple[str, ...]) -> dict[str, str]:

@@ -23,8 +23,12 @@ MEASUREMENT_TOLERANCE = 0.02
 RAMP_REACHED = 0.01
 # Farther than this [rad] from where a command wants it, the arm is said to be slowed.
 BEHIND = 1e-3
-# Slower than this [rad/s] is at rest.
-AT_REST = 1e-6
+# The shortest time to reach a target in [s]: not less than clocks tell apart.
+SHORTEST_S = 1e-6
+# An arm is where it was measured for so many periods of its joint states.
+PERIODS_KNOWN = 3
+# How long after its command an arm comes to rest, at the latest [s].
+SETTLED_AFTER_S = 0.1
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
 # A late tick may make up for at most this many periods in one step.
@@ -175,7 +179,8 @@ class CommandGuard:
         """Return the state, how often the guard stepped in, and the last times."""
         last = {'refusal': self._last_refusal, 'intervention': self._last_intervention}
         last = {f'last_{kind}': text for kind, text in last.items()}
-        return {'state': str(self._state), 'source': self.source, **self._counts, **last}
+        state = {'state': str(self._state), 'source': self.source, 'ramping': self._ramping}
+        return state | self._counts | last
 
     def measured(self, names: Sequence[str], positions: ArrayLike, now: float) -> str | None:
         """Take measured joint positions, in any order and among other joints.
@@ -189,8 +194,7 @@ class CommandGuard:
             return self._refuse(f'joint states: {reason}')
         self._measured, self._measured_at = found, self._time
         # In motion the arm lags behind, and how far says nothing: only a standing one is judged.
-        stands = self._state is not GuardState.ACTIVE and not self._moves()
-        if stands and self._is_off(self.config.tracking_gate):
+        if self._stands() and self._is_off(self.config.tracking_gate):
             self._intervene('displaced', 'something else has moved the arm')
             self._forget()
         return None
@@ -242,6 +246,8 @@ class CommandGuard:
         if dt > 0:
             self._motion = self._next(due, dt)
             self._due = due
+            if self._state is GuardState.ACTIVE or self._moves():
+                self._moved_at = self._time
         if self._forgets and not self._moves():
             self._forget()
             return None
@@ -266,10 +272,14 @@ class CommandGuard:
         """Return what an arm that takes velocities is to be told: [n], within its limits.
 
         It follows `applied` and does not drift away from it. Where it is not known where the arm
-        stands it is told to stop as `applied` does.
+        is by now, and in an emergency stop, it does what `applied` does and makes up for nothing.
         """
         behind = np.zeros_like(applied.positions)
-        if not self._blind():
+        age = self._time - self._measured_at
+        known = (
+            self._measured is not None and age <= PERIODS_KNOWN / self.robot.joint_states_rate_hz
+        )
+        if known and self._state is not GuardState.ESTOP:
             behind = applied.positions - self._measured
         velocity = applied.velocities + self.config.velocity_gain * behind
         return np.clip(velocity, -self.limits.max_velocity, self.limits.max_velocity)
@@ -312,7 +322,7 @@ class CommandGuard:
     def _forget(self) -> None:
         self._motion: Motion | None = None
         self._line: Line | None = None
-        self._received = self._outside = 0.0
+        self._received = self._moved_at = self._outside = 0.0
         self._due = 0.0  # the time that the last command is for
         self._stamp, self._source = 0, ''
         self._ramping = self._forgets = False
@@ -320,7 +330,12 @@ class CommandGuard:
             self._state = GuardState.IDLE
 
     def _moves(self) -> bool:
-        return self._motion is not None and bool(np.abs(self._motion.velocity).max() > AT_REST)
+        return self._motion is not None and self._motion.moves
+
+    def _stands(self) -> bool:
+        """Tell whether the command has been at rest for so long that the arm is as well."""
+        at_rest = self._state is not GuardState.ACTIVE and not self._moves()
+        return at_rest and self._time - self._moved_at >= SETTLED_AFTER_S
 
     def _intervene(self, kind: str, why: str) -> None:
         self._counts[kind] += 1
@@ -346,8 +361,7 @@ class CommandGuard:
 
         A hold that the arm has left is no place to go on from.
         """
-        stands = self._state is not GuardState.ACTIVE and not self._moves()
-        return self._motion is None or (stands and self._is_off(self.config.start_gate))
+        return self._motion is None or (self._stands() and self._is_off(self.config.start_gate))
 
     def _gate(self, goal: np.ndarray, source: str) -> str:
         """Decide whether `goal` is far for a beginning: say why it is refused, or let it ramp."""
@@ -423,10 +437,11 @@ class CommandGuard:
             if behind > BEHIND:
                 self._intervene('slowed', f'{self._source} is {behind:.3f} rad ahead')
         outside = self._depth_outside(moved.path_to_rest(limits))
-        if outside > max(self._outside, 0.0) + SAME_PLACE:
+        allowed = max(self._outside, 0.0)
+        if outside > allowed + SAME_PLACE:
             self._intervene('walled', f'{self._source} would leave the workspace')
             return motion.brake(dt, limits)
-        self._outside = outside
+        self._outside = min(outside, allowed)  # and not a little more with every step
         return moved
 
     def _depth_outside(self, positions: np.ndarray) -> float:
@@ -463,11 +478,11 @@ class CommandGuard:
         return values, ''
 
     def _wrong_duration(self, duration_s: float) -> str:
-        if 0 < duration_s <= self.config.timeout_s:
+        if SHORTEST_S <= duration_s <= self.config.timeout_s:
             return ''
         return (
-            f'a target to be reached in {duration_s} s; right is above 0 and at most the command '
-            f'timeout of {self.config.timeout_s} s, after which a quiet source is not followed'
+            f'a target to be reached in {duration_s} s; right is at least 1e-6 s and at most the '
+            f'command timeout of {self.config.timeout_s} s, after which nobody is followed'
         )
 
     def _unknown_pose(self, anew: bool) -> str:

@@ -49,8 +49,7 @@ class ControlLoop:
         policy: Policy,
         limits: Limits | None = None,
     ):
-        require_fit(contract, _streams(contract, robot), where=f'robot {robot.name}')
-        require_supported(contract, robot)
+        require_served(contract, robot)
         self.contract, self.robot, self.policy = contract, robot, policy
         self.limits = limits or Limits.from_spec(robot)
         self.observations = ObservationAssembler(contract, robot, chain)
@@ -88,6 +87,12 @@ class ControlLoop:
         self._command, self._state = target, state
         self.steps += 1
         return Command(target, requested, applied, stamp_s, observation)
+
+
+def require_served(contract: Contract, robot: RobotSpec) -> None:
+    """Raise ContractMismatch where an arm cannot serve a policy's contract."""
+    require_fit(contract, _streams(contract, robot), where=f'robot {robot.name}')
+    require_supported(contract, robot)
 
 
 def _streams(contract: Contract, robot: RobotSpec) -> dict[str, tuple[str, ...]]:

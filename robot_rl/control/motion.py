@@ -19,6 +19,8 @@ from robot_rl.control.limiter import Limits, interpolate
 # Places of a way to rest that are looked at are at most this far apart [rad]: between two of them
 # the tool of an arm of 1 m bulges out by a millimetre.
 _SPACING = 0.1
+# Slower than this [rad/s], and without more acceleration [rad/s^2], is at rest.
+AT_REST = 1e-6
 # What a sum of floats may miss an end by: positions [rad], times [s].
 _ROUNDING, _SAME_TIME = 1e-9, 1e-6
 
@@ -60,6 +62,10 @@ class Motion(Protocol):
     def path_to_rest(self, limits: Limits) -> np.ndarray:
         """Return positions [k, n] from here to where braking ends."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether braking would take it anywhere else than where it is."""
+
 
 def at_rest(position: np.ndarray, limits: Limits) -> Motion:
     """Return the motion that stands at `position` [n], of the kind that the limits ask for."""
@@ -88,10 +94,19 @@ class AccelerationLimited:
         return AccelerationLimited(*limiter.brake(self.position, self.velocity, dt, limits))
 
     def path_to_rest(self, limits: Limits) -> np.ndarray:
-        """See Motion. As if time were continuous: braking in ticks ends no farther."""
-        way = 0.5 * self.velocity * np.abs(self.velocity) / limits.max_acceleration
-        share = np.linspace(0.0, 1.0, _places(way))[:, None]  # of the time that braking takes
-        return limits.clip(self.position + share * (2 - share) * way)
+        """See Motion. As if time were continuous: braking in ticks lags less behind it."""
+        rate, speed = limits.max_acceleration, np.abs(self.velocity)
+        takes = speed / rate  # [n]: each joint has its own time
+        count = _places(0.5 * speed * takes)
+        time = np.minimum(np.linspace(0.0, takes.max(), count)[:, None], takes)
+        # v t - a t^2 / 2, in the form that holds where a is infinite, and no time passes.
+        way = self.velocity * time * (1 - 0.5 * time / np.where(takes > 0, takes, 1.0))
+        return limits.clip(self.position + way)
+
+    @property
+    def moves(self) -> bool:
+        """See Motion."""
+        return bool(np.abs(self.velocity).max() > AT_REST)
 
 
 class Way(NamedTuple):
@@ -155,9 +170,15 @@ class JerkLimited:
         """See Motion."""
         since, stop = self.stop.since, self.stop.trajectory
         end = max(since, stop.duration)
-        way = np.array(stop.at_time(end)[0]) - self.position
-        times = np.linspace(since, end, _places(way))
+        low, high = _reach(stop)
+        times = np.linspace(since, end, _places(high - low))
         return limits.clip(np.array([stop.at_time(time)[0] for time in times]))
+
+    @property
+    def moves(self) -> bool:
+        """See Motion."""
+        size = max(np.abs(self.velocity).max(), np.abs(self.acceleration).max())
+        return bool(size > AT_REST)
 
     def _plan(self, line: Line, now: float, rests: bool, limits: Limits) -> Way | None:
         """Return a way to the end of `line`, at its pace and in time, or as soon as can be.

@@ -6,11 +6,14 @@ rolled back, oldest first. Nothing is ever taken off.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
@@ -20,6 +23,8 @@ from robot_rl.specs import Spec
 
 # The folder of the shelf, where ~/.robot_rl/policies is not meant.
 ROOT_VARIABLE = 'ROBOT_RL_POLICIES'
+# Names of policies that have no file.
+RESERVED = ('random', 'constant')
 _NAME = re.compile(r'[A-Za-z_][\w-]*')
 
 
@@ -41,7 +46,7 @@ class History(Spec):
     """All that happened to a name; the last entry counts."""
 
     schema_version: int = 1
-    entries: tuple[Promotion, ...] = ()
+    entries: tuple[Promotion, ...] = pydantic.Field(min_length=1)
 
 
 class PolicyShelf:
@@ -71,16 +76,23 @@ class PolicyShelf:
 
         Raises SpecError for a name that is none, and PolicyFileError.
         """
-        if not _NAME.fullmatch(name):
-            raise SpecError(f'name {name!r}: letters, digits, - and _ are right')
-        data = Path(path).read_bytes()
+        if not _NAME.fullmatch(name) or name in RESERVED:
+            raise SpecError(
+                f'name {name!r}: letters, digits, - and _ are right, a letter first, and none of '
+                f'{", ".join(RESERVED)}'
+            )
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise PolicyFileError(f'{path}: cannot be read ({error.strerror})') from None
         digest = hashlib.sha256(data).hexdigest()
         entry = Promotion(sha256=digest, policy=policy, source=str(path), at=_now())
-        entries = self.history(name) if name in self.names() else ()
-        file = self.root / name / f'{digest}.onnx'
-        if not file.exists():
-            _write(file, data)
-        self._keep(name, (*entries, entry))
+        with self._alone(name):
+            entries = self.history(name) if name in self.names() else ()
+            file = self.root / name / f'{digest}.onnx'
+            if not file.exists():
+                _write(file, data)
+            self._keep(name, (*entries, entry))
         return entry
 
     def rollback(self, name: str) -> Promotion:
@@ -88,15 +100,29 @@ class PolicyShelf:
 
         Twice goes back by two: what was rolled back is passed over.
         """
-        entries = self.history(name)
-        place = _before(entries)
-        if place is None:
-            raise PolicyFileError(f'{name}: nothing was promoted before {entries[-1].policy}')
-        self._file(name, entries[place])
-        back = {'rolled_back': len(entries) - place, 'at': _now()}
-        entry = entries[place].replace(**back)
-        self._keep(name, (*entries, entry))
+        self.history(name)
+        with self._alone(name):
+            entries = self.history(name)
+            place = _before(entries)
+            if place is None:
+                raise PolicyFileError(f'{name}: nothing was promoted before {entries[-1].policy}')
+            self._file(name, entries[place])
+            back = {'rolled_back': len(entries) - place, 'at': _now()}
+            entry = entries[place].replace(**back)
+            self._keep(name, (*entries, entry))
         return entry
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Let nobody else change what `name` stands for meanwhile."""
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / 'lock').open('a') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise PolicyFileError(f'{folder}: cannot be written ({error.strerror})') from None
 
     def _file(self, name: str, entry: Promotion) -> Path:
         file = self.root / name / f'{entry.sha256}.onnx'
@@ -127,6 +153,7 @@ def _write(file: Path, data: bytes) -> None:
             partial.write(data)
             partial.flush()
             os.fsync(partial.fileno())
+            os.fchmod(partial.fileno(), 0o644)  # others may run what one has promoted
         os.replace(partial.name, file)
     except OSError as error:
         raise PolicyFileError(f'{file}: cannot be written ({error.strerror})') from None

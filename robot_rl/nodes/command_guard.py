@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -43,6 +44,7 @@ class ToArm:
     def __init__(self, node: Node, guard: CommandGuard):
         self._guard, robot = guard, guard.robot
         self._kind = robot.controller.kind
+        self._silent = True
         self._message = Float64MultiArray()
         if self._kind == 'joint_trajectory':
             # Stamped 0: it starts when it comes.
@@ -57,14 +59,27 @@ class ToArm:
         """Tell whether anybody subscribes."""
         return bool(self._publisher.get_subscription_count())
 
-    def publish(self, applied: Applied) -> None:
-        """Tell the arm."""
+    def prepare(self, applied: Applied | None) -> bool:
+        """Make the message for `applied`; tell whether there is one to publish.
+
+        Where the guard says nothing any more, the last velocity that an arm hears is 0.
+        """
+        silent, self._silent = self._silent, applied is None
+        if applied is None:
+            if self._kind != 'forward_velocity' or silent:
+                return False
+            self._message.data = support.doubles(np.zeros(len(self._guard.robot.joints)))
+            return True
         if self._kind == 'joint_trajectory':
             self._message.points[0].positions = support.doubles(applied.positions)
         elif self._kind == 'forward_velocity':
             self._message.data = support.doubles(self._guard.velocities(applied))
         else:
             self._message.data = support.doubles(applied.positions)
+        return True
+
+    def publish(self) -> None:
+        """Tell the arm what was prepared."""
         self._publisher.publish(self._message)
 
 
@@ -101,9 +116,11 @@ class CommandGuardNode(Node):
         self._worker.start()
 
     def close(self) -> None:
-        """Publish nothing any more: the arm's controller holds the last command."""
+        """Publish nothing any more: the arm's controller holds its position, or velocity 0."""
         if self._worker:
             self._worker.stop()
+            if self._to_arm.prepare(None):
+                self._to_arm.publish()
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s
@@ -116,7 +133,8 @@ class CommandGuardNode(Node):
             )
             for source in self._guard.config.sources
         }
-        self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
+        for qos in (support.COMMAND, support.SENSOR):  # from any publisher, and safely from most
+            self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, qos)
         self._to_arm = ToArm(self, self._guard)
         self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
         self._applied_message = support.trajectory(robot.joints, period_s)
@@ -131,6 +149,9 @@ class CommandGuardNode(Node):
                 self._hear(now)
                 applied = self._guard.tick(now)
                 source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
+                told = self._to_arm.prepare(applied)
+            if told:
+                self._to_arm.publish()
             if applied is not None:
                 self._publish(applied)
             self._source.say(source or 'idle')
@@ -174,7 +195,6 @@ class CommandGuardNode(Node):
         )
 
     def _publish(self, applied: Applied) -> None:
-        self._to_arm.publish(applied)
         message = self._applied_message
         message.header.stamp = applied.stamp or Time()
         message.header.frame_id = applied.source
@@ -234,7 +254,7 @@ class CommandGuardNode(Node):
 
     def _on_reset(self, _: Any, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
-            self._guard.unblock()
+            self._guard.unblock('restart')  # but nobody who is gone is back by this
             self._guard.reset()
         response.success, response.message = True, 'the last command is forgotten'
         return response

@@ -146,8 +146,9 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = support.read_parameters(self, Parameters)
-        policy = open_policy(parameters.policy, parameters.task, parameters.seed)
-        self._loaded = identify(parameters.policy)
+        # In this order: what is opened is what was identified, whatever a name stands for by then.
+        self._loaded = file, _ = identify(parameters.policy)
+        policy = open_policy(file, parameters.task, parameters.seed)
         self._max_age_s = parameters.max_age_s
         robot = RobotSpec.load(parameters.robot)
         self._loop = ControlLoop(policy.contract, robot, KinematicChain.from_spec(robot), policy)
@@ -189,20 +190,28 @@ class PolicyNode(LifecycleNode):
             self._worker = None
 
     def _on_session(self, info: SessionInfo) -> None:
-        wanted = info.policy_file, info.policy_sha256
-        if info.state == 'prepare' and info.policy_file and wanted != self._loaded:
-            self._reload(info.policy_file)
+        if info.state == 'prepare' and self._worker is not None and self._is_another(info):
+            self._reload(info)
         self._changed.set()  # the loop's thread reads it
 
-    def _reload(self, file: str) -> None:
+    def _is_another(self, info: SessionInfo) -> bool:
+        """Tell whether an episode is to be run by another policy than the one that is loaded."""
+        wanted = info.policy_file, info.policy_sha256
+        return bool(info.policy_file) and wanted != self._loaded
+
+    def _reload(self, info: SessionInfo) -> None:
         """Run another policy from the episode on that is being prepared; the guard holds."""
-        self.set_parameters([Parameter('policy', value=file)])
-        self._loaded = '', ''
-        steps = [self.trigger_configure, self.trigger_activate]
-        if self._loop is not None:
-            steps = [self.trigger_deactivate, self.trigger_cleanup, *steps]
-        if any(step() != TransitionCallbackReturn.SUCCESS for step in steps):
-            self._participant.report('error', f'policy: {file} cannot be run; see its log')
+        self.set_parameters([Parameter('policy', value=info.policy_file)])
+        steps = (
+            self.trigger_deactivate,
+            self.trigger_cleanup,
+            self.trigger_configure,
+            self.trigger_activate,
+        )
+        done = all(step() == TransitionCallbackReturn.SUCCESS for step in steps)
+        if not done or self._is_another(info):
+            what = 'is another file by now' if done else 'cannot be run; see the log of policy'
+            self._participant.report('error', f'policy: {info.policy_file} {what}')
 
     def _work(self, stop: threading.Event) -> None:
         """Take part in one episode after another until told to stop."""
@@ -221,6 +230,8 @@ class PolicyNode(LifecycleNode):
 
     def _episode(self, info: SessionInfo, stop: threading.Event) -> None:
         """Walk through the episode of `info`; return early where the session leaves it."""
+        if self._is_another(info):
+            return  # it is being loaded
         if info.source not in ('', 'policy'):
             self._participant.report('ready', f'idle: the source is {info.source}')
             return

@@ -17,6 +17,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from robot_rl import registry
+from robot_rl.control.loop import require_served
 from robot_rl.control.runtime import identify
 from robot_rl.control.session import Result, Session, SessionInfo
 from robot_rl.errors import RobotRLError, SpecError
@@ -142,9 +143,11 @@ class SessionNode(Node):
         contract, label, steps = task.contract(), parameters.policy_label, parameters.max_steps
         by_policy, file, digest = parameters.source == 'policy', '', ''
         if by_policy:
-            policy = open_policy(parameters.policy, parameters.task)
-            contract, label = policy.contract, label or policy.card.id
+            # Identified first: what is opened is what it stood for then.
             file, digest = identify(parameters.policy)
+            policy = open_policy(file, parameters.task)
+            require_served(policy.contract, task.robot)
+            contract, label = policy.contract, label or policy.card.id
         self._period_s = contract.period_s
         return {
             'task': task.name,
@@ -162,7 +165,7 @@ class SessionNode(Node):
     def _take_policy(self) -> None:
         """Describe the episodes anew where the policy's name stands for another file by now.
 
-        Raises NotReady where it stands for none that can be read.
+        Where that cannot be run, the former one goes on.
         """
         if self._given.source != 'policy':
             return
@@ -171,17 +174,18 @@ class SessionNode(Node):
             if identify(self._given.policy) != known:
                 self._fields = self._describe()
         except RobotRLError as error:
-            raise NotReady(str(error)) from None
+            self.get_logger().error(f'{error}; {self._fields["policy"]} goes on')
 
     def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         """Take another policy, with the next episode, if there is one of that name."""
         for change in changes:
             if change.name == 'policy':
+                former, self._given = self._given, self._given.replace(policy=str(change.value))
                 try:
-                    open_policy(str(change.value), self._given.task)
+                    self._describe()
                 except RobotRLError as error:
+                    self._given = former
                     return SetParametersResult(successful=False, reason=str(error))
-                self._given = self._given.replace(policy=str(change.value))
         return SetParametersResult(successful=True)
 
     def _listener(self, name: str) -> Callable[[String], None]:

@@ -34,11 +34,6 @@ class JointLimits(Spec):
             raise ValueError(
                 f'min_position {self.min_position} must be below max_position {self.max_position}'
             )
-        if self.max_jerk is not None and self.max_acceleration is None:
-            raise ValueError(
-                f'max_jerk {self.max_jerk} needs max_acceleration: jerk bounds how fast an '
-                'acceleration builds up, and that has no bound here'
-            )
         return self
 
 
@@ -157,6 +152,17 @@ class RobotSpec(Spec):
                     f'home.{joint}: {position} lies outside '
                     f'[{limits.min_position}, {limits.max_position}]'
                 )
+        return self
+
+    @pydantic.model_validator(mode='after')
+    def _jerk_needs_accelerations(self) -> Self:
+        limits = self.joint_limits
+        unbounded = [joint for joint in self.joints if limits[joint].max_acceleration is None]
+        if unbounded and any(limits[joint].max_jerk for joint in self.joints):
+            raise ValueError(
+                'joint_limits: max_jerk needs max_acceleration, of all joints: it bounds how fast '
+                f'an acceleration builds up, and that of {unbounded} has no bound'
+            )
         return self
 
     @pydantic.model_validator(mode='after')

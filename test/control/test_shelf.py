@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.control.runtime import OnnxPolicy, identify
@@ -29,6 +31,7 @@ def test_a_name_stands_for_what_was_promoted_last(tmp_path):
     assert len(list(shelf.root.glob('reach/*.onnx'))) == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9) | st.just('back'), max_size=20))
 def test_rolling_back_is_a_stack_and_nothing_is_lost(tmp_path_factory, deeds):
     folder = tmp_path_factory.mktemp('shelf')
@@ -53,8 +56,11 @@ def test_rolling_back_is_a_stack_and_nothing_is_lost(tmp_path_factory, deeds):
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
     shelf = PolicyShelf(tmp_path)
-    with pytest.raises(SpecError, match=r"name '\.\./x': letters, digits"):
-        shelf.promote(written(tmp_path, 'one'), '../x', 'one')
+    for name in ('../x', '7dof', 'constant', ''):
+        with pytest.raises(SpecError, match='a letter first, and none of random, constant'):
+            shelf.promote(written(tmp_path, 'one'), name, 'one')
+    with pytest.raises(PolicyFileError, match='cannot be read'):
+        shelf.promote(tmp_path / 'none.onnx', 'reach', 'none')
     with pytest.raises(UnknownName, match="unknown promoted policy 'reach'"):
         shelf.current('reach')
     shelf.promote(written(tmp_path, 'one'), 'reach', 'one')
@@ -84,3 +90,12 @@ def test_policies_are_found_by_their_promoted_name(tmp_path, monkeypatch, policy
     assert find('ur5e_reach').parent.name == 'ur5e_reach'
     with pytest.raises(PolicyFileError, match='cannot be read'):
         identify(tmp_path / 'none.onnx')
+
+
+def test_promotions_at_the_same_time_are_all_kept(tmp_path):
+    shelf = PolicyShelf(tmp_path / 'shelf')
+    files = [written(tmp_path, str(i)) for i in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda file: shelf.promote(file, 'n', file.stem), files))
+    assert sorted(entry.policy for entry in shelf.history('n')) == sorted(f.stem for f in files)
+    assert all(file.stat().st_mode & 0o044 for file in shelf.root.glob('n/*.onnx'))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.nodes.support import seconds
 
@@ -71,7 +71,15 @@ def test_a_guard_that_was_killed_comes_back_into_hold(moving, supervisor, observ
     supervisor.start('command_guard')
     supervisor.wait_ready()
     refuses = 'refused: policy: command_guard was restarted in an episode'
-    observer.until(lambda: refuses in supervisor.log('command_guard'))
+    commands = observer.publisher(JointTrajectory, 'policy/command')  # if policy gave up meanwhile
+    point = JointTrajectoryPoint(positions=(stood + 0.01).tolist())
+    point.time_from_start.nanosec = 50_000_000
+
+    def refused():
+        commands.publish(JointTrajectory(joint_names=states[-1].name, points=[point]))
+        return refuses in supervisor.log('command_guard')
+
+    observer.until(refused)
     assert len(to_arm) == count  # the arm's controller goes on holding the last command
     np.testing.assert_allclose(states[-1].position, stood, atol=2e-3)
     session = conductor('command_guard')

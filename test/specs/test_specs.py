@@ -38,15 +38,15 @@ def bounds(draw, size: int) -> dict:
 @st.composite
 def robots(draw) -> RobotSpec:
     joints = draw(distinct)
-    limits = {}
+    limits, jerky = {}, draw(st.booleans())
     for joint in joints:
-        low, acceleration = draw(numbers), draw(st.none() | positive)
+        low, acceleration = draw(numbers), draw(positive if jerky else st.none() | positive)
         limits[joint] = {
             'min_position': low,
             'max_position': low + draw(st.floats(0.1, 10)),
             'max_velocity': draw(positive),
             'max_acceleration': acceleration,
-            'max_jerk': draw(st.none() | positive) if acceleration else None,
+            'max_jerk': draw(st.none() | positive) if jerky else None,
         }
     return RobotSpec(
         name=draw(names),

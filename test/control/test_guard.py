@@ -584,8 +584,51 @@ def test_velocities_for_an_arm_follow_the_command_and_do_not_drift(started, robo
     np.testing.assert_allclose(guard.velocities(applied), [0.8 + 2.0 * 0.008, 0, 0], atol=1e-12)
     guard.measured(NAMES, HOME - 3.0, now=0.0)
     np.testing.assert_allclose(guard.velocities(applied), robot.max_velocity)
-    held = guard.tick(0.7)  # joint states have stopped: nothing is known of where it stands
-    np.testing.assert_array_equal(guard.velocities(held), 0)
+    late = guard.tick(0.04)  # joint states have stopped: where it is by now is not known
+    np.testing.assert_array_equal(guard.velocities(late), late.velocities)
+    guard.measured(NAMES, HOME - 3.0, now=0.05)
+    guard.estop(0.05)
+    np.testing.assert_array_equal(guard.velocities(guard.tick(0.05)), 0)
+
+
+def test_a_short_hold_does_not_step_back_to_where_the_arm_lags(started):
+    """It began anew at the measured pose of an arm that was on its way: 0.1 rad back at once."""
+    guard = started()
+    goal, now = HOME, 0.0
+    for _ in range(10):
+        goal = goal + np.array([0, 0.04, 0.12])
+        guard.measured(NAMES, goal - np.array([0, 0.05, 0.16]), now)  # as far behind as an arm is
+        assert send(guard, goal, now) is None
+        for _ in range(5):
+            last = guard.tick(now).positions
+            now += TICK
+    guard.block('recorder', 'gone', now)
+    guard.tick(now)
+    guard.unblock('recorder')
+    assert send(guard, goal + np.array([0, 0.04, 0.12]), now) is None
+    assert (guard.tick(now + TICK).positions >= last).all()
+    assert guard.diagnostics()['displaced'] == 0
+
+
+def test_the_wall_does_not_creep(robot, new):
+    """A millionth of a metre a tick was allowed again and again: 4 mm in a minute."""
+    guard = new(robot.replace(workspace={'lower': [-1, -1, -1], 'upper': [1, 0.5, 1]}))
+    out = np.array([np.arcsin(0.5 / 0.9) - 1e-4, 0.0, 0.0])
+    guard.measured(NAMES, out, now=0.0)
+    for k in range(2000):
+        if k % 5 == 0:
+            guard.measured(NAMES, out if k == 0 else guard.published, TICK * k)
+            send(guard, out + np.array([1e-6 * k, 0, 0]), TICK * k)
+        guard.tick(TICK * k)
+    assert 0.9 * np.sin(guard.published[0]) <= 0.5 + 2e-6
+    assert guard.diagnostics()['walled'] > 0
+
+
+def test_a_ramp_that_goes_on_shows_in_the_diagnostics(started):
+    guard = started()
+    send(guard, HOME + 0.5, now=0.0)
+    guard.tick(0.0)
+    assert guard.diagnostics()['ramping'] is True
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
@@ -733,7 +776,7 @@ class Watch:
         assert (way <= robot.max_velocity * dt + 1e-9).all()
         change = np.abs(applied.velocities - self.velocity)
         bounded = np.isfinite(robot.max_acceleration)
-        assert (change <= robot.max_acceleration * dt + 1e-9)[bounded].all()
+        assert (change[bounded] <= robot.max_acceleration[bounded] * dt + 1e-9).all()
         # Not out of the workspace, or where it began outside, no farther.
         depth = self.depth(applied.positions)
         assert depth <= max(self.outside, 0.0) + 3e-3

@@ -27,6 +27,9 @@ from robot_rl.specs import RobotSpec
 WATCHED = ('session', 'policy', 'episode_recorder')
 
 
+STARTING = 'command_guard has just started, and listens whether an episode is under way'
+# For so long, where no session is there to say it [s].
+LISTEN_S = 1.0
 RESTARTED = 'command_guard was restarted in an episode; it goes on with the next one'
 
 
@@ -97,9 +100,11 @@ class CommandGuardNode(Node):
         config = GuardConfig.parse(parameters.model_dump(exclude={'robot'}))
         chain = KinematicChain.from_spec(self._robot)
         self._guard = CommandGuard(self._robot, chain, config)
+        self._guard.block('start', STARTING, time.monotonic())
         self._lock = threading.Lock()
         self._preparing = False
         self._create_topics()
+        self._listening = True  # whether an episode is under way
         self._prepared = ''  # the episode that this guard has been prepared for
         self._participant = support.Participant(self, self._on_session)
         for node in WATCHED:
@@ -143,18 +148,21 @@ class CommandGuardNode(Node):
 
     def _work(self, stop: threading.Event) -> None:
         period_s = self._robot.controller.period_s
-        last = reported = time.monotonic()
+        began = last = reported = time.monotonic()
         for now in support.every(period_s, stop):
             with self._lock:
+                if self._listening and now - began > LISTEN_S:
+                    self._stop_listening()
                 self._hear(now)
                 applied = self._guard.tick(now)
                 source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
+                source = 'starting' if self._listening else source or 'idle'
                 told = self._to_arm.prepare(applied)
             if told:
                 self._to_arm.publish()
             if applied is not None:
                 self._publish(applied)
-            self._source.say(source or 'idle')
+            self._source.say(source)
             self._stopped.say(stopped)
             self._overruns += now - last > 1.5 * period_s
             last = now
@@ -202,6 +210,12 @@ class CommandGuardNode(Node):
         message.points[0].velocities = support.doubles(applied.velocities)
         self._applied.publish(message)
 
+    def _stop_listening(self) -> None:
+        """Hear commands, unless there is a session whose word has yet to come."""
+        if not self.count_publishers(support.SESSION_STATE):
+            self._listening = False
+            self._guard.unblock('start')
+
     def _on_session(self, info: SessionInfo) -> None:
         if info.state == 'prepare':
             self._prepare(info)
@@ -212,6 +226,9 @@ class CommandGuardNode(Node):
         elif info.state == 'ended':
             with self._lock:
                 self._guard.unblock()
+        with self._lock:
+            self._listening = False
+            self._guard.unblock('start')
 
     def _prepare(self, info: SessionInfo) -> None:
         with self._lock:

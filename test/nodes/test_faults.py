@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from robot_rl.nodes.support import seconds
+from robot_rl.control.session import SessionInfo
+from robot_rl.nodes.support import LATCHED, seconds
 
 # From the fault to the last change of the command, by the clock on the wall [s].
 HOLDS_WITHIN_S = 0.1
@@ -63,26 +64,38 @@ def test_the_arm_holds_when_a_process_dies_or_hangs(node, number, moving, superv
     assert applied[-1].header.frame_id == 'hold'
 
 
-def test_a_guard_that_was_killed_comes_back_into_hold(moving, supervisor, observer, conductor):
+def test_the_arm_stands_where_it_is_when_the_guard_dies(moving, supervisor, observer):
     _, to_arm, states = moving
     os.kill(supervisor.children.pop('command_guard').pid, signal.SIGKILL)
     time.sleep(SERVO_S + SLACK_S)
     stood, count = np.array(states[-1].position), len(to_arm)
-    supervisor.start('command_guard')
-    supervisor.wait_ready()
-    refuses = 'refused: policy: command_guard was restarted in an episode'
-    commands = observer.publisher(JointTrajectory, 'policy/command')  # if policy gave up meanwhile
-    point = JointTrajectoryPoint(positions=(stood + 0.01).tolist())
-    point.time_from_start.nanosec = 50_000_000
-
-    def refused():
-        commands.publish(JointTrajectory(joint_names=states[-1].name, points=[point]))
-        return refuses in supervisor.log('command_guard')
-
-    observer.until(refused)
-    assert len(to_arm) == count  # the arm's controller goes on holding the last command
+    time.sleep(0.3)
+    assert len(to_arm) == count
     np.testing.assert_allclose(states[-1].position, stood, atol=2e-3)
-    session = conductor('command_guard')
-    os.kill(supervisor.children.pop('session').pid, signal.SIGKILL)
-    session.say('prepare', episode='next')
-    session.hears('ready')
+
+
+def test_a_guard_that_starts_in_an_episode_waits_for_the_next(supervisor, observer, arm, ur5e):
+    """As one does that was killed and is started anew: policy commands all the time."""
+    here = arm()
+    session = observer.node.create_publisher(String, 'session/state', LATCHED)
+    session.publish(String(data=SessionInfo(state='running', episode='under way').to_json()))
+    to_arm = observer.listen(Float64MultiArray, 'forward_position_controller/commands')
+    point = JointTrajectoryPoint(positions=(ur5e.home_position + 0.01).tolist())
+    point.time_from_start.nanosec = 50_000_000
+    commands = observer.node.create_publisher(JointTrajectory, 'policy/command', 10)
+
+    def commanding(until):
+        def told():
+            commands.publish(JointTrajectory(joint_names=here.message.name, points=[point]))
+            return until()
+
+        observer.until(told)
+
+    supervisor.start('command_guard')
+    refused = 'refused: policy: command_guard was restarted in an episode'
+    commanding(lambda: refused in supervisor.log('command_guard'))
+    begun = time.monotonic()
+    commanding(lambda: time.monotonic() > begun + 1.5)  # longer than it listens for a session
+    assert to_arm == []
+    session.publish(String(data=SessionInfo(state='prepare', episode='next').to_json()))
+    commanding(lambda: to_arm)

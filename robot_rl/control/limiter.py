@@ -65,11 +65,10 @@ def limit(target: ArrayLike, previous: ArrayLike, dt: float, limits: Limits) -> 
         raise ValueError(f'limit: dt must be at least 0 s, found {dt}')
     previous = require_finite('previous command', previous)
     goal = limits.clip(require_finite('commanded position', target))
-    step, distance = goal - previous, limits.max_velocity * dt
-    too_far = np.abs(step) > distance
-    room = np.divide(distance, np.abs(step), out=np.ones_like(step), where=too_far)
-    scale = room.min(axis=-1, keepdims=True)
-    return np.where(scale < 1, previous + scale * step, goal)
+    step = goal - previous
+    short = shortened(step, limits.max_velocity * dt)
+    reached = (short == step).all(axis=-1, keepdims=True)
+    return np.where(reached, goal, previous + short)
 
 
 def track(

@@ -51,19 +51,25 @@ SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEIGHBOURS = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 # DDS itself says for a process, from a thread of its own, that it is alive: no Python can be late.
 _ALIVE_EVERY_S, _GONE_AFTER_S = 0.05, 0.06
-# A state that newcomers get as well, the newest only; who is there gets every one of them.
-LATCHED = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    liveliness=LivelinessPolicy.AUTOMATIC,
-    liveliness_lease_duration=Duration(seconds=_ALIVE_EVERY_S),
-)
-LATCHED_READER = QoSProfile(
-    depth=10,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
+
+
+def _latched(depth: int, lease_s: float | None = None) -> QoSProfile:
+    """Return the QoS of a state that newcomers get as well; `lease_s`: of who is to be alive."""
+    lease = {} if lease_s is None else {'liveliness_lease_duration': Duration(seconds=lease_s)}
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        **lease,
+    )
+
+
+# The newest one only; who is there gets every one of them.
+LATCHED = _latched(1, _ALIVE_EVERY_S)
+LATCHED_READER = _latched(10)
+# How to hear that whoever publishes such a state is gone.
+_WATCHING = _latched(1, _GONE_AFTER_S)
 
 # What a person can mend: one line, no traceback.
 WRONG_INPUT = (
@@ -71,15 +77,6 @@ WRONG_INPUT = (
     ParameterException,
     rclpy_implementation.RCLError,
     rclpy_implementation.UnknownROSArgsError,
-)
-
-# How to hear that whoever publishes such a state is gone.
-_WATCHING = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    liveliness=LivelinessPolicy.AUTOMATIC,
-    liveliness_lease_duration=Duration(seconds=_GONE_AFTER_S),
 )
 
 M = TypeVar('M')

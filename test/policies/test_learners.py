@@ -137,7 +137,7 @@ def test_several_updates_of_one_call_are_those_of_several_calls(make, draw, name
     assert three.steps == one.steps == 6
 
 
-def agree(one, other, draw, updates=4):
+def assert_agree(one, other, draw, updates=4):
     """Two learners give the same numbers but for rounding.
 
     Where a gradient is all rounding, Adam makes a whole step of it: hence nearly all parameters.
@@ -155,7 +155,7 @@ def agree(one, other, draw, updates=4):
 
 @every
 def test_plain_and_fused_execution_agree(make, draw, name, memory):
-    agree(*(make(name, memory, execution=kind) for kind in ('plain', 'fused')), draw)
+    assert_agree(*(make(name, memory, execution=kind) for kind in ('plain', 'fused')), draw)
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_plain_and_fused_execution_agree(make, draw, name, memory):
 def test_compiled_execution_agrees(make, draw, name, memory):
     if compiler._missing():
         pytest.skip(compiler._missing())
-    agree(*(make(name, memory, execution=kind) for kind in ('plain', 'compiled')), draw)
+    assert_agree(*(make(name, memory, execution=kind) for kind in ('plain', 'compiled')), draw)
 
 
 def test_without_a_compiler_one_line_says_so_and_learning_goes_on(make, draw, monkeypatch, capsys):

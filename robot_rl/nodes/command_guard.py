@@ -28,8 +28,8 @@ WATCHED = ('session', 'policy', 'episode_recorder')
 
 
 STARTING = 'command_guard has just started, and listens whether an episode is under way'
-# For so long, where no session is there to say it [s].
-LISTEN_S = 1.0
+# For so long, where no session is there to say it: what discovery takes on a busy machine [s].
+LISTEN_S = 3.0
 RESTARTED = 'command_guard was restarted in an episode; it goes on with the next one'
 
 
@@ -138,8 +138,8 @@ class CommandGuardNode(Node):
             )
             for source in self._guard.config.sources
         }
-        for qos in (support.COMMAND, support.SENSOR):  # from any publisher, and safely from most
-            self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, qos)
+        # Reliable only: by a second, best-effort reader one message would count as two stops.
+        self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
         self._to_arm = ToArm(self, self._guard)
         self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
         self._applied_message = support.trajectory(robot.joints, period_s)

@@ -157,7 +157,10 @@ def test_a_message_stops_the_arm_but_does_not_release_it(guard, observer, ur5e):
     observer.until(lambda: active[-1].data is True)
     observer.until(lambda: guard.applied[-1].header.frame_id == 'estop')
     held = list(guard.to_arm[-1].data)
-    time.sleep(0.6)  # longer than the cool-down
+    diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: len(diagnostics) >= 2)
+    values = {value.key: value.value for value in diagnostics[-1].status[0].values}
+    assert values['estopped'] == '1'
     stop.publish(Empty())
     guard.command(ur5e.home_position + 0.05)
     guard.refuses('the emergency stop is latched; reset it first')

@@ -14,8 +14,9 @@ from robot_rl import registry
 from robot_rl.bench import learner_peers
 from robot_rl.bench.learner_floor import products
 from robot_rl.errors import RobotRLError
+from robot_rl.policies import compiler
 from robot_rl.policies.actor_critic import ActorCritic
-from robot_rl.policies.compiler import compiled
+from robot_rl.policies.products import fast_products
 from robot_rl.specs import ActionField, Contract, ObservationField
 from robot_rl.storage.priorities import Priorities
 from robot_rl.storage.sampler import WindowSampler
@@ -64,7 +65,7 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        execution = _best_execution()
+        execution = 'fused' if compiler.missing() else 'compiled'
         for name in agents:
             yield from _feed_forward(name, execution, settings, seconds / 2, device)
             yield from _recurrent(name, execution, _RECURRENT | settings, seconds / 2, device)
@@ -96,6 +97,7 @@ def _feed_forward(
     took = _measured(learners, best, sampler.transitions(batch_size), draws, seconds, device)
     row = functools.partial(_row, device=device)
     yield row(f'{name}_updates', 1 / took[best], '1/s', 1 / took['floor'], execution=best)
+    yield row(f'{name}_floor', 1 / took['floor'], '1/s', 1 / took['usual_floor'])
     for execution in ('fused', 'plain'):
         value, reference = 1 / took[execution], 1 / took[best]
         yield row(f'{name}_{execution}_updates', value, '1/s', reference, execution=execution)
@@ -149,15 +151,25 @@ def _measured(
     seconds: float,
     device: str,
 ) -> dict[str, float]:
-    """Return the seconds of an update in each execution, of the floor, and of the draws."""
+    """Return the seconds of an update in each execution, of the floor, and of the draws.
+
+    The floor multiplies as the update does, the usual floor as torch does by itself.
+    """
     updates = {name: functools.partial(each.update, batch) for name, each in learners.items()}
     made = products(learners[best].config, _OBSERVATION, _ACTION, device)
 
-    def floor() -> None:
+    def usual_floor() -> None:
         for left, right, out in made:
             torch.mm(left, right, out=out)
 
-    return _interleaved(updates | {'floor': floor} | draws, seconds, device)
+    fast = fast_products(learners[best].device)
+
+    def floor() -> None:
+        with fast():
+            usual_floor()
+
+    floors = {'floor': floor, 'usual_floor': usual_floor}
+    return _interleaved(updates | floors | draws, seconds, device)
 
 
 def _interleaved(
@@ -192,15 +204,6 @@ def _seconds_of(side: Callable[[], Any], calls: int, device: str) -> float:
         side()
     wait()
     return clock() - start
-
-
-def _best_execution() -> str:
-    """Return 'compiled' where torch.compile works here, else 'fused'."""
-
-    def anything(x):
-        return x
-
-    return 'fused' if compiled(anything) is anything else 'compiled'
 
 
 def _learner(

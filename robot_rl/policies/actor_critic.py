@@ -7,6 +7,7 @@ F feature size, A action size, K atoms.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ from robot_rl.policies.agent import (
 from robot_rl.policies.compiler import compiled
 from robot_rl.policies.networks import CategoricalCritic, LayerNormMLP, Memory, ScalarCritic
 from robot_rl.policies.policy import CRITIC, STATE, ObservationVector, Policy
+from robot_rl.policies.products import fast_products
 from robot_rl.specs import Contract
 
 # How a sequence's priority weighs its largest surprise against the mean (R2D2, section 2.3).
@@ -127,6 +129,9 @@ class ActorCritic:
             fused=config.execution != 'plain',
             foreach=False if config.execution == 'plain' else None,
         )
+        self._products = contextlib.nullcontext
+        if config.execution != 'plain':
+            self._products = fast_products(self.device)
         self._compute = self._losses
         if config.execution == 'compiled':
             self._compute = compiled(self._losses)
@@ -139,9 +144,10 @@ class ActorCritic:
         """
         batch = as_tensors(batch, self.device)
         priorities = []
-        for part in _split(batch, self.config.updates_per_call):
-            metrics = self._update(part)
-            priorities.append(self.priorities)
+        with self._products():
+            for part in _split(batch, self.config.updates_per_call):
+                metrics = self._update(part)
+                priorities.append(self.priorities)
         self.priorities = torch.cat(priorities)
         return metrics
 

@@ -163,13 +163,23 @@ def test_plain_and_fused_execution_agree(make, draw, name, memory):
     ('name', 'memory'), [('d4pg', 0), ('d4pg', 6), ('ddpg', 0), ('mpo', 0), ('dmpo', 6)]
 )
 def test_compiled_execution_agrees(make, draw, name, memory):
-    if compiler._missing():
-        pytest.skip(compiler._missing())
+    if compiler.missing():
+        pytest.skip(compiler.missing())
     assert_agree(*(make(name, memory, execution=kind) for kind in ('plain', 'compiled')), draw)
 
 
+@pytest.mark.slow
+def test_what_is_compiled_for_one_learner_is_not_taken_for_another(make, draw):
+    """No guard looks at the networks: the first learner's deviation would stand in the second."""
+    if compiler.missing():
+        pytest.skip(compiler.missing())
+    for std in (0.5, 0.2):
+        pair = (make('mpo', execution=kind, initial_std=std) for kind in ('plain', 'compiled'))
+        assert_agree(*pair, draw)
+
+
 def test_without_a_compiler_one_line_says_so_and_learning_goes_on(make, draw, monkeypatch, capsys):
-    monkeypatch.setattr(compiler, '_missing', lambda: 'no C++ compiler is found')
+    monkeypatch.setattr(compiler, 'missing', lambda: 'no C++ compiler is found')
     learner, other = make('dmpo', execution='compiled'), make('dmpo')
     said = capsys.readouterr()
     assert said.out == ''
@@ -187,9 +197,9 @@ def test_what_fails_to_compile_is_told_in_one_line(make, draw, monkeypatch, caps
         raise RuntimeError('CppCompileError: fatal error: Python.h: No such file\nmore\nlines')
 
     monkeypatch.setattr(torch, 'compile', fail)
-    compiler._missing.cache_clear()
+    compiler.missing.cache_clear()
     learner = make('d4pg', execution='compiled')
-    compiler._missing.cache_clear()
+    compiler.missing.cache_clear()
     (line,) = capsys.readouterr().err.splitlines()
     assert 'Python.h: No such file' in line
     learner.update(draw(learner, 0))
@@ -201,7 +211,9 @@ def test_compiling_after_dm_control_shows_no_warnings_of_torch_itself():
     code = (
         'import dm_control.composer, torch\n'
         'from robot_rl.policies.compiler import compiled\n'
-        'assert compiled(lambda x: 2 * x)(torch.ones(1)) == 2'
+        'class Twice:\n'
+        '    def of(self, x): return 2 * x\n'
+        'assert compiled(Twice().of)(torch.ones(1)) == 2'
     )
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,13 +1,14 @@
-"""Latency from sensor to command, and CPU, of real nodes beside an empty chain of processes."""
+"""Latency from sensor to command, punctuality and CPU of real nodes, beside an empty chain."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -19,118 +20,214 @@ from robot_rl.policies.export import export_onnx
 from robot_rl.specs import PolicyCard
 from robot_rl.specs.base import load_yaml
 from robot_rl.storage.episode import EpisodeReader
-from robot_rl.storage.streams import StreamMessage
 
-TASK = 'ur5e_reach'
+TASK, ROBOT = 'ur5e_reach', 'ur5e'
+RATES_HZ = (50, 100, 250, 500)
+# The slowest that an arm is commanded and measured at, whatever the policy's rate.
+ARM_HZ = 100
 # The real chain, and the link of the empty one that each process is compared with.
 CHAIN = {
     'sim_robot': 'source',
-    'policy': 'policy',
-    'command_guard': 'guard',
+    'traced_policy': 'policy',
+    'traced_guard': 'guard',
     'episode_recorder': 'sink',
 }
 APPLIED, TO_ARM = '/command_guard/applied', '/forward_position_controller/commands'
-COMMAND, ACTION = '/policy/command', '/policy/action'
+# A period that lasts so many times as long as it should is late.
+LATE = 1.5
+# What a graph does in its first moments counts for nothing.
+WARM_UP_S = 1.0
 
 
-def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
-    """Yield latencies of a 20 Hz policy, then the CPU of every process at 50 Hz.
+class EmptyChain(NamedTuple):
+    """Stamp to arrival behind the last link [n] [s], and the share of a core of each link."""
 
-    A D4PG policy of the default size moves the twin through guard and recorder; the empty chain
-    runs at the same time, and so under the same load. Latency is from the stamp of a joint_states
-    sample to the arrival of the first message that reflects it.
+    latency: np.ndarray
+    cpu: dict[str, float]
+
+
+class RealChain(NamedTuple):
+    """What became of the samples that a policy took [n] [s], and how punctual the ticks were.
+
+    `latency` is from a sample's stamp to the arrival of the first command to the arm that
+    reflects it, less how long sample and command waited for the next tick of policy and guard:
+    these are `policy_wait` and `guard_wait`. `late`: the share of periods that were, by process.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        latencies, empty, _ = _measure(20.0, seconds / 2, Path(folder, '20'))
-        for name, values in latencies.items():
-            for statistic, percent in (('p50', 50), ('p99', 99), ('max', 100)):
-                value, reference = np.percentile(values, percent), np.percentile(empty, percent)
-                yield _row(f'latency_{name}_{statistic}', 'ms', value * 1e3, reference * 1e3)
-        _, _, shares = _measure(50.0, seconds / 2, Path(folder, '50'))
-        for name, role in CHAIN.items():
-            value, reference = shares[name] * 100, shares[f'echo_{role}'] * 100
-            yield _row(f'cpu_{name}_50hz', '% of a core', value, reference)
+
+    latency: np.ndarray
+    policy_wait: np.ndarray
+    guard_wait: np.ndarray
+    late: dict[str, float]
+    cpu: dict[str, float]
+
+
+def run(seconds: float = 20.0, rates_hz: tuple[int, ...] = RATES_HZ) -> Iterator[dict[str, Any]]:
+    """Yield what the real chain does at each rate of the policy, and the empty one beside it.
+
+    A D4PG policy of the default size moves the twin through guard and recorder. The two chains
+    take turns, since at high rates there is not the room for both on a small machine: the empty
+    one runs before and after the real one. Each has half of `seconds` at each rate.
+    """
+    for rate_hz in rates_hz:
+        each = seconds / 2
+        with tempfile.TemporaryDirectory() as folder:
+            before = _empty(rate_hz, each / 2, Path(folder, 'before'))
+            real = _real(rate_hz, each, Path(folder, 'real'))
+            after = _empty(rate_hz, each / 2, Path(folder, 'after'))
+        cpu = {link: (before.cpu[link] + after.cpu[link]) / 2 for link in before.cpu}
+        empty = EmptyChain(np.concatenate([before.latency, after.latency]), cpu)
+        yield from _rows(rate_hz, real, empty)
+
+
+def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str, Any]]:
+    for statistic, percent in (('p50', 50), ('p99', 99)):
+        value, reference = (np.percentile(x.latency, percent) for x in (real, empty))
+        yield _row(f'latency_{rate_hz}hz_{statistic}', 'ms', value * 1e3, reference * 1e3)
+    for who, wait in (('policy', real.policy_wait), ('guard', real.guard_wait)):
+        period_ms = 1e3 / (rate_hz if who == 'policy' else max(rate_hz, ARM_HZ))
+        yield _row(f'{who}_timer_wait_{rate_hz}hz_p50', 'ms', np.median(wait) * 1e3, period_ms)
+    timer = real.late['echo_timer'] * 100
+    for who in ('traced_policy', 'traced_guard'):
+        name = who.removeprefix('traced_')
+        yield _row(f'{name}_late_{rate_hz}hz', '% of periods', real.late[who] * 100, timer)
+    for name, link in CHAIN.items():
+        name = name.replace('traced_', '').replace('guard', 'command_guard')
+        value, reference = real.cpu[link] * 100, empty.cpu[link] * 100
+        yield _row(f'cpu_{name}_{rate_hz}hz', '% of a core', value, reference)
 
 
 def _row(metric: str, unit: str, value: float, reference: float) -> dict[str, Any]:
+    """Return a row; where nothing is what it is compared with, there is no ratio."""
     return {
         'bench': 'deploy',
         'metric': metric,
-        'value': round(value, 3),
+        'value': round(float(value), 3),
         'unit': unit,
-        'reference': round(reference, 3),
-        'ratio': round(value / reference, 3),
+        'reference': round(float(reference), 3),
+        'ratio': round(float(value / reference), 3) if reference else None,
     }
 
 
-def _measure(
-    rate_hz: float, seconds: float, folder: Path
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
-    """Run one episode; return latencies [s] by topic, those of the chain, and CPU shares."""
-    folder.mkdir(parents=True)
-    task, policy = _task(rate_hz, folder), folder / 'policy.onnx'
-    contract = registry.make_task(task).contract()
-    learner = D4PGLearner(contract, D4PGConfig())
-    export_onnx(learner.policy, PolicyCard(id='bench', contract=contract), policy)
-    with Supervisor(folder / 'logs') as supervisor:
-        for role in CHAIN.values():
-            supervisor.start('echo', {'role': role}, name=f'echo_{role}')
-        supervisor.start('sim_robot', {'task': task})
-        supervisor.start('policy', {'policy': str(policy)})
-        supervisor.start('command_guard')
-        supervisor.start('episode_recorder', {'root': str(folder / 'episodes')})
+def _empty(rate_hz: int, seconds: float, folder: Path) -> EmptyChain:
+    """Run the empty chain for a while."""
+    with Supervisor(folder) as supervisor:
+        for role in reversed(CHAIN.values()):  # the source last
+            supervisor.start('echo', {'role': role, 'rate_hz': float(rate_hz)}, name=role)
         supervisor.wait_ready(60)
-        pids = {name: child.pid for name, child in supervisor.children.items()}
-        steps = max(round(seconds * rate_hz), 10)
-        supervisor.start('session', {'task': task, 'policy': str(policy), 'max_steps': steps})
+        time.sleep(WARM_UP_S)
+        with _cpu(supervisor, {role: role for role in CHAIN.values()}) as cpu:
+            time.sleep(seconds)
+        latency = np.array(_last_words(supervisor, 'sink')['latency_s'])
+    return EmptyChain(latency[round(WARM_UP_S * rate_hz) :], cpu)
+
+
+def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
+    """Run one episode of so many seconds."""
+    folder.mkdir(parents=True)
+    robot, task, policy = _files(rate_hz, folder)
+    steps = round((WARM_UP_S + seconds) * rate_hz)
+    with Supervisor(folder / 'logs') as supervisor:
+        supervisor.start('sim_robot', {'task': task})
+        supervisor.start('traced_policy', {'policy': policy, 'robot': robot})
+        supervisor.start('traced_guard', {'robot': robot})
+        recorder = {'root': str(folder / 'episodes'), 'robot': robot}
+        supervisor.start('episode_recorder', recorder)
+        arm_hz = float(max(rate_hz, ARM_HZ))
+        supervisor.start('echo', {'role': 'timer', 'rate_hz': arm_hz}, name='echo_timer')
+        supervisor.wait_ready(60)
+        supervisor.start('session', {'task': task, 'policy': policy, 'max_steps': steps})
         while not list(folder.glob('episodes/*.partial')):  # until the episode is being prepared
             supervisor.check()
             time.sleep(0.05)
-        before, start = _cpu_seconds(pids), time.monotonic()
-        (episode,) = supervisor.follow('session', seconds + 60)
-        after, elapsed = _cpu_seconds(pids), time.monotonic() - start
-        supervisor.children['echo_sink'].terminate()
-        (chain,) = supervisor.follow('echo_sink', 10)
-    shares = {name: (after[name] - before[name]) / elapsed for name in pids}
-    return _latencies(EpisodeReader(episode['path'])), np.array(chain['latency_s']), shares
+        with _cpu(supervisor, CHAIN) as cpu:
+            (episode,) = supervisor.follow('session', seconds + 60)
+        traces = {
+            name: _last_words(supervisor, name)
+            for name in ('traced_policy', 'traced_guard', 'echo_timer')
+        }
+    return _read(traces, EpisodeReader(episode['path']), rate_hz, cpu)
 
 
-def _task(rate_hz: float, folder: Path) -> str:
-    """Write the task with another control rate; return its path."""
-    path = folder / 'task.yaml'
-    task = load_yaml(resources.find('config/tasks', TASK)) | {'rate_hz': rate_hz}
-    path.write_text(yaml.safe_dump(task))
-    return str(path)
+def _files(rate_hz: int, folder: Path) -> tuple[str, str, str]:
+    """Write an arm, a task and a policy for this control rate; return their paths."""
+    robot, task, policy = (folder / name for name in ('arm.yaml', 'task.yaml', 'policy.onnx'))
+    arm_hz = float(max(rate_hz, ARM_HZ))
+    spec = load_yaml(resources.find('config/robots', ROBOT))
+    spec['joint_states_rate_hz'] = spec['controller']['rate_hz'] = arm_hz
+    robot.write_text(yaml.safe_dump(spec))
+    rate = {'rate_hz': float(rate_hz), 'robot': str(robot)}
+    task.write_text(yaml.safe_dump(load_yaml(resources.find('config/tasks', TASK)) | rate))
+    contract = registry.make_task(str(task)).contract()
+    learner = D4PGLearner(contract, D4PGConfig())
+    export_onnx(learner.policy, PolicyCard(id='bench', contract=contract), policy)
+    return str(robot), str(task), str(policy)
 
 
-def _cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
-    """Return the processor time that each process has had (user and system; proc(5))."""
-    used = {}
-    for name, pid in pids.items():
-        fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
-        used[name] = (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-    return used
+def _last_words(supervisor: Supervisor, name: str) -> dict[str, Any]:
+    """End a node and return what it prints."""
+    supervisor.children[name].terminate()
+    (words,) = supervisor.follow(name, 10)
+    return words
 
 
-def _latencies(episode: EpisodeReader) -> dict[str, np.ndarray]:
-    """Return, per topic, how long after its stamp each decision's first message arrived [s].
+@contextlib.contextmanager
+def _cpu(supervisor: Supervisor, links: Mapping[str, str]) -> Iterator[dict[str, float]]:
+    """Give the share of a core that each node takes meanwhile, by its link in the chain."""
+    shares: dict[str, float] = {}
+    pids = {link: supervisor.children[name].pid for name, link in links.items()}
+    before, start = {link: _cpu_seconds(pid) for link, pid in pids.items()}, time.monotonic()
+    yield shares
+    elapsed = time.monotonic() - start
+    for link, pid in pids.items():
+        shares[link] = (_cpu_seconds(pid) - before[link]) / elapsed
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has had (user and system; proc(5))."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def _read(
+    traces: Mapping[str, Any], episode: EpisodeReader, rate_hz: int, cpu: dict[str, float]
+) -> RealChain:
+    """Follow each sample from its stamp to the arm, without the moments of the start."""
+    ticks = {name: np.array(trace['ticks_ns']) for name, trace in traces.items()}
+    begins = ticks['traced_policy'][0] + round(WARM_UP_S * 1e9)
+    ends = ticks['traced_policy'][-1]
+    samples, commands = (
+        {stamp: times for stamp, *times in traces[name]['taken']}
+        for name in ('traced_policy', 'traced_guard')
+    )
+    latency, policy_wait, guard_wait = [], [], []
+    for stamp, arrived in _arrivals(episode).items():
+        if stamp not in samples or stamp not in commands or samples[stamp][1] < begins:
+            continue
+        (came, began), (command_came, guard_began) = samples[stamp], commands[stamp]
+        latency.append((came - stamp) + (command_came - began) + (arrived - guard_began))
+        policy_wait.append(began - came)
+        guard_wait.append(guard_began - command_came)
+    late = {}
+    for name, times in ticks.items():
+        period_ns = 1e9 / (rate_hz if name == 'traced_policy' else max(rate_hz, ARM_HZ))
+        periods = np.diff(times[(times >= begins) & (times <= ends)])
+        late[name] = float((periods > LATE * period_ns).mean())
+    return RealChain(*(np.array(x) * 1e-9 for x in (latency, policy_wait, guard_wait)), late, cpu)
+
+
+def _arrivals(episode: EpisodeReader) -> dict[int, int]:
+    """Return when the first command to the arm that reflects a sample arrived, by its stamp [ns].
 
     The command to the arm has no stamp: the guard publishes it just before it says what it was.
     """
-    first: dict[str, dict[int, StreamMessage]] = {ACTION: {}, COMMAND: {}, APPLIED: {}}
+    applied: dict[int, int] = {}
     to_arm = []
-    for item in episode.messages((*first, TO_ARM)):
+    for item in episode.messages((APPLIED, TO_ARM)):
         if item.topic == TO_ARM:
             to_arm.append((item.publish_time_ns, item.log_time_ns))
         else:
             stamp = item.message.header.stamp
-            first[item.topic].setdefault(stamp.sec * 1_000_000_000 + stamp.nanosec, item)
+            applied.setdefault(stamp.sec * 1_000_000_000 + stamp.nanosec, item.publish_time_ns)
     published, arrived = np.array(sorted(to_arm)).T
-    found: dict[str, list[int]] = {'command': [], 'applied': [], 'to_arm': []}
-    for stamp_ns in first[ACTION].keys() & first[COMMAND].keys() & first[APPLIED].keys():
-        applied = first[APPLIED][stamp_ns]
-        before = np.searchsorted(published, applied.publish_time_ns) - 1
-        found['command'].append(first[COMMAND][stamp_ns].log_time_ns - stamp_ns)
-        found['applied'].append(applied.log_time_ns - stamp_ns)
-        found['to_arm'].append(arrived[before] - stamp_ns)
-    return {name: np.array(values) * 1e-9 for name, values in found.items()}
+    before = np.searchsorted(published, list(applied.values())) - 1
+    return dict(zip(applied, arrived[before].tolist(), strict=True))

@@ -25,7 +25,7 @@ class Options(Spec):
         description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS'
     )
     seconds: pydantic.PositiveFloat = pydantic.Field(
-        20.0, description='how long to measure [s], about; learner: each agent'
+        20.0, description='how long to measure [s], about; learner: each agent; deploy: each rate'
     )
     agents: tuple[Literal['d4pg', 'mpo', 'dmpo'], ...] = pydantic.Field(
         ('d4pg', 'mpo', 'dmpo'), description='learner: whose updates'

@@ -6,6 +6,7 @@ Not a certified safety device: it keeps an ordinary mistake of a policy from bec
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -457,22 +458,23 @@ class CommandGuard:
         self,
         names: Sequence[str],
         positions: ArrayLike,
-        joints: Sequence[str],
+        joints: tuple[str, ...],
         others: bool = False,
     ) -> tuple[np.ndarray | None, str]:
         """Return the positions in the order of `joints` and '', or None and what is wrong."""
-        names = list(names)
         try:
             values = np.asarray(positions, np.float64)
         except (TypeError, ValueError):
             return None, f'positions are not numbers: {positions!r}'
         if values.shape != (len(names),):
             return None, f'{len(names)} joint names but positions of shape {values.shape}'
-        missing = [joint for joint in joints if joint not in names]
-        unknown = [name for name in names if name not in joints and not others]
-        if missing or unknown or len(set(names)) != len(names):
-            return None, f'joint names {names} are not those of {self.robot.name}: {list(joints)}'
-        values = values[[names.index(joint) for joint in joints]]
+        order = _order(tuple(names), joints, others)
+        if order is None:
+            return (
+                None,
+                f'joint names {list(names)} are not those of {self.robot.name}: {list(joints)}',
+            )
+        values = values[list(order)]
         if not np.isfinite(values).all():
             return None, f'not finite: {dict(zip(joints, values.tolist(), strict=True))}'
         return values, ''
@@ -509,3 +511,18 @@ class CommandGuard:
         self._counts['refused'] += 1
         self._last_refusal = reason
         return reason
+
+
+@functools.lru_cache(maxsize=16)  # the same names come with every message
+def _order(
+    names: tuple[str, ...], joints: tuple[str, ...], others: bool
+) -> tuple[int, ...] | None:
+    """Return where each of `joints` stands in `names`, among `others` where these may be there.
+
+    None: one of them is missing, a name stands there twice, or there are others.
+    """
+    if len(set(names)) != len(names) or not set(joints) <= set(names):
+        return None
+    if not others and len(names) != len(joints):
+        return None
+    return tuple(names.index(joint) for joint in joints)

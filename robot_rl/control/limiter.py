@@ -121,7 +121,10 @@ def _braked(velocity: np.ndarray, dt: float, acceleration: np.ndarray) -> np.nda
 def shortened(vector: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Return `vector` [..., n] shortened as a whole until no element is larger than `bound`."""
     size = np.abs(vector)
-    share = np.divide(bound, size, out=np.ones_like(size), where=size > bound)
+    over = size > bound
+    if not over.any():  # nearly always, and ten times in a tick
+        return vector
+    share = np.divide(bound, size, out=np.ones_like(size), where=over)
     return vector * share.min(axis=-1, keepdims=True)
 
 
@@ -134,11 +137,12 @@ def _stoppable(distance: np.ndarray, dt: float, acceleration: np.ndarray) -> np.
     return 2 * distance / (dt + np.sqrt(dt * dt + 2 * distance / acceleration))
 
 
-def interpolate(previous: ArrayLike, target: ArrayLike, fraction: ArrayLike) -> np.ndarray:
+def interpolate(previous: ArrayLike, target: ArrayLike, fraction: float) -> np.ndarray:
     """Return the point `fraction` of the way from `previous` to `target` [..., n].
 
-    `fraction` is clipped to [0, 1] and broadcasts against the positions; 1 gives `target` exactly.
+    `fraction` is clipped to [0, 1]; 1 gives `target` exactly.
     """
     previous, target = np.asarray(previous, np.float64), np.asarray(target, np.float64)
-    fraction = np.clip(fraction, 0.0, 1.0)
-    return np.where(fraction < 1, previous + fraction * (target - previous), target)
+    if fraction >= 1:
+        return target.copy()
+    return previous + max(fraction, 0.0) * (target - previous)

@@ -153,7 +153,7 @@ class CommandGuardNode(Node):
             with self._lock:
                 if self._listening and now - began > LISTEN_S:
                     self._stop_listening()
-                self._hear(now)
+                refusals = self._hear_sources(now)
                 applied = self._guard.tick(now)
                 source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
                 source = 'starting' if self._listening else source or 'idle'
@@ -162,6 +162,11 @@ class CommandGuardNode(Node):
                 self._to_arm.publish()
             if applied is not None:
                 self._publish(applied)
+            # Only now, for the next tick: no command waits for what the arm has to say.
+            with self._lock:
+                refusals.append(self._hear_arm(now))
+            for reason in filter(None, refusals):
+                self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
             self._source.say(source)
             self._stopped.say(stopped)
             self._overruns += now - last > 1.5 * period_s
@@ -170,19 +175,23 @@ class CommandGuardNode(Node):
                 reported = now
                 self._report()
 
-    def _hear(self, now: float) -> None:
-        """Give what has come to the guard; log what it refuses."""
-        refusals = []
+    def _hear_sources(self, now: float) -> list[str | None]:
+        """Give the newest commands to the guard; return why any is refused."""
+        return [
+            self._command(source, message, now)
+            for source, commands in self._commands.items()
+            if (message := commands.newest()) is not None
+        ]
+
+    def _hear_arm(self, now: float) -> str | None:
+        """Tell the guard where the arm stands; return why that is refused."""
         measured = self._joint_states.newest()
-        if measured is not None:
-            refusals.append(self._guard.measured(measured.name, measured.position, now))
-            if self._preparing and refusals[-1] is None:
-                self._answer_when_ready()
-        for source, commands in self._commands.items():
-            if (command := commands.newest()) is not None:
-                refusals.append(self._command(source, command, now))
-        for reason in filter(None, refusals):
-            self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
+        if measured is None:
+            return None
+        refusal = self._guard.measured(measured.name, measured.position, now)
+        if self._preparing and refusal is None:
+            self._answer_when_ready()
+        return refusal
 
     def _answer_when_ready(self) -> None:
         if self._to_arm.is_heard():

@@ -1,13 +1,15 @@
 """The empty chain: what rclpy and DDS cost by themselves, beside which bench deploy measures.
 
 source -> JointState -> policy -> JointTrajectory -> guard -> Float64MultiArray -> sink: the
-processes, messages and rates of the real chain, with nothing in them.
+processes, messages and rates of the real chain, with nothing in them. And a timer of rclpy, which
+does nothing.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any, Literal
 
 import pydantic
@@ -26,20 +28,23 @@ JOINTS = [f'joint_{i}' for i in range(6)]
 class Parameters(Spec):
     """The ROS parameters of echo."""
 
-    role: Literal['source', 'policy', 'guard', 'sink'] = pydantic.Field(
+    role: Literal['source', 'policy', 'guard', 'sink', 'timer'] = pydantic.Field(
         'source', description='which link of the chain this is'
     )
-    rate_hz: pydantic.PositiveFloat = pydantic.Field(100.0, description='of the source')
+    rate_hz: pydantic.PositiveFloat = pydantic.Field(100.0, description='of source and timer')
 
 
 class Echo(Node):
-    """One link; the sink prints {"latency_s": [...]}, stamp to arrival, when it ends."""
+    """One link. When they end, the sink prints {"latency_s": [...]}, stamp to arrival, and the
+    timer {"ticks_ns": [...]}, since the epoch.
+    """
 
     def __init__(self) -> None:
         super().__init__('echo')
         support.declare_parameters(self, Parameters)
         self._given = support.read_parameters(self, Parameters)
         self._latencies: list[float] = []
+        self._ticks: list[int] = []
         self._worker: support.Worker | None = None
         getattr(self, f'_be_{self._given.role}')()
 
@@ -50,11 +55,13 @@ class Echo(Node):
             self._worker.start()
 
     def close(self) -> None:
-        """Say what was measured, where this is the sink."""
+        """Say what was measured, where this is the sink or the timer."""
         if self._worker:
             self._worker.stop()
         if self._given.role == 'sink':
             print(json.dumps({'latency_s': self._latencies}), flush=True)
+        if self._given.role == 'timer':
+            print(json.dumps({'ticks_ns': self._ticks}), flush=True)
 
     def _be_source(self) -> None:
         self._states = self.create_publisher(JointState, 'echo/states', support.STREAM)
@@ -87,6 +94,10 @@ class Echo(Node):
             self._latencies.append((about['received_timestamp'] - sent_ns) * 1e-9)
 
         self.create_subscription(Float64MultiArray, 'echo/commands', measure, support.COMMAND)
+
+    def _be_timer(self) -> None:
+        period_s = 1.0 / self._given.rate_hz
+        self.create_timer(period_s, lambda: self._ticks.append(time.time_ns()))
 
     def _work(self, stop: threading.Event) -> None:
         message = JointState(name=JOINTS, position=[0.0] * len(JOINTS))

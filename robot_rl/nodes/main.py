@@ -22,7 +22,10 @@ NODES = {
     'command_guard': 'robot_rl.nodes.command_guard:CommandGuardNode',
     'episode_recorder': 'robot_rl.nodes.episode_recorder:EpisodeRecorder',
     'session': 'robot_rl.nodes.session:SessionNode',
+    # For robot-rl bench deploy.
     'echo': 'robot_rl.nodes.echo:Echo',
+    'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
+    'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
 }
 _CLOSE_WITHIN_S = 8.0
 

@@ -80,10 +80,12 @@ def test_interpolation_is_linear_and_stays_between(previous, target, fraction):
     assert np.array_equal(interpolate(previous, target, 1.0), target)
 
 
-def test_interpolation_broadcasts_fractions_and_ends_exactly():
-    previous, target = np.zeros((4, 2)), np.full((4, 2), 0.1)
-    points = interpolate(previous, target, np.array([0, 0.5, 1.0, 3.0])[:, None])
-    assert points[:, 0].tolist() == [0, 0.05, 0.1, 0.1]
+@pytest.mark.parametrize(
+    ('fraction', 'reached'), [(-1, 0), (0, 0), (0.5, 0.05), (1, 0.1), (3, 0.1)]
+)
+def test_interpolation_takes_batches_and_ends_exactly(fraction, reached):
+    points = interpolate(np.zeros((4, 2)), np.full((4, 2), 0.1), fraction)
+    assert points.tolist() == [[reached, reached]] * 4
 
 
 def test_limits_come_from_the_spec_and_slow_down(robot):

@@ -45,8 +45,8 @@ RECORDED = {TRAINED: 30, HALF: 30, RANDOM: 10}
 # Over config/agents/d4pg_reach.yaml: a snapshot for the half-trained policy, and no step more
 # than it takes.
 TRAINING = (
-    'steps=60000',
-    'training.snapshots=[20000]',
+    'steps=100000',
+    'training.snapshots=[50000]',
     'training.evaluate_every=5000',
     'training.stop_at_success=0.99',
 )

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pydantic
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
@@ -38,6 +39,14 @@ class Parameters(Spec):
     target_rate_hz: pydantic.PositiveFloat = pydantic.Field(
         20.0, description='how often target_pose is published'
     )
+    publish_state: bool = pydantic.Field(
+        False,
+        description='publish the whole simulated state on ~/state, for whoever draws it: time, '
+        'qpos, qvel, mocap_pos, mocap_quat, one after the other',
+    )
+    state_rate_hz: pydantic.PositiveFloat = pydantic.Field(
+        60.0, description='how often ~/state is published'
+    )
 
 
 class SimRobot(Node):
@@ -57,7 +66,7 @@ class SimRobot(Node):
         self._driver.reset(self._twin.reset(self._given.seed).joint_position)
         self._lock = threading.Lock()
         self._accepting = True
-        self._until_target = 0.0
+        self._until_target = self._until_state = 0.0
         self._create_topics()
         self._participant = support.Participant(self, self._on_session)
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -84,6 +93,9 @@ class SimRobot(Node):
             JointState, robot.joint_states_topic, support.STREAM
         )
         self._target_pose = self.create_publisher(PoseStamped, support.TARGET_POSE, support.STREAM)
+        self._state = None
+        if self._given.publish_state:
+            self._state = self.create_publisher(Float64MultiArray, '~/state', support.STREAM)
         self._joint_state = JointState(name=list(robot.driver_joints))
         self._joint_state.header.frame_id = robot.driver_frame
         self._pose = PoseStamped()
@@ -136,9 +148,15 @@ class SimRobot(Node):
         self._joint_state.velocity = support.doubles(self._twin.joint_velocity)
         self._joint_states.publish(self._joint_state)
         self._until_target -= elapsed
-        if self._until_target > 1e-6:
-            return
-        self._until_target += 1.0 / self._given.target_rate_hz
+        if self._until_target < 1e-6:
+            self._until_target += 1.0 / self._given.target_rate_hz
+            self._publish_target(stamp)
+        self._until_state -= elapsed
+        if self._state is not None and self._until_state < 1e-6:
+            self._until_state += 1.0 / self._given.state_rate_hz
+            self._state.publish(Float64MultiArray(data=support.doubles(self._twin.state)))
+
+    def _publish_target(self, stamp: Time) -> None:
         pose = self._pose.pose
         pose.position.x, pose.position.y, pose.position.z = self._twin.target_position.tolist()
         x, y, z, w = wxyz_to_xyzw(self._twin.target_orientation).tolist()
@@ -149,7 +167,7 @@ class SimRobot(Node):
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
         self._driver.reset(self._twin.reset(seed).joint_position)
-        self._until_target = 0.0
+        self._until_target = self._until_state = 0.0
         self._publish(0.0)
 
     def _on_session(self, info: SessionInfo) -> None:

@@ -64,6 +64,13 @@ class Twin:
         return self.data.time
 
     @property
+    def state(self) -> np.ndarray:
+        """What a picture needs: time, qpos, qvel, mocap_pos, mocap_quat, one after the other."""
+        data = self.data
+        parts = (data.qpos, data.qvel, data.mocap_pos.ravel(), data.mocap_quat.ravel())
+        return np.concatenate([[data.time], *parts])
+
+    @property
     def joint_position(self) -> np.ndarray:
         """Measured joint positions [n] [rad]."""
         return self.data.qpos[self._arm.qpos]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mujoco
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
@@ -90,3 +92,22 @@ def test_it_tells_how_real_its_time_is(twin, observer):
 def test_it_refuses_to_be_another_robot(twin):
     twin.session.say('prepare', robot='fr3')
     assert twin.session.hears('error') == 'simulates ur5e, not fr3'
+
+
+def test_its_whole_state_is_there_for_whoever_draws_it(supervisor, observer):
+    task = registry.make_task('ur5e/reach')
+    supervisor.start('sim_robot', {'seed': 11, 'publish_state': True, 'state_rate_hz': 50.0})
+    supervisor.wait_ready()
+    best_effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+    states = observer.listen(Float64MultiArray, 'sim_robot/state', best_effort)
+    joints = observer.listen(JointState, 'joint_states')
+    observer.until(lambda: len(states) >= 50)
+    data = mujoco.MjData(task.model())
+    time, qpos, qvel, marker, upright = np.split(
+        np.array(states[-1].data), np.cumsum([1, data.qpos.size, data.qvel.size, 3])
+    )
+    assert time > 0 and qvel.shape == (data.qvel.size,)
+    np.testing.assert_allclose(qpos, joints[-1].position, atol=1e-3)
+    np.testing.assert_allclose(marker, task.initial(11).target)
+    np.testing.assert_array_equal(upright, [1, 0, 0, 0])
+    assert 1.5 < len(joints) / len(states) < 2.5

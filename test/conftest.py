@@ -16,7 +16,28 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from robot_rl.specs import Contract, PolicyCard, StateField
+from robot_rl.specs import Contract, PolicyCard, RobotSpec, StateField
+
+
+@pytest.fixture
+def maker_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return `write(model='arm', **changes)`: the YAML file of an arm as Menagerie has them.
+
+    Its model is that of test/models/maker_arm: 'arm', 'scene' (of arm, floor and a loose cube) or
+    'motors' (the arm, moved by torques).
+    """
+    models = Path(__file__).parent / 'models'
+    monkeypatch.setenv('ROBOT_RL_MENAGERIE', str(models))
+
+    def write(model: str = 'arm', **changes) -> str:
+        robot = RobotSpec.load(str(models / 'maker_arm.yaml'))
+        path = tmp_path / f'maker_arm_{model}.yaml'
+        path.write_text(
+            robot.replace(mjcf=f'menagerie:maker_arm/{model}.xml', **changes).to_yaml()
+        )
+        return str(path)
+
+    return write
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.reach import ReachTask
 from robot_rl.sim.rendering import Renderer
-from robot_rl.sim.scene import ArmIndex
+from robot_rl.sim.scene import ArmIndex, target_marker
 
 _SIZE = 480, 360
 
@@ -19,12 +19,13 @@ def episode_pictures(task: ReachTask, columns: Mapping[str, np.ndarray]) -> dict
     """Return {caption: RGB uint8 [H, W, 3]} of an episode's start, first second and end."""
     model = task.model()
     data, arm = mujoco.MjData(model), ArmIndex.of(model, task.robot.model_joints)
+    marker = target_marker(model)
     rows = {0: 'start', round(task.config.rate_hz): 'after 1 s', -1: 'end'}
     draw = _drawing()
     pictures = {}
     for row, caption in rows.items():
         data.qpos[arm.qpos] = columns['joint_states.position'][row]
-        data.mocap_pos[arm.marker] = columns['target_pose.position'][row]
+        data.mocap_pos[marker] = columns['target_pose.position'][row]
         mujoco.mj_forward(model, data)
         pictures[caption] = draw(model, data)
     return pictures

@@ -139,7 +139,8 @@ class Graph(NamedTuple):
 
 
 def _sim_robot(values: Values) -> list[Process]:
-    return [values.node('sim_robot', task=values['task'], seed=values.number('seed'))]
+    robot, task, seed = values['robot'], values['task'], values.number('seed')
+    return [values.node('sim_robot', robot=robot, task=task, seed=seed)]
 
 
 def _deploy(values: Values) -> list[Process]:
@@ -164,7 +165,7 @@ def _around(values: Values, record: bool) -> list[Process]:
     """Return what stands for the arm's driver, and the recorder."""
     sim, started = values.is_true('sim'), []
     if sim:
-        started.append(values.node('sim_robot', task=values['task']))
+        started.append(values.node('sim_robot', robot=values['robot'], task=values['task']))
     if record:
         world, root = 'sim' if sim else 'real', values['storage']
         recorder = values.node('episode_recorder', robot=values['robot'], root=root, world=world)
@@ -187,7 +188,7 @@ def _session(values: Values, started: list[Process], **more: Any) -> Process:
 GRAPHS = {
     'sim_robot': Graph(
         "the MuJoCo twin behind the topics of an arm's driver",
-        ('task', 'seed'), 'deploy', _sim_robot,
+        ('robot', 'task', 'seed'), 'deploy', _sim_robot,
     ),
     'deploy': Graph(
         'a policy on an arm, simulated or real: policy, command guard, recorder and session',

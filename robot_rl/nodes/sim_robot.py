@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 import threading
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
 from robot_rl.control.session import SessionInfo
-from robot_rl.errors import ContractMismatch
+from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.quaternions import wxyz_to_xyzw
-from robot_rl.sim.driver import SimulatedDriver
-from robot_rl.sim.twin import Twin
-from robot_rl.specs import Spec
+from robot_rl.sim.imperfections import Imperfections
+from robot_rl.sim.simulated_arm import SimulatedArm
+from robot_rl.sim.twin import AtHome, World
+from robot_rl.specs import RobotSpec, Spec
 
 # After a longer pause of this process the arm goes on where it was: time is lost, not jumped.
 CATCH_UP_S = 0.1
 
+Vector = Annotated[
+    tuple[Annotated[float, pydantic.Field(ge=-1000, le=1000)], ...],
+    pydantic.Field(min_length=3, max_length=3),
+]
 
-class Parameters(Spec):
-    """The ROS parameters of sim_robot."""
+
+class Push(Spec):
+    """What ~/perturb does: ROS parameters that may change at any time."""
+
+    push_force_n: Vector = pydantic.Field(
+        (20.0, 0.0, 0.0),
+        description="force of ~/perturb on the tool's body, x y z in the scene's world frame, "
+        'each within +-1000 [N]',
+    )
+    push_torque_nm: Vector = pydantic.Field(
+        (0.0, 0.0, 0.0),
+        description="torque of ~/perturb on the tool's body, likewise, each within +-1000 [N m]",
+    )
+    push_duration_s: float = pydantic.Field(
+        0.2, gt=0, le=10, description='how long ~/perturb pushes, at most 10 [s]'
+    )
+
+
+class Parameters(Imperfections, Push):
+    """The ROS parameters of sim_robot: what to simulate, how it falls short, how it is pushed."""
 
     task: str = pydantic.Field('ur5e/reach', description='task whose arm and target to simulate')
+    robot: str = pydantic.Field(
+        '',
+        description='robot in config/robots or a YAML file, @<tf_prefix> may follow: simulated '
+        'at home in its own MJCF, without a target, unless it is the robot of `task`',
+    )
     seed: pydantic.NonNegativeInt = pydantic.Field(
         0, description='initial condition at the start and after ~/reset'
+    )
+    joint_states_order: Literal['spec', 'alphabetical'] = pydantic.Field(
+        'spec',
+        description="order of the names in joint states: 'spec', that of RobotSpec.joints, then "
+        "the gripper's; or 'alphabetical', as joint_state_broadcaster often has it",
     )
     target_rate_hz: pydantic.PositiveFloat = pydantic.Field(
         20.0, description='how often target_pose is published'
@@ -47,6 +84,107 @@ class Parameters(Spec):
     state_rate_hz: pydantic.PositiveFloat = pydantic.Field(
         60.0, description='how often ~/state is published'
     )
+    publish_clock: bool = pydantic.Field(
+        False, description='publish simulated time on /clock, and stamp with it what is measured'
+    )
+    speed: float = pydantic.Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description='simulated seconds a second, as far as the computer can; other than 1 only '
+        'with publish_clock',
+    )
+
+    @pydantic.model_validator(mode='after')
+    def _other_speeds_are_told(self) -> Parameters:
+        if self.speed != 1 and not self.publish_clock:
+            raise ValueError(f'speed {self.speed} needs publish_clock: nobody else would know')
+        return self
+
+    def part(self, model: type[support.P]) -> support.P:
+        """Return those of the parameters that `model` has."""
+        return model.parse(self.model_dump(include=set(model.model_fields)))
+
+    def world(self) -> World:
+        """Return what is to be simulated. Raises SpecError, UnknownName."""
+        if not self.robot:
+            return registry.make_task(self.task)
+        robot = RobotSpec.load(self.robot)
+        task = registry.make_task(self.task) if self.task else None
+        return task if task and task.robot == robot else AtHome(robot)
+
+
+class Periodic:
+    """Says when something is due that happens at a rate of its own, in simulated time."""
+
+    def __init__(self, rate_hz: float):
+        self._period_s, self._left_s = 1.0 / rate_hz, 0.0
+
+    def now(self) -> None:
+        """Be due at the next occasion."""
+        self._left_s = 0.0
+
+    def is_due(self, elapsed_s: float) -> bool:
+        """Let time pass; tell whether it is due."""
+        self._left_s -= elapsed_s
+        if self._left_s > 1e-6:
+            return False
+        self._left_s += self._period_s
+        return True
+
+
+class ToWorld:
+    """The publishers of what the driver measures, of the target, and of the simulation's state."""
+
+    def __init__(self, node: Node, arm: SimulatedArm, given: Parameters):
+        self._arm, self._clock = arm, None
+        robot, twin = arm.twin.robot, arm.twin
+        names = [*robot.driver_joints, *twin.other_joints]
+        self._order = np.arange(len(names))
+        if given.joint_states_order == 'alphabetical':
+            self._order = np.argsort(names)
+        self._joint_state = JointState(name=[names[index] for index in self._order])
+        self._joint_state.header.frame_id = robot.driver_frame
+        self._joint_states = node.create_publisher(
+            JointState, robot.joint_states_topic, support.STREAM
+        )
+        self._pose = PoseStamped()
+        self._pose.header.frame_id = robot.driver_frame
+        self.target = Periodic(given.target_rate_hz)
+        self._target_pose = self._state = None
+        if twin.has_target:
+            self._target_pose = node.create_publisher(
+                PoseStamped, support.TARGET_POSE, support.STREAM
+            )
+        self.state = Periodic(given.state_rate_hz)
+        if given.publish_state:
+            self._state = node.create_publisher(Float64MultiArray, '~/state', support.STREAM)
+        if given.publish_clock:
+            self._clock = node.create_publisher(Clock, '/clock', support.SENSOR)
+
+    def publish(self, stamp: Time, elapsed: float) -> None:
+        """Publish all that is due, `elapsed` seconds after the last time."""
+        if self._clock is not None:
+            self._clock.publish(Clock(clock=stamp))
+        sample = self._arm.measure()
+        if sample is not None:
+            message = self._joint_state
+            message.header.stamp = stamp
+            message.position = support.doubles(sample.position[self._order])
+            message.velocity = support.doubles(sample.velocity[self._order])
+            self._joint_states.publish(message)
+        if self._target_pose is not None and self.target.is_due(elapsed):
+            self._publish_target(stamp)
+        if self._state is not None and self.state.is_due(elapsed):
+            self._state.publish(Float64MultiArray(data=support.doubles(self._arm.twin.state)))
+
+    def _publish_target(self, stamp: Time) -> None:
+        pose, twin = self._pose.pose, self._arm.twin
+        pose.position.x, pose.position.y, pose.position.z = twin.target_position.tolist()
+        x, y, z, w = wxyz_to_xyzw(twin.target_orientation).tolist()
+        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
+        self._pose.header.stamp = stamp
+        self._target_pose.publish(self._pose)
 
 
 class SimRobot(Node):
@@ -58,19 +196,23 @@ class SimRobot(Node):
 
     def __init__(self) -> None:
         super().__init__('sim_robot')
-        support.declare_parameters(self, Parameters)
+        support.declare_parameters(self, Parameters, changeable=Push.model_fields)
         self._given = support.read_parameters(self, Parameters)
-        self._task = registry.make_task(self._given.task)
-        self._twin = Twin(self._task)
-        self._driver = SimulatedDriver(self._task.robot)
-        self._driver.reset(self._twin.reset(self._given.seed).joint_position)
+        self._push = self._given.part(Push)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        world = self._given.world()
+        self._robot = world.robot
+        self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
         self._lock = threading.Lock()
-        self._accepting = True
-        self._until_target = self._until_state = 0.0
+        self._accepting, self._paused = True, False
+        self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
+        self._to_world = ToWorld(self, self._arm, self._given)
         self._participant = support.Participant(self, self._on_session)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._diagnostics = support.Diagnostics(self, f'{self._task.robot.name} (simulated)')
+        self.create_service(SetBool, '~/pause', self._on_pause)
+        self.create_service(Trigger, '~/perturb', self._on_perturb)
+        self._diagnostics = support.Diagnostics(self, f'{self._robot.name} (simulated)')
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -84,31 +226,28 @@ class SimRobot(Node):
             self._worker.stop()
 
     def _create_topics(self) -> None:
-        robot = self._task.robot
-        kind = Float64MultiArray
+        robot, kind = self._robot, Float64MultiArray
         if robot.controller.kind == 'joint_trajectory':
             kind = JointTrajectory
         self._commands = support.Polled(self, kind, robot.controller.topic, support.COMMAND)
-        self._joint_states = self.create_publisher(
-            JointState, robot.joint_states_topic, support.STREAM
-        )
-        self._target_pose = self.create_publisher(PoseStamped, support.TARGET_POSE, support.STREAM)
-        self._state = None
-        if self._given.publish_state:
-            self._state = self.create_publisher(Float64MultiArray, '~/state', support.STREAM)
-        self._joint_state = JointState(name=list(robot.driver_joints))
-        self._joint_state.header.frame_id = robot.driver_frame
-        self._pose = PoseStamped()
-        self._pose.header.frame_id = robot.driver_frame
+        self._widths = None
+        if self._arm.twin.has_gripper:
+            self._widths = support.Polled(
+                self, Float64MultiArray, robot.gripper.topic, support.COMMAND
+            )
+        elif robot.gripper:
+            self.get_logger().warning(
+                f'{robot.mjcf} has no joint of the gripper: it is not simulated'
+            )
 
     def _work(self, stop: threading.Event) -> None:
         """Step at the rate of the driver's joint states; tell once a second how real time is."""
-        period_s = 1.0 / self._task.robot.joint_states_rate_hz
+        speed = self._given.speed
         last = reported = None
         simulated = 0.0
-        for now in support.every(period_s, stop):
-            if last is not None:
-                elapsed = min(now - last, CATCH_UP_S)
+        for now in support.every(1.0 / (self._robot.joint_states_rate_hz * speed), stop):
+            if last is not None and not self._paused:
+                elapsed = min(now - last, CATCH_UP_S) * speed
                 simulated += elapsed
                 with self._lock:
                     self._step(elapsed)
@@ -118,63 +257,54 @@ class SimRobot(Node):
                 reported, simulated = now, 0.0
 
     def _step(self, elapsed: float) -> None:
+        try:
+            self._hear()
+        except ContractMismatch as error:
+            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+        self._arm.advance(elapsed)
+        self._simulated += elapsed
+        self._to_world.publish(self._stamp(), elapsed)
+
+    def _hear(self) -> None:
+        """Give what has come to the driver. Raises ContractMismatch."""
         message = self._commands.newest()
         if message is not None and self._accepting:
-            try:
-                self._command(message)
-            except ContractMismatch as error:
-                self.get_logger().error(str(error), throttle_duration_sec=1.0)
-        self._twin.set_command(self._driver.advance(elapsed))
-        self._twin.advance(elapsed)
-        self._publish(elapsed)
+            self._command(message)
+        width = self._widths.newest() if self._widths else None
+        if width is not None and self._accepting:
+            if len(width.data) != 1:
+                raise ContractMismatch(f'gripper: one width is needed, found {list(width.data)}')
+            self._arm.twin.set_gripper(width.data[0])
 
     def _command(self, message: Float64MultiArray | JointTrajectory) -> None:
         """Give a command to the driver. Raises ContractMismatch."""
         if isinstance(message, Float64MultiArray):
-            self._driver.command(message.data)
+            self._arm.command(message.data)
             return
-        joints, points = list(self._task.robot.driver_joints), message.points
+        joints, points = list(self._robot.driver_joints), message.points
         if message.joint_names != joints or len(points) != 1:
             raise ContractMismatch(
                 f'{len(points)} points for {message.joint_names}; right is one for {joints}'
             )
         (point,) = points
-        self._driver.command(point.positions, support.seconds(point.time_from_start))
+        self._arm.command(point.positions, support.seconds(point.time_from_start))
 
-    def _publish(self, elapsed: float) -> None:
-        stamp = self.get_clock().now().to_msg()
-        self._joint_state.header.stamp = stamp
-        self._joint_state.position = support.doubles(self._twin.joint_position)
-        self._joint_state.velocity = support.doubles(self._twin.joint_velocity)
-        self._joint_states.publish(self._joint_state)
-        self._until_target -= elapsed
-        if self._until_target < 1e-6:
-            self._until_target += 1.0 / self._given.target_rate_hz
-            self._publish_target(stamp)
-        self._until_state -= elapsed
-        if self._state is not None and self._until_state < 1e-6:
-            self._until_state += 1.0 / self._given.state_rate_hz
-            self._state.publish(Float64MultiArray(data=support.doubles(self._twin.state)))
-
-    def _publish_target(self, stamp: Time) -> None:
-        pose = self._pose.pose
-        pose.position.x, pose.position.y, pose.position.z = self._twin.target_position.tolist()
-        x, y, z, w = wxyz_to_xyzw(self._twin.target_orientation).tolist()
-        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
-        self._pose.header.stamp = stamp
-        self._target_pose.publish(self._pose)
+    def _stamp(self) -> Time:
+        if not self._given.publish_clock:
+            return self.get_clock().now().to_msg()
+        nanoseconds = round(self._simulated * 1e9)
+        return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
 
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
-        self._driver.reset(self._twin.reset(seed).joint_position)
-        self._until_target = self._until_state = 0.0
-        self._publish(0.0)
+        self._arm.reset(seed)
+        self._to_world.target.now()
+        self._to_world.state.now()
+        self._to_world.publish(self._stamp(), 0.0)
 
     def _on_session(self, info: SessionInfo) -> None:
-        if info.robot and info.robot != self._task.robot.name:
-            self._participant.report(
-                'error', f'simulates {self._task.robot.name}, not {info.robot}'
-            )
+        if info.robot and info.robot != self._robot.name:
+            self._participant.report('error', f'simulates {self._robot.name}, not {info.robot}')
             return
         with self._lock:
             if info.state == 'prepare':
@@ -185,9 +315,18 @@ class SimRobot(Node):
                 self._commands.newest()  # what came before is for the former pose
                 self._accepting = True
             if info.state == 'running':
-                self._until_target = 0.0  # nobody shall wait for the target
+                self._to_world.target.now()  # nobody shall wait for the target
         if info.state == 'prepare':
             self._participant.report('ready')
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Take another push; what else may be said here is refused by rclpy as read-only."""
+        changes = {p.name: p.value for p in parameters if p.name in Push.model_fields}
+        try:
+            self._push = self._push.replace(**changes)
+        except SpecError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
@@ -195,16 +334,33 @@ class SimRobot(Node):
         response.success, response.message = True, f'seed {self._given.seed}'
         return response
 
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """Let time stand still, and with it all that is measured, or pass again."""
+        with self._lock:
+            if self._paused and not request.data:
+                self._commands.newest()  # said to an arm that could not move
+            self._paused = request.data
+        response.success, response.message = True, 'paused' if request.data else 'running'
+        return response
+
+    def _on_perturb(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        push = self._push
+        with self._lock:
+            self._arm.twin.push(push.push_force_n, push.push_torque_nm, push.push_duration_s)
+        response.success, response.message = True, push.to_json()
+        return response
+
     def _report(self, real_time_factor: float) -> None:
-        slow = real_time_factor < 0.95
+        slow = real_time_factor < 0.95 * self._given.speed and not self._paused
+        twin = self._arm.twin
         self._diagnostics.publish(
             DiagnosticStatus.WARN if slow else DiagnosticStatus.OK,
-            f'real-time factor {real_time_factor:.3f}',
+            'paused' if self._paused else f'real-time factor {real_time_factor:.3f}',
             {
                 'real_time_factor': round(real_time_factor, 4),
-                'time_s': round(self._twin.time, 3),
+                'time_s': round(twin.time, 3),
                 'tracking_error_rad': float(
-                    np.abs(self._twin.command - self._twin.joint_position).max().round(4)
+                    np.abs(twin.command - twin.joint_position).max().round(4)
                 ),
             },
         )

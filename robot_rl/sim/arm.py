@@ -16,7 +16,7 @@ from robot_rl.control.observation import History, observe
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
-from robot_rl.sim.scene import ArmIndex
+from robot_rl.sim.scene import ArmIndex, target_marker
 from robot_rl.specs import Contract, require_fit
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -96,7 +96,7 @@ class ArmEnvironment:
         """Return the model and the present state of environment `index`, to be drawn only."""
         data = self._data[0]
         mujoco.mj_setState(self._model, data, self._state[index], _STATE)
-        data.mocap_pos[self._arm.marker] = self._target[index]
+        data.mocap_pos[self._marker] = self._target[index]
         mujoco.mj_forward(self._model, data)
         return self._model, data
 
@@ -108,6 +108,8 @@ class ArmEnvironment:
         """Compile the scene and start the thread pool, no wider than the batch."""
         self._model = self.task.model()
         self._arm = ArmIndex.of(self._model, self.task.robot.model_joints)
+        self._arm.require_servos(self._model)
+        self._marker = target_marker(self._model)
         cores = threads or len(os.sched_getaffinity(0))
         threads = max(1, min(cores, self.num_envs))
         self._data = [mujoco.MjData(self._model) for _ in range(threads)]
@@ -148,7 +150,9 @@ class ArmEnvironment:
         wanted = joint_target(self.contract, action, self._command, self.task.robot)
         target = limit(wanted, self._command, self.contract.period_s, self._limits)
         path = self._lead(Line(self._command, target, 0.0, self.contract.period_s), lanes)
-        self._control[..., self._arm.ctrl] = np.repeat(path, self.task.substeps, axis=1)
+        actuators = self._arm.actuators
+        controls = actuators.towards(np.repeat(path, self.task.substeps, axis=1))
+        self._control[..., actuators.ctrl] = controls
         count = int(lanes.sum())
         states = self._states[:count]
         self._rollout.rollout(

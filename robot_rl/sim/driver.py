@@ -32,6 +32,18 @@ class SimulatedDriver:
     def command(self, values: ArrayLike, duration_s: float = 0.0) -> None:
         """Take a command [n]: positions, or velocities; a trajectory's point takes `duration_s`.
 
+        Raises ContractMismatch, see `checked`.
+        """
+        values = self.checked(values)
+        self._since, self._duration = 0.0, duration_s
+        if self._takes_velocities:
+            self._velocity = values
+        else:
+            self._start, self._goal = self._position, values
+
+    def checked(self, values: ArrayLike) -> np.ndarray:
+        """Return a command [n] that may be given.
+
         Raises ContractMismatch for another number of values or one that is not finite.
         """
         values = np.array(values, dtype=float)
@@ -41,11 +53,7 @@ class SimulatedDriver:
                 f'the twin of {self._robot.name} takes {len(self._position)} finite joint {what}, '
                 f'found {values.tolist()}'
             )
-        self._since, self._duration = 0.0, duration_s
-        if self._takes_velocities:
-            self._velocity = values
-        else:
-            self._start, self._goal = self._position, values
+        return values
 
     def advance(self, seconds: float) -> np.ndarray:
         """Let time pass; return where the servos are to be [n]."""

@@ -28,7 +28,7 @@ class InitialCondition(NamedTuple):
     """How an episode starts: joint positions [n] [rad], and the target [3] [m] in base_frame."""
 
     joint_position: np.ndarray
-    target: np.ndarray
+    target: np.ndarray | None = None  # where there is no task
 
 
 class ReachReward(Spec):

@@ -1,4 +1,4 @@
-"""An arm inside a compiled MuJoCo model: where its joints, actuators and target stand."""
+"""An arm inside a compiled MuJoCo model: where its joints and target stand, how it is moved."""
 
 from __future__ import annotations
 
@@ -14,30 +14,119 @@ from robot_rl.robots.mjcf import find, load_model, named
 
 # The mocap body that marks where the task wants the tool.
 TARGET_BODY = 'target'
+# How MuJoCo computes an actuator's force, as far as it can be turned round: gain * ctrl + bias.
+_FIXED = int(mujoco.mjtGain.mjGAIN_FIXED)
+_BIAS = int(mujoco.mjtBias.mjBIAS_NONE), int(mujoco.mjtBias.mjBIAS_AFFINE)
+_DYNAMICS = tuple(
+    int(kind)
+    for kind in (
+        mujoco.mjtDyn.mjDYN_NONE,
+        mujoco.mjtDyn.mjDYN_FILTER,
+        mujoco.mjtDyn.mjDYN_FILTEREXACT,
+    )
+)
+_JOINT = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)
+_TENDON, _WRAP_JOINT = int(mujoco.mjtTrn.mjTRN_TENDON), int(mujoco.mjtWrap.mjWRAP_JOINT)
+_SINGLE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Actuators:
+    """One actuator for each of n joints: position servos, or what takes a force.
+
+    The force on a joint is gear * (gain * ctrl + bias[0] + bias[1] * length + bias[2] * velocity),
+    with length = gear * position. Where bias[1] is negative that is a servo: ctrl says where to.
+    """
+
+    ctrl: np.ndarray  # [n] in MjData.ctrl
+    gear: np.ndarray  # [n] actuator length per joint position
+    gain: np.ndarray  # [n]
+    bias: np.ndarray  # [n, 3]
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, joints: Sequence[int]) -> Self:
+        """Find the actuators of these joints. Raises SpecError where one has none, or several."""
+        found = [_actuator(model, joint) for joint in joints]
+        ids = np.array([index for index, _ in found], dtype=int)
+        return cls(
+            ctrl=ids,
+            gear=np.array([gear for _, gear in found]),
+            gain=model.actuator_gainprm[ids, 0].copy(),
+            bias=model.actuator_biasprm[ids, :3].copy(),
+        )
+
+    @property
+    def servo(self) -> np.ndarray:
+        """Which of them hold a position by themselves -> bool [n]."""
+        return self.bias[:, 1] < 0
+
+    @property
+    def stiffness(self) -> np.ndarray:
+        """By how much the joint's force grows with the distance to where it is to be [n]."""
+        return -(self.gear**2) * self.bias[:, 1]
+
+    def towards(self, positions: np.ndarray) -> np.ndarray:
+        """Return the ctrl [..., n] with which servos go to joint positions [..., n]."""
+        return self._scale * positions + self._offset
+
+    def pushing(self, force: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Return the ctrl [n] that puts this force [n] on joints that move so."""
+        own = self.bias * np.stack([np.ones_like(position), position, velocity], axis=1)
+        own[:, 1:] *= self.gear[:, None]
+        return (force / self.gear - own.sum(axis=1)) / self.gain
+
+    @property
+    def _scale(self) -> np.ndarray:
+        return -self.bias[:, 1] * self.gear / self.gain
+
+    @property
+    def _offset(self) -> np.ndarray:
+        return -self.bias[:, 0] / self.gain
+
+
+@dataclass(frozen=True, eq=False)
 class ArmIndex:
-    """Addresses of an arm's joints in their own order, and of the target marker."""
+    """Addresses of an arm's joints, in their own order, and their actuators."""
 
+    joints: np.ndarray  # [n] their ids
     qpos: np.ndarray  # [n] in MjData.qpos
     qvel: np.ndarray  # [n] in MjData.qvel
-    ctrl: np.ndarray  # [n] in MjData.ctrl, of the position servos on the joints
-    marker: int  # in MjData.mocap_pos
+    actuators: Actuators
 
     @classmethod
     def of(cls, model: mujoco.MjModel, joints: Sequence[str]) -> Self:
-        """Find RobotSpec.model_joints, their servos and the target.
-
-        Raises SpecError for a missing one.
-        """
-        ids = [named(model, 'joint', name) for name in joints]
+        """Find RobotSpec.model_joints and their actuators. Raises SpecError for a missing one."""
+        ids = np.array([named(model, 'joint', name) for name in joints])
         return cls(
+            joints=ids,
             qpos=model.jnt_qposadr[ids].copy(),
             qvel=model.jnt_dofadr[ids].copy(),
-            ctrl=np.array([_servo(model, index) for index in ids]),
-            marker=_marker(model),
+            actuators=Actuators.of(model, ids),
         )
+
+    def require_servos(self, model: mujoco.MjModel) -> None:
+        """Raise SpecError where a joint is not moved by a position actuator."""
+        for joint, servo in zip(self.joints, self.actuators.servo, strict=True):
+            if not servo:
+                raise SpecError(
+                    f'joint {model.joint(joint).name!r} of the scene is moved by force; '
+                    'a task needs a position actuator'
+                )
+
+    def others(self, model: mujoco.MjModel) -> list[int]:
+        """Return the ids of the named hinges and slides on the same base that are not the arm's.
+
+        Those of a gripper, say; what stands about the scene is on a base of its own.
+        """
+        root = model.body_rootid[model.jnt_bodyid]
+        return [
+            joint
+            for joint in range(model.njnt)
+            if root[joint] == root[self.joints[0]]
+            and model.jnt_type[joint] in _SINGLE
+            and joint not in self.joints
+            and model.joint(joint).name
+        ]
 
 
 def load_scene(name: str, timestep_s: float) -> mujoco.MjModel:
@@ -47,23 +136,51 @@ def load_scene(name: str, timestep_s: float) -> mujoco.MjModel:
     return model
 
 
-def _marker(model: mujoco.MjModel) -> int:
-    """Return the mocap id of the target. Raises SpecError where the scene has none."""
+def target_marker(model: mujoco.MjModel) -> int:
+    """Return the target's place in MjData.mocap_pos. Raises SpecError where the scene has none."""
     body = find(model, 'body', TARGET_BODY)
     if body is None or model.body_mocapid[body] < 0:
         raise SpecError(f'the scene needs a mocap body {TARGET_BODY!r}')
     return int(model.body_mocapid[body])
 
 
-def _servo(model: mujoco.MjModel, joint: int) -> int:
-    """Return the id of the position servo on a joint. Raises SpecError where there is none."""
-    on_joint = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT
-    gain, stiffness = model.actuator_gainprm[:, 0], -model.actuator_biasprm[:, 1]
-    servos = on_joint & (model.actuator_trnid[:, 0] == joint) & (gain == stiffness)
-    found = np.flatnonzero(servos)
+def _actuator(model: mujoco.MjModel, joint: int) -> tuple[int, float]:
+    """Return the id of the actuator that moves a joint, and its gear.
+
+    It acts on the joint itself or on a fixed tendon that the joint is part of; there, the others
+    are taken to move as this one does, as the two fingers of a gripper. Raises SpecError where
+    there is not one.
+    """
+    found = []
+    for index in range(model.nu):
+        known = (
+            model.actuator_gaintype[index] == _FIXED
+            and model.actuator_biastype[index] in _BIAS
+            and model.actuator_dyntype[index] in _DYNAMICS
+        )
+        gear = _gear(model, index, joint)
+        if known and gear:
+            found.append((index, gear))
     if len(found) != 1:
         raise SpecError(
-            f'joint {model.joint(joint).name!r} of the scene has {len(found)} position actuators; '
-            'it needs one'
+            f'joint {model.joint(joint).name!r} of the scene has {len(found)} actuators of kind '
+            'position, velocity or motor; it needs one'
         )
-    return int(found[0])
+    return found[0]
+
+
+def _gear(model: mujoco.MjModel, actuator: int, joint: int) -> float:
+    """Return an actuator's change of length per motion of a joint; 0: it does not move it."""
+    kind, (target, _) = model.actuator_trntype[actuator], model.actuator_trnid[actuator]
+    gear = float(model.actuator_gear[actuator, 0])
+    if kind in _JOINT:
+        return gear if target == joint else 0.0
+    if kind != _TENDON:
+        return 0.0
+    first, count = model.tendon_adr[target], model.tendon_num[target]
+    wraps = range(first, first + count)
+    if any(model.wrap_type[wrap] != _WRAP_JOINT for wrap in wraps):
+        return 0.0
+    if all(model.wrap_objid[wrap] != joint for wrap in wraps):
+        return 0.0
+    return gear * float(sum(model.wrap_prm[wrap] for wrap in wraps))

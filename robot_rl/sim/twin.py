@@ -2,61 +2,166 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
 import mujoco
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robot_rl.errors import ContractMismatch
-from robot_rl.sim.reach import InitialCondition, ReachTask
-from robot_rl.sim.scene import ArmIndex
+from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.robots.mjcf import find, load_model, named
+from robot_rl.sim.reach import InitialCondition
+from robot_rl.sim.scene import Actuators, ArmIndex, target_marker
+from robot_rl.specs import RobotSpec
+
+# How an arm whose actuators take forces is held: as a critically damped spring of this angular
+# frequency [rad/s] on top of all that its model says of inertia and gravity. It follows a motion
+# with a lag of 2 / 60 s, as position-controlled arms do.
+HOLDING_FREQUENCY = 60.0
+# How hard dry friction is, the most that MuJoCo takes: by its default of 0.9 a joint that should
+# stick creeps on at some hundredths of a rad/s.
+DRY = 0.9999
+
+
+class World(Protocol):
+    """What a twin simulates: ReachTask is one, AtHome another."""
+
+    robot: RobotSpec
+
+    def model(self) -> mujoco.MjModel:
+        """Compile the scene."""
+
+    def initial(self, seed: int) -> InitialCondition:
+        """Return how the episode of this seed starts."""
+
+
+class AtHome:
+    """A robot without a task: its own MJCF, of the arm alone or of a scene; it starts at home."""
+
+    def __init__(self, robot: RobotSpec):
+        self.robot = robot
+
+    def model(self) -> mujoco.MjModel:
+        """Compile RobotSpec.mjcf, with its own timestep."""
+        return load_model(self.robot.mjcf)
+
+    def initial(self, seed: int) -> InitialCondition:
+        """Return the home pose, whatever the seed."""
+        del seed
+        return InitialCondition(self.robot.home_position)
+
+
+class Jaw(NamedTuple):
+    """The joint of RobotSpec.gripper: its address, range and actuator."""
+
+    qpos: int
+    closed: float
+    opened: float
+    actuators: Actuators
 
 
 class Twin:
-    """One arm and its task's target, ROS-free; joints in the order of RobotSpec.joints.
+    """One arm and its task's target, if any; ROS-free; joints in the order of RobotSpec.joints.
 
     Give it a command, let time pass, read it. Its steps are those of ArmEnvironment, number for
-    number.
+    number, where its actuators hold positions; where they take forces, it holds positions itself.
     """
 
-    def __init__(self, task: ReachTask):
-        self.task = task
-        self.model = task.model()
+    def __init__(self, world: World):
+        self.world, self.robot = world, world.robot
+        self.model = world.model()
         self.data = mujoco.MjData(self.model)
-        self._arm = ArmIndex.of(self.model, task.robot.model_joints)
-        self._left_over = 0.0
+        self._arm = ArmIndex.of(self.model, self.robot.model_joints)
+        self._servo = self._arm.actuators.servo
+        has_target = world.initial(0).target is not None
+        self._marker = target_marker(self.model) if has_target else None
+        self._jaw = _jaw(self.model, self.robot)
+        self._others = self._arm.others(self.model)
+        self._tool_body = _tool_body(self.model, self.robot.tool_site)
+        self._friction = self.model.dof_frictionloss.copy()
+        self._softness = self.model.dof_solimp.copy()
+        self.tune(np.ones(len(self.robot.joints)), np.zeros(len(self.robot.joints)))
         self.reset(0)
+
+    def tune(self, gain: np.ndarray, friction: np.ndarray) -> None:
+        """Make every joint's servo `gain` [n] times as stiff, and add dry `friction` [n] [N m]."""
+        actuators, self._gain = self._arm.actuators, np.array(gain, dtype=float)
+        servos = actuators.ctrl[self._servo]
+        factor = self._gain[self._servo]
+        self.model.actuator_gainprm[servos, 0] = actuators.gain[self._servo] * factor
+        stiffness = actuators.bias[self._servo, :2] * factor[:, None]
+        self.model.actuator_biasprm[servos, :2] = stiffness
+        model, dofs = self.model, self._arm.qvel
+        model.dof_frictionloss[dofs] = self._friction[dofs] + friction
+        model.dof_solimp[dofs] = self._softness[dofs]
+        model.dof_solimp[dofs[friction > 0], :2] = DRY
 
     def reset(self, seed: int) -> InitialCondition:
         """Place arm and target as this seed's episode starts, at rest and at time 0."""
-        start = self.task.initial(seed)
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._arm.qpos] = start.joint_position
-        self.data.ctrl[self._arm.ctrl] = start.joint_position
-        self.data.mocap_pos[self._arm.marker] = start.target
-        mujoco.mj_forward(self.model, self.data)
-        self._left_over = 0.0
+        start = self.world.initial(seed)
+        self._place(start.joint_position)
+        if self._marker is not None:
+            self.data.mocap_pos[self._marker] = start.target
+            mujoco.mj_forward(self.model, self.data)
         return start
+
+    def rest_at(self, position: np.ndarray) -> None:
+        """Place the arm at joint positions [n] where its servos hold it, at rest and at time 0.
+
+        Servos that do not know of gravity hold it only with a command that is a little off.
+        """
+        self._place(position)
+        data, dofs = self.data, self._arm.qvel
+        lacking = (data.qfrc_bias - data.qfrc_passive - data.qfrc_actuator)[dofs]
+        stiffness = np.where(self._servo, self._arm.actuators.stiffness * self._gain, np.inf)
+        self.set_command(position + lacking / stiffness)
 
     def set_command(self, positions: ArrayLike) -> None:
         """Let the servos hold these joint positions [n] [rad] from now on.
 
         Raises ContractMismatch for another number of positions or a value that is not finite.
         """
-        positions = np.asarray(positions, dtype=float)
-        if positions.shape != (len(self.task.robot.joints),) or not np.isfinite(positions).all():
+        positions = np.array(positions, dtype=float)
+        if positions.shape != (len(self.robot.joints),) or not np.isfinite(positions).all():
             raise ContractMismatch(
-                f'the twin of {self.task.robot.name} takes {len(self.task.robot.joints)} finite '
+                f'the twin of {self.robot.name} takes {len(self.robot.joints)} finite '
                 f'joint positions, found {positions.tolist()}'
             )
-        self.data.ctrl[self._arm.ctrl] = positions
+        self._command = positions
+        actuators = self._arm.actuators
+        self.data.ctrl[actuators.ctrl[self._servo]] = actuators.towards(positions)[self._servo]
+
+    def set_gripper(self, width: float) -> None:
+        """Let the gripper open or close to this width [m]. Raises ContractMismatch."""
+        gripper = self.robot.gripper
+        if self._jaw is None:
+            raise ContractMismatch(f'the twin of {self.robot.name} has no gripper')
+        if not 0 <= width <= gripper.open_width:
+            raise ContractMismatch(
+                f'gripper: a width from 0 to {gripper.open_width} m is needed, found {width}'
+            )
+        jaw = self._jaw
+        self._move_jaw(jaw.closed + width / gripper.open_width * (jaw.opened - jaw.closed))
+
+    def push(self, force: ArrayLike, torque: ArrayLike, seconds: float) -> None:
+        """Push the tool's body, at its centre of mass, with force [3] [N] and torque [3] [N m].
+
+        Both in the world frame; the push ends by itself, or with a reset.
+        """
+        self.data.xfrc_applied[self._tool_body] = [*force, *torque]
+        self._pushed_for = max(1, round(seconds / self.model.opt.timestep))
 
     def advance(self, seconds: float) -> None:
         """Let time pass in whole physics steps; what is left over waits for the next call."""
         self._left_over += seconds
         steps = int(self._left_over / self.model.opt.timestep + 1e-6)
-        if steps > 0:
-            mujoco.mj_step(self.model, self.data, steps)
-            self._left_over -= steps * self.model.opt.timestep
+        self._left_over -= steps * self.model.opt.timestep
+        pushed = min(steps, self._pushed_for)
+        self._step(pushed)
+        self._pushed_for -= pushed
+        if not self._pushed_for:
+            self.data.xfrc_applied[self._tool_body] = 0.0
+        self._step(steps - pushed)
 
     @property
     def time(self) -> float:
@@ -81,16 +186,107 @@ class Twin:
         return self.data.qvel[self._arm.qvel]
 
     @property
+    def other_joints(self) -> tuple[str, ...]:
+        """The names [k] of the robot's joints that are not the arm's, as its driver has them."""
+        drivers = {model: joint for joint, model in self.robot.mjcf_joints.items()}
+        names = [self.model.joint(joint).name for joint in self._others]
+        return tuple(self.robot.tf_prefix + drivers.get(name, name) for name in names)
+
+    @property
+    def other_position(self) -> np.ndarray:
+        """Measured positions [k] of the robot's other joints [rad or m]."""
+        return self.data.qpos[self.model.jnt_qposadr[self._others]]
+
+    @property
+    def other_velocity(self) -> np.ndarray:
+        """Measured velocities [k] of the robot's other joints."""
+        return self.data.qvel[self.model.jnt_dofadr[self._others]]
+
+    @property
     def command(self) -> np.ndarray:
         """The joint positions [n] [rad] that the servos hold."""
-        return self.data.ctrl[self._arm.ctrl]
+        return self._command.copy()
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a task, with a target."""
+        return self._marker is not None
+
+    @property
+    def has_gripper(self) -> bool:
+        """Whether the model has the joint of RobotSpec.gripper."""
+        return self._jaw is not None
 
     @property
     def target_position(self) -> np.ndarray:
         """The target [3] [m] in base_frame."""
-        return self.data.mocap_pos[self._arm.marker].copy()
+        return self.data.mocap_pos[self._marker].copy()
 
     @property
     def target_orientation(self) -> np.ndarray:
         """The target's orientation [4], wxyz."""
-        return self.data.mocap_quat[self._arm.marker].copy()
+        return self.data.mocap_quat[self._marker].copy()
+
+    def _place(self, position: np.ndarray) -> None:
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[self._arm.qpos] = position
+        self._left_over, self._pushed_for = 0.0, 0
+        self.set_command(position)
+        if self._jaw is not None:
+            self._move_jaw(float(self.data.qpos[self._jaw.qpos]))
+        mujoco.mj_forward(self.model, self.data)
+
+    def _move_jaw(self, position: float) -> None:
+        actuators = self._jaw.actuators
+        self.data.ctrl[actuators.ctrl] = actuators.towards(np.array([position]))
+
+    def _step(self, steps: int) -> None:
+        if self._servo.all():
+            if steps:
+                mujoco.mj_step(self.model, self.data, steps)
+            return
+        for _ in range(steps):
+            self._force()
+            mujoco.mj_step(self.model, self.data)
+
+    def _force(self) -> None:
+        """Set the actuators that take forces: computed torque, with what the last step computed.
+
+        Acceleration of a critically damped spring times inertia, plus what balances gravity,
+        Coriolis forces and springs; neither damping nor friction is known to it.
+        """
+        data, dofs, actuators = self.data, self._arm.qvel, self._arm.actuators
+        position, velocity = self.joint_position, self.joint_velocity
+        stiffness = self._gain * HOLDING_FREQUENCY**2
+        wanted, force = np.zeros(self.model.nv), np.zeros(self.model.nv)
+        wanted[dofs] = stiffness * (self._command - position) - 2 * HOLDING_FREQUENCY * velocity
+        mujoco.mj_mulM(self.model, data, force, wanted)
+        force += data.qfrc_bias - data.qfrc_gravcomp - data.qfrc_spring
+        ctrl = actuators.pushing(force[dofs], position, velocity)
+        data.ctrl[actuators.ctrl[~self._servo]] = ctrl[~self._servo]
+
+
+def _jaw(model: mujoco.MjModel, robot: RobotSpec) -> Jaw | None:
+    """Find the gripper's joint; None: the robot has none, or its model is of the arm alone.
+
+    Raises SpecError where its joint has no range, or no position actuator.
+    """
+    if robot.gripper is None:
+        return None
+    name = robot.mjcf_joints.get(robot.gripper.joint, robot.gripper.joint)
+    joint = find(model, 'joint', name)
+    if joint is None:
+        return None
+    actuators = Actuators.of(model, [joint])
+    if not (model.jnt_limited[joint] and actuators.servo.all()):
+        raise SpecError(
+            f'gripper joint {name!r} of the scene needs a range and a position actuator'
+        )
+    closed, opened = model.jnt_range[joint].tolist()
+    return Jaw(int(model.jnt_qposadr[joint]), closed, opened, actuators)
+
+
+def _tool_body(model: mujoco.MjModel, tool: str) -> int:
+    """Return the body that carries the tool, which is a site or else a body itself."""
+    site = find(model, 'site', tool)
+    return named(model, 'body', tool) if site is None else int(model.site_bodyid[site])

@@ -117,7 +117,7 @@ class RobotSpec(Spec):
     workspace: Box
     # A model, as resources.model() finds it: of the arm alone or of a scene that it stands in.
     mjcf: str
-    # {name among joints: its name in the model} where the two differ.
+    # {name among joints, or the gripper's: its name in the model} where the two differ.
     mjcf_joints: dict[str, str] = pydantic.Field(default_factory=dict)
     # The model's body that is base_frame, where its name differs.
     mjcf_base: str | None = None
@@ -167,7 +167,8 @@ class RobotSpec(Spec):
 
     @pydantic.model_validator(mode='after')
     def _model_joints_are_distinct(self) -> Self:
-        if unknown := self.mjcf_joints.keys() - set(self.joints):
+        jaw = {self.gripper.joint} if self.gripper else set()
+        if unknown := self.mjcf_joints.keys() - set(self.joints) - jaw:
             raise ValueError(
                 f'mjcf_joints: {sorted(unknown)} not among joints {list(self.joints)}'
             )

@@ -24,7 +24,15 @@ from robot_rl.nodes.supervisor import reserved_domain_id
 
 ARGUMENTS = {
     'train': {'task', 'agent', 'steps', 'seed', 'out'},
-    'sim_robot': {'task', 'seed', 'namespace', 'params_file', 'log_level', 'use_sim_time'},
+    'sim_robot': {
+        'robot',
+        'task',
+        'seed',
+        'namespace',
+        'params_file',
+        'log_level',
+        'use_sim_time',
+    },
     'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'manual', 'record', 'storage'},
     'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
 }

@@ -134,7 +134,7 @@ def test_its_scene_is_simulated_by_the_arms_names(robot):
     arm = ArmIndex.of(model, robot.model_joints)
     home = model.key('home')
     np.testing.assert_array_equal(home.qpos[arm.qpos], robot.home_position)
-    np.testing.assert_array_equal(home.ctrl[arm.ctrl], robot.home_position)
+    np.testing.assert_array_equal(home.ctrl[arm.actuators.ctrl], robot.home_position)
 
 
 @pytest.mark.parametrize(

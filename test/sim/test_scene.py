@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from robot_rl.errors import SpecError
-from robot_rl.sim.scene import ArmIndex
+from robot_rl.sim.scene import ArmIndex, target_marker
 
 SCENE = """
 <mujoco><worldbody>
@@ -30,20 +30,21 @@ def test_servos_are_found_by_the_joint_they_move_whatever_their_names():
     arm = ArmIndex.of(scene(), ('b', 'a'))
     np.testing.assert_array_equal(arm.qpos, [2, 1])
     np.testing.assert_array_equal(arm.qvel, [2, 1])
-    np.testing.assert_array_equal(arm.ctrl, [1, 2])
-    assert arm.marker == 0
+    np.testing.assert_array_equal(arm.actuators.ctrl, [1, 2])
+    assert target_marker(scene()) == 0
 
 
 @pytest.mark.parametrize(
     ('actuators', 'found'),
     [
-        ('<motor joint="a"/>', 0),
-        ('<velocity joint="a" kv="3"/>', 0),
+        ('<motor joint="b"/>', 0),
+        ('<intvelocity joint="a" kp="3" actrange="-1 1"/>', 0),
         ('<position joint="a"/><position joint="a"/>', 2),
+        ('<position joint="a"/><motor joint="a"/>', 2),
     ],
 )
-def test_a_joint_without_one_position_actuator_is_told(actuators, found):
-    with pytest.raises(SpecError, match=f"joint 'a' of the scene has {found} position actuators"):
+def test_a_joint_without_one_actuator_is_told(actuators, found):
+    with pytest.raises(SpecError, match=f"joint 'a' of the scene has {found} actuators"):
         ArmIndex.of(scene(actuators), ('a',))
 
 
@@ -51,4 +52,48 @@ def test_what_the_scene_lacks_is_one_clear_line():
     with pytest.raises(SpecError, match=r"no joint 'c'; it has \['rail', 'a', 'b'\]"):
         ArmIndex.of(scene(), ('a', 'c'))
     with pytest.raises(SpecError, match="needs a mocap body 'target'"):
-        ArmIndex.of(scene(target=''), ('a', 'b'))
+        target_marker(scene(target=''))
+
+
+KINDS = """
+  <position joint="a" kp="50" kv="2" gear="3"/>
+  <general joint="b" gaintype="fixed" biastype="affine" gainprm="0.5" biasprm="4 -60 -7" gear="2"/>
+"""
+FORCES = '<motor joint="a" gear="-5"/><velocity joint="b" kv="3" gear="2"/>'
+
+
+def test_a_task_is_learned_with_servos_alone():
+    ArmIndex.of(scene(KINDS), ('a', 'b')).require_servos(scene(KINDS))
+    arm = ArmIndex.of(scene(FORCES), ('a', 'b'))
+    assert not arm.actuators.servo.any()
+    with pytest.raises(SpecError, match="joint 'a' of the scene is moved by force"):
+        arm.require_servos(scene(FORCES))
+
+
+def joint_forces(model, ctrl):
+    """MuJoCo's own forces on joints a and b, at a pose and in motion."""
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:] = [0.0, 0.3, -0.4], [0.0, 0.2, -0.1]
+    data.ctrl[:] = ctrl
+    mujoco.mj_forward(model, data)
+    return data.qfrc_actuator[1:]
+
+
+def test_servos_pull_nowhere_from_where_they_are_told_to_be_whatever_gear_and_gain():
+    model = scene(KINDS)
+    actuators = ArmIndex.of(model, ('a', 'b')).actuators
+    assert actuators.servo.all()
+    here = np.array([0.3, -0.4])
+    # What is left at the very place is the damping, and the stiffness is MuJoCo's.
+    damping = np.array([2 * 3**2 * -0.2, 7 * 2**2 * 0.1])
+    np.testing.assert_allclose(joint_forces(model, actuators.towards(here)), damping)
+    pulled = joint_forces(model, actuators.towards(here + 0.01)) - damping
+    np.testing.assert_allclose(pulled, 0.01 * actuators.stiffness)
+    np.testing.assert_allclose(actuators.stiffness, [50 * 9, 60 * 4])
+
+
+def test_a_force_is_what_motors_and_velocity_actuators_are_told_for_it():
+    model = scene(FORCES)
+    actuators = ArmIndex.of(model, ('a', 'b')).actuators
+    ctrl = actuators.pushing(np.array([7.0, -3.0]), np.array([0.3, -0.4]), np.array([0.2, -0.1]))
+    np.testing.assert_allclose(joint_forces(model, ctrl), [7.0, -3.0])

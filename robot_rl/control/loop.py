@@ -13,6 +13,7 @@ from robot_rl.control.observation import Chain, Observation, ObservationAssemble
 from robot_rl.control.runtime import Policy
 from robot_rl.errors import ContractMismatch
 from robot_rl.specs import Contract, RobotSpec, require_fit
+from robot_rl.specs.contract import QUANTITIES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,11 +49,12 @@ class ControlLoop:
         chain: Chain,
         policy: Policy,
         limits: Limits | None = None,
+        joint_states_max_age_s: float = np.inf,
     ):
         require_served(contract, robot)
         self.contract, self.robot, self.policy = contract, robot, policy
         self.limits = limits or Limits.from_spec(robot)
-        self.observations = ObservationAssembler(contract, robot, chain)
+        self.observations = ObservationAssembler(contract, robot, chain, joint_states_max_age_s)
         self.steps = 0
         self._command: np.ndarray | None = None
         self._state: dict[str, np.ndarray] = {}
@@ -92,10 +94,21 @@ class ControlLoop:
 def require_served(contract: Contract, robot: RobotSpec) -> None:
     """Raise ContractMismatch where an arm cannot serve a policy's contract."""
     require_fit(contract, _streams(contract, robot), where=f'robot {robot.name}')
+    for field in contract.observation:
+        if field.kind and field.quantity not in QUANTITIES[field.kind]:
+            raise ContractMismatch(
+                f'robot {robot.name}: observation {field.name}: no message brings '
+                f'{field.source!r}; those of kind {field.kind!r} bring '
+                + ', '.join(QUANTITIES[field.kind])
+            )
     require_supported(contract, robot)
 
 
 def _streams(contract: Contract, robot: RobotSpec) -> dict[str, tuple[str, ...]]:
     """Return the streams that an arm can have: its own, and whatever messages may bring."""
-    brought = {field.stream: () for field in contract.observation if field.stream != 'env'}
+    brought = {
+        field.stream: robot.joints if field.kind == 'joints' else ()
+        for field in contract.observation
+        if field.stream != 'env'
+    }
     return brought | {'joint_states': robot.joints, 'command': robot.joints, 'tool': ()}

@@ -1,15 +1,16 @@
 """From streams to what a policy sees: in simulation over a batch, beside the arm from messages.
 
 Streams are {stream: {quantity: array [..., *element]}}: joint_states.position and .velocity [n]
-in the order of RobotSpec.joints, command.position [n], poses with position [3] and orientation
-[4] (wxyz), and tool, the forward kinematics of the measured joints.
+in the order of RobotSpec.joints, command.position [n], goals for the joints with position [n],
+poses with position [3] and orientation [4] (wxyz), cameras with image [height, width, 3] uint8,
+and tool, the forward kinematics of the measured joints.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,14 +18,13 @@ from numpy.typing import ArrayLike
 from robot_rl.control.limiter import require_finite
 from robot_rl.errors import ContractMismatch
 from robot_rl.specs import Contract, ObservationField, RobotSpec
-from robot_rl.specs.contract import FROM_TOOL
+from robot_rl.specs.contract import DERIVED, FROM_TOOL, POSE_ELEMENTS
 
 Streams = Mapping[str, Mapping[str, np.ndarray]]
 Observation = dict[str, np.ndarray]
 
-# Streams whose elements are the robot's joints; those of poses have names of their own.
-JOINT_STREAMS = ('joint_states', 'command')
-POSE_ELEMENTS = {'position': ('x', 'y', 'z'), 'orientation': ('w', 'x', 'y', 'z')}
+# How old a picture may be where the contract says nothing [s].
+IMAGE_MAX_AGE_S = 0.5
 
 
 class Chain(Protocol):
@@ -70,7 +70,7 @@ def _read(field: ObservationField, streams: Streams, joints: tuple[str, ...]) ->
         ) from None
     if field.names:
         elements = POSE_ELEMENTS.get(field.quantity, field.names)
-        if field.stream in JOINT_STREAMS:
+        if field.kind == 'joints' or field.stream == 'command':
             elements = joints
         if field.names != elements:
             values = values[..., _indices(field, elements)]
@@ -132,24 +132,55 @@ class _Sample:
     values: dict[str, np.ndarray]
 
 
+class _Need(NamedTuple):
+    """What is asked of a stream's samples: the strictest field's age limit [s]."""
+
+    field: str
+    max_age_s: float
+    is_set: bool = False
+
+    @classmethod
+    def of(cls, field: ObservationField) -> Self:
+        """Return what one field asks of its stream."""
+        default = IMAGE_MAX_AGE_S if field.kind == 'image' else np.inf
+        return cls(field.name, field.max_age_s or default, field.is_set)
+
+
 class ObservationAssembler:
     """Keeps the newest sample of each stream and makes the policy's observation of them.
 
-    Samples come with their own stamps [s] on the clock that `now_s` is read from. Raises
-    ContractMismatch at once for a contract that this robot cannot serve.
+    Samples come with their own stamps [s] on the clock that `now_s` is read from. Joint states
+    may be `joint_states_max_age_s` old, or less where the contract says so; goals that are set
+    stay for good. Raises ContractMismatch at once for a contract that this robot cannot serve.
     """
 
-    def __init__(self, contract: Contract, robot: RobotSpec, chain: Chain):
+    def __init__(
+        self,
+        contract: Contract,
+        robot: RobotSpec,
+        chain: Chain,
+        joint_states_max_age_s: float = np.inf,
+    ):
         self.contract, self.robot, self.chain = contract, robot, chain
         self._fills = {f.fill for f in contract.observation if _reads_velocity(f)}
         if len(self._fills) > 1:
             raise ContractMismatch(f'joint_states.velocity: different fill rules {self._fills}')
+        self._needed = {'joint_states': _Need('joint_states', joint_states_max_age_s)}
+        for field in contract.observation:
+            if field.stream in DERIVED and field.stream != 'tool':
+                continue
+            stream = 'joint_states' if field.stream == 'tool' else field.stream
+            need, former = _Need.of(field), self._needed.get(stream)
+            if former is None or need.max_age_s < former.max_age_s:
+                self._needed[stream] = need
+        self._kinds = {f.stream: f.kind for f in contract.observation}
         self._history = History(contract)
         self._samples: dict[str, _Sample] = {}
 
     def reset(self) -> None:
-        """Forget every sample and the history: a new episode sees nothing of the last."""
-        self._samples = {}
+        """Forget every sample that grows old, and the history: a new episode."""
+        kept = {stream for stream, need in self._needed.items() if need.is_set}
+        self._samples = {s: sample for s, sample in self._samples.items() if s in kept}
         self.reset_history()
 
     def reset_history(self) -> None:
@@ -173,30 +204,39 @@ class ObservationAssembler:
         Raises SpecError for missing joints and ContractMismatch for wrong sizes and non-finite
         values (velocities aside, where the contract has a fill rule); the former sample stays.
         """
-        if stream == 'joint_states':
-            taken = self._joint_values(stamp_s, values, names or self.robot.driver_joints)
+        kind = 'joints' if stream == 'joint_states' else self._kinds.get(stream)
+        if kind == 'joints':
+            names = list(names or self.robot.driver_joints)
+            taken = self._joint_values(stream, stamp_s, values, names)
+        elif kind == 'image':
+            taken = {quantity: np.asarray(pixels) for quantity, pixels in values.items()}
         else:
-            taken = {k: require_finite(f'{stream}.{k}', v) for k, v in values.items()}
-            for quantity, elements in POSE_ELEMENTS.items():
-                if quantity in taken and taken[quantity].shape != (len(elements),):
-                    raise ContractMismatch(
-                        f'{stream}.{quantity}: shape {list(taken[quantity].shape)}, '
-                        f'right is [{len(elements)}]'
-                    )
+            taken = _pose_values(stream, values)
         self._samples[stream] = _Sample(stamp_s, taken)
 
-    def missing(self, now_s: float) -> list[str]:
-        """Say what has not come, is too old or is stamped too far ahead; nothing: all is there."""
+    def absent(self) -> list[str]:
+        """Return the streams that must be brought and of which nothing has come."""
+        return [stream for stream in self._needed if stream not in self._samples]
+
+    def expired(self, now_s: float) -> list[str]:
+        """Say of which streams the newest sample is too old, or stamped too far ahead."""
         problems = []
-        for stream, max_age_s in self._needed().items():
-            if stream not in self._samples:
-                problems.append(f'{stream}: none has come')
+        for stream, sample in self._samples.items():
+            need = self._needed.get(stream)
+            if need is None or need.is_set:
                 continue
-            age = now_s - self._samples[stream].stamp_s
-            if abs(age) > max_age_s:
+            age = now_s - sample.stamp_s
+            if abs(age) > need.max_age_s:
                 side = 'old' if age > 0 else 'in the future'
-                problems.append(f'{stream}: {abs(age):.3f} s {side}, at most {max_age_s} s')
+                problems.append(
+                    f'{need.field}: the newest of {stream} is {abs(age):.3f} s {side}, '
+                    f'at most {need.max_age_s:g} s'
+                )
         return problems
+
+    def missing(self, now_s: float) -> list[str]:
+        """Say what has not come or has expired; nothing: all is there."""
+        return [*(f'{stream}: none has come' for stream in self.absent()), *self.expired(now_s)]
 
     def assemble(self, now_s: float, command: ArrayLike) -> tuple[Observation, float]:
         """Return ({field: [*full_shape]}, stamp of the joint_states it was made of).
@@ -212,28 +252,17 @@ class ObservationAssembler:
         observation = observe(self.contract, self.chain, streams)
         return self._history.push(observation), self._samples['joint_states'].stamp_s
 
-    def _needed(self) -> dict[str, float]:
-        """Return the streams that messages must bring, with the strictest age [s] of each."""
-        ages = {'joint_states': np.inf}
-        for field in self.contract.observation:
-            if field.stream == 'command':
-                continue
-            stream = 'joint_states' if field.stream == 'tool' else field.stream
-            max_age_s = np.inf if field.max_age_s is None else field.max_age_s
-            ages[stream] = min(ages.get(stream, np.inf), max_age_s)
-        return ages
-
     def _joint_values(
-        self, stamp_s: float, values: Mapping[str, ArrayLike], names: Sequence[str]
+        self, stream: str, stamp_s: float, values: Mapping[str, ArrayLike], names: list[str]
     ) -> dict[str, np.ndarray]:
-        index = self.robot.indices(list(names))
+        index = self.robot.indices(names)
         position = np.asarray(values.get('position', ()), np.float64)
         if position.shape != (len(names),):
             raise ContractMismatch(
-                f'joint_states.position: {position.size} values for {len(names)} joint names'
+                f'{stream}.position: {position.size} values for {len(names)} joint names'
             )
-        taken = {'position': require_finite('joint_states.position', position[index])}
-        if self._fills:
+        taken = {'position': require_finite(f'{stream}.position', position[index])}
+        if stream == 'joint_states' and self._fills:
             velocity = np.asarray(values.get('velocity', ()), np.float64)
             if velocity.size == 0:
                 velocity = np.full(len(names), np.nan)
@@ -265,6 +294,17 @@ class ObservationAssembler:
         if elapsed <= 0:  # sent twice or out of order: no time to divide by
             return last.values['velocity']
         return (position - last.values['position']) / elapsed
+
+
+def _pose_values(stream: str, values: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    taken = {k: require_finite(f'{stream}.{k}', v) for k, v in values.items()}
+    for quantity, elements in POSE_ELEMENTS.items():
+        if quantity in taken and taken[quantity].shape != (len(elements),):
+            raise ContractMismatch(
+                f'{stream}.{quantity}: shape {list(taken[quantity].shape)}, '
+                f'right is [{len(elements)}]'
+            )
+    return taken
 
 
 def _reads_velocity(field: ObservationField) -> bool:

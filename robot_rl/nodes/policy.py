@@ -6,15 +6,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import pydantic
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
@@ -24,14 +20,16 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
+from robot_rl.nodes.streams import Streams
 from robot_rl.robots.kinematics import KinematicChain
-from robot_rl.robots.quaternions import xyzw_to_wxyz
 from robot_rl.specs import Contract, RobotSpec, Spec
 
 # How often samples are looked for while an episode waits for them [s].
 POLL_S = 0.002
 # How long an episode that was told to run waits for fresh samples of every stream [s].
 FRESH_WITHIN_S = 2.0
+# How often it is said what an episode waits for [s].
+SAY_AFTER_S = 1.0
 
 
 class Parameters(Spec):
@@ -52,7 +50,7 @@ class Parameters(Spec):
     max_age_s: pydantic.PositiveFloat = pydantic.Field(
         0.25,
         description='joint states older than this, or stamped farther in the future, break the '
-        'episode off [s]',
+        "episode off, whatever the policy's contract allows [s]",
     )
     autostart: bool = pydantic.Field(
         True, description='configure and activate without a lifecycle manager'
@@ -85,6 +83,7 @@ class PolicyNode(LifecycleNode):
         self._diagnostics = support.Diagnostics(self, 'policy')
         self._end: End | None = None
         self._loop: ControlLoop | None = None
+        self._streams: Streams | None = None
         self._loaded = '', ''  # file and SHA-256 of the policy
         self._worker: support.Worker | None = None
 
@@ -149,21 +148,19 @@ class PolicyNode(LifecycleNode):
         # In this order: what is opened is what was identified, whatever a name stands for by then.
         self._loaded = file, _ = identify(parameters.policy)
         policy = open_policy(file, parameters.task, parameters.seed)
-        self._max_age_s = parameters.max_age_s
         robot = RobotSpec.load(parameters.robot)
-        self._loop = ControlLoop(policy.contract, robot, KinematicChain.from_spec(robot), policy)
+        self._loop = ControlLoop(
+            policy.contract,
+            robot,
+            KinematicChain.from_spec(robot),
+            policy,
+            joint_states_max_age_s=parameters.max_age_s,
+        )
         self._create_topics(robot, policy.contract)
         self.get_logger().info(f'policy {policy.card.id} at {policy.contract.rate_hz:g} Hz')
 
     def _create_topics(self, robot: RobotSpec, contract: Contract) -> None:
-        self._joint_states = support.Polled(
-            self, JointState, robot.joint_states_topic, support.NEIGHBOURS
-        )
-        poses = {field.stream for field in contract.observation}
-        poses -= {'joint_states', 'command', 'tool'}
-        self._poses = {
-            stream: support.Polled(self, PoseStamped, stream, support.SENSOR) for stream in poses
-        }
+        self._streams = Streams(self, self._loop.observations)
         self._commands = self.create_lifecycle_publisher(
             JointTrajectory, support.POLICY_COMMAND, support.COMMAND
         )
@@ -173,12 +170,9 @@ class PolicyNode(LifecycleNode):
         self._command_message = support.trajectory(robot.joints, contract.period_s)
         self._command_message.header.frame_id = 'policy'
         self._action_message = support.trajectory(contract.action_names, contract.period_s)
-        self._stamp = Time()  # of the newest joint states
-        self._refusals: dict[str, str] = {}  # why a stream's newest message was no sample
 
     def _destroy_topics(self) -> None:
-        for subscription in (self._joint_states, *self._poses.values()):
-            subscription.destroy(self)
+        self._streams.close()
         self.destroy_lifecycle_publisher(self._commands)
         self.destroy_lifecycle_publisher(self._actions)
 
@@ -226,7 +220,8 @@ class PolicyNode(LifecycleNode):
             try:
                 self._episode(info, stop)
             except RobotRLError as error:
-                self._participant.report('error', f'policy: {error}')
+                words = '; '.join([str(error), *self._streams.refusals()])
+                self._participant.report('error', f'policy: {words}')
 
     def _episode(self, info: SessionInfo, stop: threading.Event) -> None:
         """Walk through the episode of `info`; return early where the session leaves it."""
@@ -262,30 +257,29 @@ class PolicyNode(LifecycleNode):
 
         Returns False where the session goes elsewhere. Raises ContractMismatch after `within_s`.
         """
-        self._poll()
-        self._loop.observations.reset()
-        self._refusals = {}
-        start, said = time.monotonic(), ''
+        self._streams.forget()
+        start, said, next_s = time.monotonic(), '', SAY_AFTER_S
         while self._stays(info, states, stop):
             missing = self._missing()
             if not missing:
                 return True
             waited = time.monotonic() - start
-            if waited > within_s:
-                raise ContractMismatch(f'no fresh observation within {within_s:g} s: {missing}')
-            if waited > 1.0 and missing != said:
-                self._participant.report('preparing', missing)
-                said = missing
+            if waited > min(within_s, next_s):
+                words = '; '.join([*missing, *self._streams.reasons()])
+                if waited > within_s:
+                    raise ContractMismatch(f'no fresh observation within {within_s:g} s: {words}')
+                if words != said:
+                    self._participant.report('preparing', words)
+                said, next_s = words, waited + SAY_AFTER_S
             time.sleep(POLL_S)
         return False
 
-    def _missing(self) -> str:
+    def _missing(self) -> list[str]:
         """Say what keeps an episode from being run."""
-        self._poll()
-        problems = [*self._refusals.values(), *self._loop.observations.missing(self._now())]
-        if not any(problems) and not self._commands.get_subscription_count():
+        problems = self._streams.missing(self._now())
+        if not problems and not self._commands.get_subscription_count():
             problems = [f'{support.POLICY_COMMAND}: no command_guard listens']
-        return '; '.join(filter(None, problems))
+        return problems
 
     def _run(self, info: SessionInfo, stop: threading.Event) -> None:
         loop, late = self._loop, 0
@@ -297,8 +291,7 @@ class PolicyNode(LifecycleNode):
             if loop.steps == info.max_steps:  # the last command has had its period
                 self._participant.report('done', f'{loop.steps} ticks, {late} late')
                 break
-            self._poll()
-            self._require_fresh_joint_states()
+            self._streams.poll()
             self._publish(loop.tick(self._now()))
             late += last is not None and now - last > 1.5 * period_s
             last = now
@@ -306,45 +299,15 @@ class PolicyNode(LifecycleNode):
             self._participant.report('error', 'policy: stopped while the episode ran')
         self._report(loop.steps, late)
 
-    def _require_fresh_joint_states(self) -> None:
-        age = self._now() - support.seconds(self._stamp)
-        if abs(age) > self._max_age_s:
-            side = 'old' if age > 0 else 'in the future'
-            raise ContractMismatch(
-                f'the newest joint states are {abs(age):.2f} s {side}, at most '
-                f'{self._max_age_s} s are allowed (parameter max_age_s)'
-            )
-
-    def _poll(self) -> None:
-        """Take the newest samples of every stream, or note why they are refused."""
-        for message, _ in self._joint_states.drain():
-            values = {'position': message.position, 'velocity': message.velocity}
-            if self._put('joint_states', message, values, message.name):
-                self._stamp = message.header.stamp
-        for stream, subscription in self._poses.items():
-            if (message := subscription.newest()) is not None:
-                self._put(stream, message, _pose(message.pose))
-
-    def _put(self, stream: str, message: Any, *values: Any) -> bool:
-        stamp_s = support.seconds(message.header.stamp)
-        try:
-            self._loop.observations.put(stream, stamp_s, *values)
-        except RobotRLError as error:
-            self._refusals[stream] = str(error)
-            self.get_logger().error(str(error), throttle_duration_sec=1.0)
-            return False
-        self._refusals.pop(stream, None)
-        return True
-
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
 
     def _publish(self, command: Command) -> None:
         """Publish the target, and the action as requested, under the observation's stamp."""
-        self._command_message.header.stamp = self._stamp
+        self._command_message.header.stamp = self._streams.stamp
         self._command_message.points[0].positions = support.doubles(command.target)
         self._commands.publish(self._command_message)
-        self._action_message.header.stamp = self._stamp
+        self._action_message.header.stamp = self._streams.stamp
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)
 
@@ -354,11 +317,3 @@ class PolicyNode(LifecycleNode):
             f'{steps} ticks, {late} late',
             {'steps': steps, 'late': late, 'policy': self._loop.policy.card.id},
         )
-
-
-def _pose(pose: Any) -> dict[str, Any]:
-    position, orientation = pose.position, pose.orientation
-    return {
-        'position': [position.x, position.y, position.z],
-        'orientation': xyzw_to_wxyz([orientation.x, orientation.y, orientation.z, orientation.w]),
-    }

@@ -15,6 +15,16 @@ from robot_rl.specs.base import Spec
 
 # The quantity of a pose stream that is its position less the tool's.
 FROM_TOOL = 'from_tool'
+# Streams that are computed, not brought by messages.
+DERIVED = ('command', 'tool', 'env')
+# The elements of a pose's quantities, in their order.
+POSE_ELEMENTS = {'position': ('x', 'y', 'z'), 'orientation': ('w', 'x', 'y', 'z')}
+# What a message of each kind brings.
+QUANTITIES = {
+    'joints': ('position', 'velocity'),
+    'pose': (*POSE_ELEMENTS, FROM_TOOL),
+    'image': ('image',),
+}
 
 
 class ObservationField(Spec):
@@ -23,8 +33,9 @@ class ObservationField(Spec):
     `source` is '<stream>.<quantity>': joint_states.position, joint_states.velocity,
     command.position (the last commanded joint positions), tool.position (forward kinematics of
     the measured joints), <pose stream>.position, .orientation or .from_tool (its position less
-    the tool's, in the base frame: derived), or env.<key> for simulated suites, which have no
-    streams.
+    the tool's, in the base frame: derived), <stream of joints>.position (`names` are the robot's
+    joints), <camera>.image (pixels, rows from above, RGB), or env.<key> for simulated suites,
+    which have no streams.
     `shape` is that of one step without history; the policy sees (history, *shape) where
     history > 1, oldest first.
     """
@@ -36,10 +47,14 @@ class ObservationField(Spec):
     dtype: Literal['float32', 'uint8'] = 'float32'
     unit: str = ''
     history: pydantic.PositiveInt = 1
+    # How far from now the stamp of what is read may be [s]; None: as far as its reader allows.
     max_age_s: pydantic.PositiveFloat | None = None
     # What stands in for a velocity that the driver leaves empty or NaN.
     fill: Literal['none', 'zero', 'difference'] = 'none'
+    # How pictures come: as they are, or compressed.
     encoding: Literal['', 'rgb8', 'jpeg'] = ''
+    # What the task wants, not what is measured. One without max_age_s is set once, on a latched
+    # topic, and stays until another is set; with it, it is streamed as any other.
     goal: bool = False
 
     @pydantic.field_validator('source')
@@ -57,6 +72,22 @@ class ObservationField(Spec):
             raise ValueError(f'shape {list(self.shape)} does not hold {len(self.names)} names')
         return self
 
+    @pydantic.model_validator(mode='after')
+    def _pictures_are_whole(self) -> Self:
+        if not self.encoding:
+            if self.quantity == 'image' and self.stream not in DERIVED:
+                raise ValueError("a picture needs an encoding, 'rgb8' or 'jpeg'")
+            return self
+        whole = len(self.shape) == 3 and self.shape[-1] == 3 and all(self.shape)
+        if not (whole and self.dtype == 'uint8' and self.quantity == 'image'):
+            raise ValueError(
+                f'encoding {self.encoding!r} is of a picture: source <camera>.image, dtype uint8, '
+                f'shape [height, width, 3]; found {self.source}, {self.dtype}, {list(self.shape)}'
+            )
+        if self.goal:
+            raise ValueError('a picture is no goal: it is streamed, and grows old')
+        return self
+
     @property
     def stream(self) -> str:
         """The stream part of `source`."""
@@ -66,6 +97,23 @@ class ObservationField(Spec):
     def quantity(self) -> str:
         """The quantity part of `source`."""
         return self.source.split('.', 1)[1]
+
+    @property
+    def kind(self) -> Literal['', 'joints', 'pose', 'image']:
+        """What the messages of the stream are; '': none brings it, it is computed."""
+        if self.stream in DERIVED:
+            return ''
+        if self.encoding:
+            return 'image'
+        of_joints = bool(self.names) and not {*'xyzw'} & {*self.names}
+        if self.stream == 'joint_states' or (of_joints and self.quantity == 'position'):
+            return 'joints'
+        return 'pose'
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is a goal that stays until another one is set."""
+        return self.goal and self.max_age_s is None
 
     @property
     def recorded(self) -> str:
@@ -131,6 +179,20 @@ class Contract(Spec):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f'{group}: the names {twice} stand more than once')
+        return self
+
+    @pydantic.model_validator(mode='after')
+    def _streams_are_of_one_kind(self) -> Self:
+        messages: dict[str, str] = {}
+        for field in self.observation:
+            message = f'{field.kind} {"that is set" if field.is_set else "that is streamed"}'
+            if field.kind == 'image':
+                message = f'{field.encoding} of shape {list(field.shape)}'
+            if messages.setdefault(field.stream, message) != message:
+                raise ValueError(
+                    f'observation: fields of {field.stream!r} expect different messages: '
+                    f'{messages[field.stream]}, and {message}'
+                )
         return self
 
     @property

@@ -11,6 +11,7 @@ import pydantic
 from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.specs.base import Spec
+from robot_rl.specs.contract import ObservationField
 
 PositiveFloat = pydantic.PositiveFloat
 
@@ -99,10 +100,33 @@ class Camera(Spec):
     """A camera by its ROS name, with the size of its pictures [pixels] and rate [Hz]."""
 
     name: str
-    topic: str
+    # Where its driver publishes raw pictures; empty: <name>/image_raw.
+    topic: str = ''
     width: pydantic.PositiveInt
     height: pydantic.PositiveInt
     rate_hz: PositiveFloat = 30.0
+    # The camera's name in the model, where it differs.
+    mjcf: str = ''
+
+    @property
+    def raw_topic(self) -> str:
+        """Where raw pictures are (sensor_msgs/Image)."""
+        return self.topic or f'{self.name}/image_raw'
+
+    @property
+    def compressed_topic(self) -> str:
+        """Where compressed ones are (sensor_msgs/CompressedImage), as image_transport has it."""
+        return f'{self.raw_topic}/compressed'
+
+    @property
+    def info_topic(self) -> str:
+        """Where its calibration is (sensor_msgs/CameraInfo): beside the raw pictures."""
+        return '/'.join([*self.raw_topic.split('/')[:-1], 'camera_info'])
+
+    @property
+    def frame(self) -> str:
+        """The frame of its pictures: z forward, x right, y down (REP 103)."""
+        return f'{self.name}_optical_frame'
 
 
 class RobotSpec(Spec):
@@ -152,6 +176,13 @@ class RobotSpec(Spec):
                     f'home.{joint}: {position} lies outside '
                     f'[{limits.min_position}, {limits.max_position}]'
                 )
+        return self
+
+    @pydantic.model_validator(mode='after')
+    def _cameras_are_distinct(self) -> Self:
+        names = [camera.name for camera in self.cameras]
+        if len(set(names)) != len(names):
+            raise ValueError(f'cameras: a name stands twice in {names}')
         return self
 
     @pydantic.model_validator(mode='after')
@@ -249,6 +280,20 @@ class RobotSpec(Spec):
     def home_position(self) -> np.ndarray:
         """Home joint positions [n], in the order of `joints`."""
         return np.array([self.home[joint] for joint in self.joints])
+
+    def camera(self, name: str) -> Camera | None:
+        """Return the camera called `name`, or None where this robot names none."""
+        return next((camera for camera in self.cameras if camera.name == name), None)
+
+    def topic(self, field: ObservationField) -> str:
+        """Return the topic that brings the stream of an observation field."""
+        if field.stream == 'joint_states':
+            return self.joint_states_topic
+        if field.kind != 'image':
+            return field.stream
+        height, width, _ = field.shape
+        camera = self.camera(field.stream) or Camera(name=field.stream, width=width, height=height)
+        return camera.compressed_topic if field.encoding == 'jpeg' else camera.raw_topic
 
     def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
         """Return where each joint stands in the driver's `names`; others may stand there too.

@@ -142,6 +142,16 @@ def test_a_contract_that_does_not_fit_the_robot_is_refused_at_once(contract, rob
     knee = ObservationField(name='o', source='joint_states.position', names=('knee',), shape=(1,))
     with pytest.raises(ContractMismatch, match=r"observation o: \['knee'\] missing in"):
         build(observation=(knee,))
+    knee = knee.replace(source='posture.position')
+    with pytest.raises(ContractMismatch, match=r"\['knee'\] missing in 'posture'"):
+        build(observation=(knee,))
+    for source, told in (
+        ('wrench.force', "'wrench.force'; those of kind 'pose' bring position, orientation, from"),
+        ('joint_states.effort', "'joint_states.effort'; those of kind 'joints' bring position, v"),
+    ):
+        other = ObservationField(name='o', source=source, shape=(3,))
+        with pytest.raises(ContractMismatch, match=f'observation o: no message brings {told}'):
+            build(observation=(other,))
 
 
 def test_the_limits_can_be_tighter_than_the_robot_s(contract, robot, chain):

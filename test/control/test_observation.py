@@ -196,12 +196,17 @@ def test_absent_and_old_streams_are_told_with_their_ages(assembler):
     assert assembler.missing(1.0) == ['joint_states: none has come', 'target_pose: none has come']
     put_all(assembler, 1.0)
     assert assembler.missing(1.09) == []
-    assert assembler.missing(1.2) == ['joint_states: 0.200 s old, at most 0.1 s']
-    assert len(assembler.missing(2.5)) == 2
-    assert assembler.missing(0.5) == ['joint_states: 0.500 s in the future, at most 0.1 s']
-    with pytest.raises(ContractMismatch, match=r'joint_states: 0\.200 s old'):
+    old = 'joint_velocity: the newest of joint_states is 0.200 s old, at most 0.1 s'
+    assert assembler.missing(1.2) == [old]
+    assert assembler.missing(2.5)[1] == (
+        'target: the newest of target_pose is 1.500 s old, at most 1 s'
+    )
+    (ahead,) = assembler.missing(0.5)
+    assert '0.500 s in the future, at most 0.1 s' in ahead
+    with pytest.raises(ContractMismatch, match=old):
         assembler.assemble(1.2, np.zeros(3))
     assembler.reset()
+    assert assembler.absent() == ['joint_states', 'target_pose']
     assert len(assembler.missing(1.0)) == 2
     assert assembler.latest('joint_states') is None
 
@@ -264,6 +269,101 @@ def test_velocities_that_the_driver_leaves_out_follow_the_fill_rule(
     assert send(difference, 1.5, [9, 9, 9]) == pytest.approx([0.2, 0.4, -0.6])  # no time passed
     with pytest.raises(ContractMismatch, match='velocity: empty or not finite, and the contract'):
         send(filling(contract, robot, chain, 'none'), 1.0, [0, 0, 0])
+
+
+def test_every_field_is_held_to_its_own_age_and_joint_states_to_the_readers_too(
+    contract, robot, chain
+):
+    contract = with_fields(
+        contract,
+        {'name': 'q', 'source': 'joint_states.position', 'shape': (3,), 'max_age_s': 0.3},
+        {'name': 'tip', 'source': 'tool.position', 'shape': (3,), 'max_age_s': 0.2},
+        {'name': 'cup', 'source': 'cup.position', 'shape': (3,), 'max_age_s': 0.6},
+        {'name': 'turn', 'source': 'cup.orientation', 'shape': (4,), 'max_age_s': 0.4},
+        {'name': 'lid', 'source': 'lid.position', 'shape': (3,)},
+    )
+    loose = ObservationAssembler(contract, robot, chain, joint_states_max_age_s=0.25)
+    strict = ObservationAssembler(contract, robot, chain, joint_states_max_age_s=0.15)
+    for assembler in (loose, strict):
+        put_all(assembler, 0.0)
+        for stream in ('cup', 'lid'):
+            assembler.put(stream, 0.0, {'position': [1, 2, 3], 'orientation': [1, 0, 0, 0]})
+        # Beyond which age, and who says so: the first that does is the strictest of its stream.
+    assert strict.missing(0.16) == [
+        'joint_states: the newest of joint_states is 0.160 s old, at most 0.15 s'
+    ]
+    assert loose.missing(0.19) == []
+    told = [line.split(':')[0] for line in loose.missing(0.5)]
+    assert told == ['tip', 'turn']
+
+
+def goals(contract, robot, chain) -> ObservationAssembler:
+    contract = with_fields(
+        contract,
+        {'name': 'place', 'source': 'place.position', 'shape': (3,), 'goal': True},
+        {
+            'name': 'posture',
+            'source': 'posture.position',
+            'names': ('wrist', 'shoulder'),
+            'shape': (2,),
+            'goal': True,
+        },
+    )
+    return ObservationAssembler(contract, robot, chain)
+
+
+def test_goals_that_are_set_stay_until_others_are(contract, robot, chain):
+    assembler = goals(contract, robot, chain)
+    assert assembler.absent() == ['joint_states', 'place', 'posture']
+    assembler.put('place', 0.0, {'position': [1, 2, 3]})
+    names = ['gripper', 'wrist', 'elbow', 'shoulder']
+    assembler.put('posture', 0.0, {'position': [9, 0.3, 0.2, 0.1]}, names)
+    assembler.reset()
+    assert assembler.absent() == ['joint_states']
+    put_all(assembler, 1e6)
+    assert assembler.missing(1e6) == []
+    seen, _ = assembler.assemble(1e6, np.zeros(3))
+    np.testing.assert_allclose(seen['place'], [1, 2, 3])
+    np.testing.assert_allclose(seen['posture'], [0.3, 0.1])
+    assembler.put('place', 0.0, {'position': [4, 5, 6]})
+    assert assembler.assemble(1e6, np.zeros(3))[0]['place'].tolist() == [4, 5, 6]
+    with pytest.raises(SpecError, match=r"\['elbow'\] of robot planar are missing"):
+        assembler.put('posture', 0.0, {'position': [1, 2]}, ['wrist', 'shoulder'])
+    with pytest.raises(ContractMismatch, match=r'posture\.position: not finite'):
+        assembler.put('posture', 0.0, {'position': [1, np.nan, 2]}, NAMES)
+
+
+def seeing(contract, robot, chain, **changes) -> ObservationAssembler:
+    picture = {'dtype': 'uint8', 'encoding': 'rgb8', 'shape': (2, 4, 3), 'source': 'wrist.image'}
+    contract = with_fields(contract, {'name': 'wrist_view', **picture, **changes})
+    return ObservationAssembler(contract, robot, chain)
+
+
+def test_pictures_grow_old_and_keep_their_bytes(contract, robot, chain):
+    assembler = seeing(contract, robot, chain, history=2)
+    pixels = np.arange(48, dtype=np.uint8).reshape(2, 2, 4, 3)
+    views = []
+    for now, picture in enumerate(pixels):
+        put_all(assembler, now)
+        assembler.put('wrist', now, {'image': picture})
+        views.append(assembler.assemble(now + 0.4, np.zeros(3))[0]['wrist_view'])
+    assert views[1].dtype == np.uint8 and np.array_equal(views[1], pixels)
+    assert np.array_equal(views[0], pixels[[0, 0]])
+    told = 'wrist_view: the newest of wrist is 0.600 s old, at most 0.5 s'
+    assert assembler.missing(1.6) == [told]
+    assert seeing(contract, robot, chain, max_age_s=0.1).absent() == ['joint_states', 'wrist']
+    assembler.put('wrist', 2.0, {'image': pixels[0, :1]})
+    with pytest.raises(ContractMismatch, match=r'has shape \[1, 4, 3\], right is'):
+        assembler.assemble(2.0, np.zeros(3))
+
+
+def test_partly_missing_velocities_are_differences_of_their_own_joints(contract, robot, chain):
+    assembler = filling(contract, robot, chain, 'difference')
+    for stamp, moved in ((1.0, 0.0), (1.2, 0.1)):
+        values = {'position': np.array([1.0, 2.0, 3.0]) * moved, 'velocity': [7.0, np.nan, np.inf]}
+        assembler.put('joint_states', stamp, values, NAMES)
+    velocity = assembler.latest('joint_states')['velocity']
+    np.testing.assert_allclose(velocity, [7.0, 0.2 / 0.2, 0.3 / 0.2])
 
 
 def test_a_single_missing_velocity_is_filled_alone(contract, robot, chain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
@@ -39,7 +41,7 @@ def world(observer, arm):
             self.pose = PoseStamped()
             self.pose.pose.position.x, self.pose.pose.position.z = 0.5, 0.4
             self._targets = observer.node.create_publisher(PoseStamped, 'target_pose', 10)
-            observer.node.create_timer(0.02, self._publish)
+            self.targets = observer.node.create_timer(0.02, self._publish)
 
         def _publish(self):
             self.pose.header.stamp = observer.stamp()
@@ -140,7 +142,8 @@ def test_when_joint_states_stop_it_breaks_the_episode_off(supervisor, observer, 
     session.say('running')
     observer.until(lambda: len(world.commands) >= 3)
     world.arm.stop()
-    assert 's old, at most 0.25 s are allowed' in session.hears('error')
+    told = session.hears('error')
+    assert 'joint_states is 0.' in told and 's old, at most 0.25 s' in told
     count = len(world.commands)
     assert count < 15
     session.say('ended', result='truncated')
@@ -167,7 +170,109 @@ def test_joint_states_from_the_future_break_the_episode_off(
         return stamp
 
     observer.stamp = ahead
-    assert 's in the future, at most 0.25 s are allowed' in session.hears('error')
+    assert ' s in the future, at most 0.25 s' in session.hears('error')
+
+
+def with_goals(contract):
+    """Return a contract whose target is set, and so is a posture for two of the joints."""
+    fields = [field.to_dict() for field in contract.observation]
+    fields[-1] |= {'source': 'target_pose.position', 'max_age_s': None}
+    posture = {'name': 'posture', 'source': 'posture.position', 'shape': [2], 'goal': True}
+    posture |= {'names': ['wrist_3_joint', 'elbow_joint']}
+    return contract.replace(observation=[*fields, posture])
+
+
+@pytest.fixture
+def setting(observer, ur5e):
+    """Return `set_goals(x)`, which sets both once, latched, as a person would."""
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    place = observer.node.create_publisher(PoseStamped, 'target_pose', latched)
+    posture = observer.node.create_publisher(JointState, 'posture', latched)
+
+    def set_goals(x: float) -> None:
+        pose = PoseStamped()
+        pose.pose.position.x = x
+        place.publish(pose)
+        posture.publish(JointState(name=ur5e.joints[::-1], position=[x, 2, 3, 4, 5.0, 6]))
+
+    return set_goals
+
+
+def test_goals_are_set_once_stay_and_are_taken_at_the_next_tick(
+    supervisor, observer, conductor, arm, setting, policy_file, contract, ur5e
+):
+    contract = with_goals(contract)
+    path = policy_file(contract, seed=4)
+    setting(0.25)  # before anybody listens
+    supervisor.start('policy', {'policy': str(path)})
+    supervisor.wait_ready()
+    session = conductor('policy')
+    commands = observer.listen(JointTrajectory, 'policy/command')
+    actions = observer.listen(JointTrajectory, 'policy/action')
+    arm()
+
+    def expected(x: float, command: np.ndarray) -> np.ndarray:
+        streams = {
+            'joint_states': {'position': ur5e.home_position, 'velocity': np.zeros(6)},
+            'command': {'position': command},
+            'target_pose': {'position': np.array([x, 0.0, 0.0])},
+            'posture': {'position': np.array([6, 5.0, 4, 3, 2, x])},
+        }
+        seen = observe(contract, KinematicChain.from_spec(ur5e), streams)
+        batch = {name: values[None] for name, values in seen.items()}
+        return load_policy(path).select(batch, {})[0][0]
+
+    for episode in ('e1', 'e2'):  # the second has the goals of the first
+        run_episode(session, episode=episode, max_steps=1)
+        np.testing.assert_allclose(
+            actions[-1].points[0].positions, expected(0.25, ur5e.home_position), atol=1e-6
+        )
+    count = len(commands)
+    session.say('prepare', episode='e3', max_steps=1000)
+    session.hears('ready')
+    session.say('running')
+    observer.until(lambda: len(actions) > count + 3)
+    setting(-0.5)
+    observer.until(lambda: len(actions) > count + 16)
+    k = count + 14  # far enough from both ends of the lists
+    last = np.array(commands[k - 1].points[0].positions)
+    now = actions[k].points[0].positions
+    np.testing.assert_allclose(now, expected(-0.5, last), atol=1e-6)
+    assert np.abs(now - expected(0.25, last)).max() > 1e-3
+
+
+def test_a_goal_that_nobody_sets_or_that_is_streamed_is_told(
+    supervisor, observer, conductor, world, policy_file, contract
+):
+    supervisor.start('policy', {'policy': str(policy_file(with_goals(contract)))})
+    supervisor.wait_ready()
+    session, _ = conductor('policy'), world()
+    session.say('prepare', max_steps=2)
+    told = session.hears('preparing')
+    assert 'target_pose: none has come; posture: none has come' in told
+    assert '/target_pose is streamed; a goal is set: right is transient_local, reliable' in told
+    assert 'nobody publishes /posture (sensor_msgs/msg/JointState)' in told
+
+
+def test_each_field_is_held_to_its_own_age_while_the_episode_runs(
+    supervisor, observer, conductor, arm, world, policy_file, contract
+):
+    fields = [field.to_dict() for field in contract.observation]
+    fields[-1] |= {'max_age_s': 0.4}
+    contract = contract.replace(observation=fields)
+    supervisor.start('policy', {'policy': str(policy_file(contract)), 'max_age_s': 3.0})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    session.say('prepare', max_steps=1000)
+    session.hears('ready')
+    session.say('running')
+    observer.until(lambda: len(world.commands) >= 3)
+    world.targets.cancel()
+    told = session.hears('error')
+    assert re.search(
+        r'target_from_tool: the newest of target_pose is 0\.\d+ s old, at most 0\.4 s', told
+    )
+    assert 'joint_states is' not in told
 
 
 def test_velocities_that_are_differences_are_those_of_neighbouring_samples(
@@ -186,10 +291,10 @@ def test_velocities_that_are_differences_are_those_of_neighbouring_samples(
             arm.publish(message)
             if not elapsed_ms:
                 observer.until(
-                    lambda: node._poll() or node._loop.observations.latest('joint_states')
+                    lambda: node._streams.poll() or node._loop.observations.latest('joint_states')
                 )
         time.sleep(0.3)
-        node._poll()
+        node._streams.poll()
         sample = node._loop.observations.latest('joint_states')
         np.testing.assert_allclose(sample['position'], home + 0.41)
         np.testing.assert_allclose(sample['velocity'], 0.01 / 0.01)

@@ -254,7 +254,13 @@ def test_bad_input_is_one_clear_line(reach, environment):
     with pytest.raises(ValueError, match='2 seeds for 3'):
         environment.reset([1, 2])
     with pytest.raises(ContractMismatch, match="no stream 'camera'"):
-        field = ObservationField(name='picture', source='camera.image', shape=(3,))
+        field = ObservationField(
+            name='picture',
+            source='camera.image',
+            shape=(8, 8, 3),
+            dtype='uint8',
+            encoding='rgb8',
+        )
         contract = reach.contract()
         fields = (*contract.observation, field)
         ArmEnvironment(reach, contract=contract.model_copy(update={'observation': fields}))

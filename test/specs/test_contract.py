@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from robot_rl.errors import ContractMismatch
-from robot_rl.specs import Contract, fits, require_fit
+from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.specs import Contract, ObservationField, fits, require_fit
 
 JOINTS = ('wrist', 'elbow', 'shoulder')
 STREAMS = {'joint_states': JOINTS, 'command': JOINTS, 'target_pose': (), 'camera': ()}
@@ -31,6 +31,69 @@ def test_sizes_names_and_bounds_follow_the_order_of_the_fields(contract):
 def test_a_source_is_a_stream_and_a_quantity(contract):
     field = contract.observation[0].replace(source='env.jaco_arm/joints_pos')
     assert (field.stream, field.quantity) == ('env', 'jaco_arm/joints_pos')
+
+
+PICTURE = {'name': 'p', 'source': 'wrist.image', 'shape': (8, 9, 3), 'dtype': 'uint8'}
+
+
+def field(**data) -> ObservationField:
+    return ObservationField.parse({'name': 'p', 'shape': (3,)} | data)
+
+
+@pytest.mark.parametrize(
+    ('data', 'kind', 'is_set'),
+    [
+        ({'source': 'joint_states.velocity', 'goal': True}, 'joints', True),
+        ({'source': 'place.position', 'goal': True}, 'pose', True),
+        ({'source': 'place.position', 'goal': True, 'max_age_s': 0.5}, 'pose', False),
+        ({'source': 'place.position', 'names': ('x', 'y', 'z')}, 'pose', False),
+        ({'source': 'posture.position', 'names': JOINTS}, 'joints', False),
+        ({'source': 'place.from_tool'}, 'pose', False),
+        ({'source': 'command.position', 'names': JOINTS}, '', False),
+        ({'source': 'env.position'}, '', False),
+        (PICTURE | {'encoding': 'jpeg'}, 'image', False),
+    ],
+)
+def test_a_field_says_what_messages_bring_it(data, kind, is_set):
+    assert (field(**data).kind, field(**data).is_set) == (kind, is_set)
+
+
+@pytest.mark.parametrize(
+    ('data', 'told'),
+    [
+        ({}, "a picture needs an encoding, 'rgb8' or 'jpeg'"),
+        ({'encoding': 'rgb8', 'dtype': 'float32'}, 'found wrist.image, float32'),
+        ({'encoding': 'rgb8', 'shape': (8, 9)}, r'\[height, width, 3\]; .* \[8, 9\]'),
+        ({'encoding': 'rgb8', 'shape': (8, 0, 3)}, r'found wrist.image, uint8, \[8, 0, 3\]'),
+        ({'encoding': 'rgb8', 'source': 'wrist.depth'}, 'found wrist.depth'),
+        ({'encoding': 'rgb8', 'goal': True}, 'a picture is no goal'),
+        ({'encoding': 'png'}, "encoding: unknown value 'png'"),
+    ],
+)
+def test_what_is_no_picture_is_told(data, told):
+    with pytest.raises(SpecError, match=told):
+        field(**PICTURE | data)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other', 'told'),
+    [
+        (
+            {'source': 'place.position', 'goal': True},
+            {'source': 'place.orientation', 'shape': (4,)},
+            "'place' expect different messages: pose that is set, and pose that is streamed",
+        ),
+        (
+            PICTURE | {'encoding': 'jpeg'},
+            PICTURE | {'encoding': 'jpeg', 'shape': (4, 4, 3)},
+            r'jpeg of shape \[8, 9, 3\], and jpeg of shape \[4, 4, 3\]',
+        ),
+    ],
+)
+def test_fields_of_a_stream_are_brought_by_the_same_message(contract, one, other, told):
+    fields = [field(**one).to_dict(), field(**other).to_dict() | {'name': 'r'}]
+    with pytest.raises(SpecError, match=told):
+        contract.replace(observation=fields)
 
 
 def test_more_streams_and_names_than_are_read_fit(contract):

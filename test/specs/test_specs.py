@@ -72,7 +72,7 @@ def contracts(draw) -> Contract:
         observation.append(
             ObservationField(
                 name=name,
-                source=f'{draw(identifiers)}.{draw(identifiers)}',
+                source=f'{draw(identifiers)}{len(observation)}.{draw(identifiers)}',
                 names=elements,
                 shape=shape,
                 dtype=draw(st.sampled_from(['float32', 'uint8'])),

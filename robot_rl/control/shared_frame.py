@@ -72,9 +72,14 @@ class FrameWriter:
         checksum = _CHECKSUM.pack(_checksum(numbers, data))
         os.pwritev(self._file, [numbers, checksum, data], _slot(self._number % 2, self.shape))
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._file < 0
+
     def close(self) -> None:
         """Take the picture away."""
-        if self._file >= 0:
+        if not self.closed:
             _unlink(self.path, self._file)
             os.close(self._file)
             self._file = -1

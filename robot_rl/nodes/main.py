@@ -22,6 +22,8 @@ NODES = {
     'command_guard': 'robot_rl.nodes.command_guard:CommandGuardNode',
     'episode_recorder': 'robot_rl.nodes.episode_recorder:EpisodeRecorder',
     'session': 'robot_rl.nodes.session:SessionNode',
+    'camera': 'robot_rl.nodes.camera:CameraNode',
+    'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     # For robot-rl bench deploy.
     'echo': 'robot_rl.nodes.echo:Echo',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
@@ -104,6 +106,16 @@ def episode_recorder() -> int:
 def session() -> int:
     """The conductor of episodes."""
     return run('session')
+
+
+def camera() -> int:
+    """The simulated arm's cameras."""
+    return run('camera')
+
+
+def image_feed() -> int:
+    """What decodes pictures for the policy."""
+    return run('image_feed')
 
 
 def main() -> int:

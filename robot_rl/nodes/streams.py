@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -15,10 +16,9 @@ from robot_rl.control.shared_frame import FrameReader, frame_path
 from robot_rl.errors import RobotRLError
 from robot_rl.nodes import support
 from robot_rl.robots.quaternions import xyzw_to_wxyz
-from robot_rl.specs import ObservationField
 
 _MESSAGES = {'joints': JointState, 'pose': PoseStamped}
-_PICTURES = {'rgb8': Image, 'jpeg': CompressedImage}
+PICTURES = {'rgb8': Image, 'jpeg': CompressedImage}
 
 
 class Streams:
@@ -38,7 +38,8 @@ class Streams:
         self._messages, self._frames = {}, {}
         for stream, field in self._fields.items():
             if field.kind == 'image':
-                self._frames[stream] = reader_of(node, field)
+                path = camera_path(node, stream)
+                self._frames[stream] = FrameReader(path, *field.shape[:2])
             elif stream != 'joint_states':
                 qos = support.LATCHED_READER if field.is_set else support.SENSOR
                 kind, topic = _MESSAGES[field.kind], self._robot.topic(field)
@@ -104,7 +105,7 @@ class Streams:
         if stream in self._fields:
             field = self._fields[stream]
             topic = self._robot.topic(field)
-            right = _name(_MESSAGES.get(field.kind) or _PICTURES[field.encoding])
+            right = _name(_MESSAGES.get(field.kind) or PICTURES[field.encoding])
         topic = self._node.resolve_topic_name(topic)
         offers = self._node.get_publishers_info_by_topic(topic)
         if not offers:
@@ -123,12 +124,7 @@ def _name(message: type) -> str:
     return f'{message.__module__.split(".")[0]}/msg/{message.__name__}'
 
 
-def reader_of(node: Node, field: ObservationField) -> FrameReader:
-    """Return the reader of the pictures that image_feed hands over for a field."""
-    return FrameReader(camera_path(node, field.stream), *field.shape[:2])
-
-
-def camera_path(node: Node, camera: str) -> Any:
+def camera_path(node: Node, camera: str) -> Path:
     """Return where image_feed and policy of one namespace and ROS domain meet."""
     return frame_path(node.context.get_domain_id(), node.get_namespace(), camera)
 

@@ -19,8 +19,11 @@ def load_model(name: str) -> mujoco.MjModel:
 
 
 def names(model: mujoco.MjModel, kind: str) -> list[str]:
-    """Return the names of all elements of a kind ('joint', 'site', 'body')."""
-    count = {'joint': model.njnt, 'site': model.nsite, 'body': model.nbody}[kind]
+    """Return the names of all elements of a kind ('joint', 'site', 'body', 'camera')."""
+    counts = {
+        'joint': model.njnt, 'site': model.nsite, 'body': model.nbody, 'camera': model.ncam
+    }  # fmt: skip
+    count = counts[kind]
     return [getattr(model, kind)(index).name for index in range(count)]
 
 

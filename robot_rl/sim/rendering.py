@@ -10,7 +10,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import RobotRLError, SpecError
+from robot_rl.robots.mjcf import find, named
 
 # The camera that a scene may name for pictures; else its first, else MuJoCo's free camera.
 CAMERA = 'overview'
@@ -34,9 +35,17 @@ class Renderer:
         self._context: mujoco.MjrContext | None = None
         self._options = mujoco.MjvOption()
 
-    def frame(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-        """Return a picture [height, width, 3] uint8 of `data`, on which mj_forward has run."""
-        return self._thread.submit(self._draw, model, data).result()
+    def frame(
+        self, model: mujoco.MjModel, data: mujoco.MjData, camera: str | None = None
+    ) -> np.ndarray:
+        """Return a picture [height, width, 3] uint8 RGB of `data`, on which mj_forward has run.
+
+        `camera`: its name in the model; without it the one that shows the scene. Raises SpecError
+        for a name that the model has not.
+        """
+        if camera is not None:
+            named(model, 'camera', camera)
+        return self._thread.submit(self._draw, model, data, camera).result()
 
     def close(self) -> None:
         """Release the graphics context and all that lives in it."""
@@ -44,15 +53,14 @@ class Renderer:
             self._thread.submit(self._free).result()
             self._thread.shutdown()
 
-    def _draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    def _draw(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str | None) -> np.ndarray:
         if model is not self._model:
             self._prepare(model)
         for field in range(model.nhfield):  # terrain may change between episodes
             mujoco.mjr_uploadHField(model, self._context, field)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(
-            model, data, self._options, None, self._camera, everything, self._scene
-        )
+        view = _camera(model, camera or CAMERA)
+        mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._scene)
         area = mujoco.MjrRect(0, 0, self.width, self.height)
         mujoco.mjr_render(area, self._scene, self._context)
         picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
@@ -74,7 +82,6 @@ class Renderer:
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        self._camera = _camera(model)
         self._model = model
 
 
@@ -99,11 +106,25 @@ def _brief(error: Exception) -> str:
     return ' '.join(str(error).split())[:120]
 
 
-def _camera(model: mujoco.MjModel) -> mujoco.MjvCamera:
-    camera = mujoco.MjvCamera()
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
-    if index < 0 and model.ncam == 0:
+def _camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
+    camera, index = mujoco.MjvCamera(), find(model, 'camera', name)
+    if index is None and model.ncam == 0:
         mujoco.mjv_defaultFreeCamera(model, camera)
         return camera
-    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, max(index, 0)
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, index or 0
     return camera
+
+
+def intrinsics(model: mujoco.MjModel, camera: str, width: int, height: int) -> np.ndarray:
+    """Return K [3, 3] of pictures of this size: pixel centres are at whole numbers.
+
+    It maps directions in the optical frame (x right, y down, z forward) to pixels (column, row),
+    as sensor_msgs/CameraInfo has it. Raises SpecError for a camera that the model has not, or
+    that is none with a field of view.
+    """
+    index = named(model, 'camera', camera)
+    flat = getattr(model, 'cam_projection', np.zeros(model.ncam))[index]  # not in every MuJoCo 3
+    if flat or model.cam_sensorsize[index].any():
+        raise SpecError(f'camera {camera!r} of the model needs fovy: no other kind is supported')
+    focal = 0.5 * height / np.tan(np.radians(model.cam_fovy[index]) / 2)
+    return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])

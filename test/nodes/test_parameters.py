@@ -8,7 +8,15 @@ import pytest
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter, parameter_value_to_python
 
-NODES = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'session']
+NODES = [
+    'sim_robot',
+    'policy',
+    'command_guard',
+    'episode_recorder',
+    'session',
+    'camera',
+    'image_feed',
+]
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def test_every_node_says_what_its_parameters_are_and_which_may_change(everyone, 
         )
         values = dict(zip(names, map(parameter_value_to_python, got.values), strict=True))
         if 'robot' in values:  # a twin is of its task's, unless told
-            assert values['robot'] == ('' if node == 'sim_robot' else 'ur5e')
+            assert values['robot'] == ('' if node in ('sim_robot', 'camera') else 'ur5e')
 
 
 def test_a_fixed_parameter_stays_as_it_was(everyone, observer):

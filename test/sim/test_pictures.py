@@ -9,7 +9,7 @@ import pytest
 from robot_rl import registry
 from robot_rl.cli import main as command_line
 from robot_rl.control.clocks import VirtualClock
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.sim import rendering
 
 
@@ -73,6 +73,54 @@ def test_terrain_that_changes_between_episodes_is_drawn_anew(renderer):
     before = renderer.frame(model, data)
     model.hfield_data[:] = 0
     assert not alike(renderer.frame(model, data), before)
+
+
+MARKERS = """
+<mujoco>
+  <visual><headlight ambient="1 1 1" diffuse="0 0 0"/></visual>
+  <worldbody>
+    <body pos="0.1 -0.2 0.7" euler="100 20 30">
+      <camera name="wide" fovy="75"/>
+      <camera name="narrow" pos="0.05 0 0" fovy="40"/>
+    </body>
+    <camera name="lens" focal="0.02 0.02" sensorsize="0.01 0.01" resolution="64 64"/>
+    <body name="marker" mocap="true"><geom type="sphere" size="0.012" rgba="0 1 0 1"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize(('camera', 'fovy'), [('wide', 75), ('narrow', 40)])
+@pytest.mark.parametrize(('width', 'height'), [(160, 120), (97, 131)])
+def test_the_intrinsics_say_where_a_point_is_drawn(renderer, camera, fovy, width, height):
+    """The middle of a small ball against K times where it is in the optical frame."""
+    model = mujoco.MjModel.from_xml_string(MARKERS)
+    data = mujoco.MjData(model)
+    matrix = rendering.intrinsics(model, camera, width, height)
+    assert matrix[1, 1] == pytest.approx(height / 2 / np.tan(np.radians(fovy / 2)))
+    drawing = rendering.Renderer(width, height)
+    mujoco.mj_forward(model, data)
+    # x right, y down, z forward, in MuJoCo's x right, y up, z backward
+    axes = data.camera(camera).xmat.reshape(3, 3) * [1, -1, -1]
+    reach = np.array([width, height]) / 2 / matrix[0, 0] * 0.85
+    for x, y in [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1), (0.3, -0.6)]:
+        seen = np.array([x * reach[0], y * reach[1], 1.0]) * 0.6
+        data.mocap_pos[0] = data.camera(camera).xpos + axes @ seen
+        picture = drawing.frame(*_forwarded(model, data), camera).astype(float)
+        weight = picture[..., 1] * (picture[..., 0] < 128)
+        rows, columns = np.mgrid[:height, :width]
+        middle = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+        np.testing.assert_allclose(middle, (matrix @ seen / seen[2])[:2], atol=0.25)
+    drawing.close()
+
+
+def test_an_unknown_camera_or_lens_is_told(renderer):
+    model = mujoco.MjModel.from_xml_string(MARKERS)
+    told = r"no camera 'narow'; it has \['lens', 'wide', 'narrow'\]"
+    with pytest.raises(SpecError, match=told):
+        renderer.frame(model, mujoco.MjData(model), 'narow')
+    with pytest.raises(SpecError, match="camera 'lens' of the model needs fovy"):
+        rendering.intrinsics(model, 'lens', 64, 64)
 
 
 def test_missing_opengl_is_one_clear_line(monkeypatch):

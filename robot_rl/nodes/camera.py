@@ -1,0 +1,235 @@
+"""camera: the simulated arm's cameras, drawn in a process beside the twin's."""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from typing import Any, NamedTuple
+
+import cv2
+import mujoco
+import numpy as np
+import pydantic
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Float64MultiArray
+
+from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.nodes import support
+from robot_rl.nodes.main import End
+from robot_rl.nodes.sim_robot import Parameters as SimRobotParameters
+from robot_rl.robots.mjcf import names
+from robot_rl.sim.rendering import Renderer, intrinsics
+from robot_rl.specs import Camera, RobotSpec, Spec
+
+STATE = 'sim_robot/state'
+# Some pictures for a recorder that is late; each may have a megabyte.
+PICTURES = QoSProfile(depth=5)
+
+
+class Parameters(Spec):
+    """The ROS parameters of camera."""
+
+    task: str = pydantic.Field('ur5e/reach', description="as sim_robot's")
+    robot: str = pydantic.Field('', description="as sim_robot's")
+    cameras: tuple[str, ...] = pydantic.Field(
+        (),
+        description="names of cameras of the robot's file or of the model; empty: all of the "
+        "robot's file or, where that has none, all of the model",
+    )
+    width: pydantic.PositiveInt = pydantic.Field(
+        640, description="of the pictures of cameras that the robot's file does not have [pixels]"
+    )
+    height: pydantic.PositiveInt = pydantic.Field(480, description='likewise [pixels]')
+    rate_hz: pydantic.PositiveFloat = pydantic.Field(30.0, description='likewise')
+    jpeg_quality: int = pydantic.Field(
+        95, ge=1, le=100, description='of compressed pictures, as for image_transport'
+    )
+
+    def chosen(self, robot: RobotSpec, model: mujoco.MjModel) -> list[Camera]:
+        """Return the cameras to draw. Raises SpecError where there are none, or no such one."""
+        known = {camera.name: camera for camera in robot.cameras}
+        wanted = self.cameras or tuple(known) or tuple(names(model, 'camera'))
+        if not wanted:
+            raise SpecError(f'robot {robot.name}: neither its file nor its model has a camera')
+        size = {'width': self.width, 'height': self.height, 'rate_hz': self.rate_hz}
+        return [known.get(name) or Camera(name=name, **size) for name in wanted]
+
+
+class State:
+    """The simulated state as sim_robot tells it."""
+
+    def __init__(self, model: mujoco.MjModel):
+        self.model, self.data = model, mujoco.MjData(model)
+        parts = ('qpos', 'qvel', 'mocap_pos', 'mocap_quat')
+        self._parts = [getattr(self.data, part) for part in parts]
+
+    def take(self, values: Any) -> None:
+        """Take what Twin.state gave. Raises ContractMismatch for that of another model."""
+        values, size = np.asarray(values), 1 + sum(part.size for part in self._parts)
+        if values.shape != (size,):
+            raise ContractMismatch(
+                f'{STATE}: {values.size} numbers, this model has {size}: '
+                'is sim_robot of the same task and robot?'
+            )
+        self.data.time, start = values[0], 1
+        for part in self._parts:
+            part[...] = values[start : start + part.size].reshape(part.shape)
+            start += part.size
+        mujoco.mj_forward(self.model, self.data)
+
+
+class Topics(NamedTuple):
+    """Where a camera's pictures go."""
+
+    raw: Any
+    compressed: Any
+    info: Any
+
+    def wanted(self) -> bool:
+        """Tell whether anybody listens."""
+        return any(publisher.get_subscription_count() for publisher in self)
+
+
+class SimulatedCamera:
+    """Draws the state for one camera, and publishes what somebody listens to."""
+
+    def __init__(self, node: Node, spec: Camera, model: mujoco.MjModel, quality: int):
+        self.spec = spec
+        self.count, self.seconds = 0, 0.0  # of pictures drawn since the last report
+        self._model_name = spec.mjcf or spec.name
+        self._info = _camera_info(spec, intrinsics(model, self._model_name, *self._size))
+        self._renderer = Renderer(*self._size)
+        self._quality = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        self._due_s = 0.0
+        self._topics = Topics(
+            node.create_publisher(Image, spec.raw_topic, PICTURES),
+            node.create_publisher(CompressedImage, spec.compressed_topic, PICTURES),
+            node.create_publisher(CameraInfo, spec.info_topic, PICTURES),
+        )
+
+    def is_due(self, now_s: float) -> bool:
+        """Tell whether the next picture is due, and is wanted: states come at another rate."""
+        period_s = 1.0 / self.spec.rate_hz
+        if now_s < self._due_s or not self._topics.wanted():
+            return False
+        self._due_s = max(self._due_s, now_s - period_s) + period_s
+        return True
+
+    def draw(self, state: State, stamp: Time) -> None:
+        """Publish a picture of `state`."""
+        start, topics = time.perf_counter(), self._topics
+        self._info.header.stamp = stamp
+        if topics.raw.get_subscription_count() or topics.compressed.get_subscription_count():
+            picture = self._renderer.frame(state.model, state.data, self._model_name)
+            if topics.raw.get_subscription_count():
+                topics.raw.publish(self._raw(picture))
+            if topics.compressed.get_subscription_count():
+                topics.compressed.publish(self._compressed(picture))
+        topics.info.publish(self._info)
+        self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - start
+
+    def close(self) -> None:
+        """Release the graphics."""
+        self._renderer.close()
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.spec.width, self.spec.height
+
+    def _raw(self, picture: np.ndarray) -> Image:
+        width, height = self._size
+        return Image(
+            header=self._info.header,
+            height=height,
+            width=width,
+            encoding='rgb8',
+            step=3 * width,
+            data=array.array('B', picture.tobytes()),
+        )
+
+    def _compressed(self, picture: np.ndarray) -> CompressedImage:
+        _, jpeg = cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), self._quality)
+        return CompressedImage(
+            header=self._info.header,
+            format='rgb8; jpeg compressed bgr8',  # as image_transport says it
+            data=array.array('B', jpeg.tobytes()),
+        )
+
+
+class CameraNode(Node):
+    """Draws each state of the twin for the cameras that are due."""
+
+    def __init__(self) -> None:
+        super().__init__('camera')
+        support.declare_parameters(self, Parameters)
+        given = support.read_parameters(self, Parameters)
+        world = SimRobotParameters(task=given.task, robot=given.robot).world()
+        model = world.model()
+        cv2.setNumThreads(1)
+        self._state, self._lock, self._closed = State(model), threading.Lock(), False
+        self._cameras = [
+            SimulatedCamera(self, spec, model, given.jpeg_quality)
+            for spec in given.chosen(world.robot, model)
+        ]
+        self._diagnostics = support.Diagnostics(self, f'{world.robot.name} (simulated)')
+        self._heard, self._reported_s = 0, time.monotonic()
+        self.create_subscription(Float64MultiArray, STATE, self._on_state, support.SENSOR)
+        self.create_timer(1.0, self._report)
+
+    def start(self, end: End) -> None:
+        """Begin: all is done in callbacks."""
+
+    def close(self) -> None:
+        """Release the graphics."""
+        with self._lock:
+            self._closed = True
+            for camera in self._cameras:
+                camera.close()
+
+    def _on_state(self, message: Float64MultiArray, about: dict[str, Any]) -> None:
+        self._heard += 1
+        stamp = self._measured_at(about)
+        now_s = support.seconds(stamp)
+        with self._lock:
+            due = [] if self._closed else [c for c in self._cameras if c.is_due(now_s)]
+            if due:
+                self._state.take(message.data)
+            for camera in due:
+                camera.draw(self._state, stamp)
+
+    def _measured_at(self, about: dict[str, Any]) -> Time:
+        """Return when sim_robot published a state: on /clock, where time comes from there."""
+        if self.get_clock().ros_time_is_active:
+            return self.get_clock().now().to_msg()
+        seconds, nanoseconds = divmod(about['source_timestamp'], 1_000_000_000)
+        return Time(sec=seconds, nanosec=nanoseconds)
+
+    def _report(self) -> None:
+        """Say how many pictures are drawn and how long each takes, camera by camera."""
+        now_s = time.monotonic()
+        elapsed, self._reported_s = now_s - self._reported_s, now_s
+        values = {'states_hz': round(self._heard / elapsed, 1)}
+        for camera in self._cameras:
+            name, count = camera.spec.name, camera.count
+            values[f'{name}.rate_hz'] = round(count / elapsed, 1)
+            values[f'{name}.work_ms'] = round(camera.seconds / max(count, 1) * 1e3, 2)
+            camera.count, camera.seconds = 0, 0.0
+        heard, self._heard = self._heard, 0
+        words = f'{len(self._cameras)} cameras'
+        if not heard:
+            words = f'{self.resolve_topic_name(STATE)}: none; sim_robot needs publish_state'
+        level = DiagnosticStatus.OK if heard else DiagnosticStatus.WARN
+        self._diagnostics.publish(level, words, values)
+
+
+def _camera_info(spec: Camera, matrix: np.ndarray) -> CameraInfo:
+    info = CameraInfo(height=spec.height, width=spec.width, distortion_model='plumb_bob')
+    info.header.frame_id = spec.frame
+    info.d, info.k, info.r = [0.0] * 5, matrix.ravel(), np.eye(3).ravel()
+    info.p = np.pad(matrix, ((0, 0), (0, 1))).ravel()
+    return info

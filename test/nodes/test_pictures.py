@@ -1,0 +1,340 @@
+"""From a camera to what a policy does: real cameras, image_feed and policies."""
+
+from __future__ import annotations
+
+import array
+import time
+
+import cv2
+import mujoco
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl import registry
+from robot_rl.control.observation import observe
+from robot_rl.control.runtime import load_policy
+from robot_rl.control.shared_frame import FOLDER
+from robot_rl.errors import RobotRLError
+from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.sim import rendering
+
+HEIGHT, WIDTH = 24, 32
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def seeing(camera: str, encoding: str = 'jpeg', history: int = 1, **fields):
+    """Return the contract of ur5e/reach with a camera's picture, which may be 1 s old."""
+    contract = registry.make_task('ur5e/reach').contract()
+    view = {'name': 'view', 'source': f'{camera}.image', 'shape': [HEIGHT, WIDTH, 3]}
+    view |= {'dtype': 'uint8', 'encoding': encoding, 'history': history, 'max_age_s': 1.0}
+    return contract.replace(observation=[*(f.to_dict() for f in contract.observation), view])
+
+
+@pytest.fixture
+def blind(supervisor, observer, conductor, arm, policy_file):
+    """An arm at home, a target, a policy that wants pictures, and image_feed; no camera."""
+
+    class World:
+        def __init__(self, contract, seed=6):
+            self.contract = contract
+            self.path = policy_file(contract, seed=seed)
+            supervisor.start('policy', {'policy': str(self.path)})
+            supervisor.start('image_feed')
+            supervisor.wait_ready()
+            self.session, self.feed = conductor('policy'), conductor('image_feed')
+            self.actions = observer.listen(JointTrajectory, 'policy/action')
+            self.commands = observer.listen(JointTrajectory, 'policy/command')
+            self.arm, self._pose = arm(), PoseStamped()
+            self._targets = observer.node.create_publisher(PoseStamped, 'target_pose', 10)
+            observer.node.create_timer(0.02, self._publish)
+            self.prepare('e1')
+
+        def _publish(self):
+            self._pose.header.stamp = observer.stamp()
+            self._targets.publish(self._pose)
+
+        def prepare(self, episode, **fields):
+            self.session.say(
+                'prepare', episode=episode, contract=self.contract.to_dict(), **fields
+            )
+            self.feed.fields = self.session.fields
+
+    return World
+
+
+@pytest.fixture
+def publishing(observer):
+    """Return `start(make, topic)`, which publishes make() at 30 Hz, stamped with now."""
+
+    def start(make, topic):
+        message = make()
+        publisher = observer.node.create_publisher(type(message), topic, 10)
+
+        def publish():
+            message = make()
+            message.header.stamp = observer.stamp()
+            publisher.publish(message)
+
+        return observer.node.create_timer(1 / 30, publish)
+
+    return start
+
+
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def compressed(pixels: np.ndarray) -> CompressedImage:
+    """Return a message without losses, so that numbers can be compared."""
+    data = cv2.imencode('.png', pixels[..., ::-1])[1]
+    return CompressedImage(format='png', data=array.array('B', data.tobytes()))
+
+
+def raw(pixels: np.ndarray, encoding: str = 'rgb8') -> Image:
+    height, width = pixels.shape[:2]
+    data = array.array('B', pixels.tobytes())
+    step = len(data) // height
+    return Image(height=height, width=width, step=step, encoding=encoding, data=data)
+
+
+def action_on(path, ur5e, view: np.ndarray, joints=None, command=None, target=(0, 0, 0)):
+    """Return what the file says to a picture, computed without nodes."""
+    joints = joints or {'position': ur5e.home_position, 'velocity': np.zeros(6)}
+    streams = {
+        'joint_states': joints,
+        'command': {'position': ur5e.home_position if command is None else command},
+        'target_pose': {'position': np.array(target, float)},
+    }
+    policy = load_policy(path)
+    (*others, field) = policy.contract.observation
+    seen = observe(policy.contract.replace(observation=[f.to_dict() for f in others]),
+                   KinematicChain.from_spec(ur5e), streams)  # fmt: skip
+    batch = {name: values[None] for name, values in (seen | {field.name: view}).items()}
+    return policy.select(batch, {})[0][0]
+
+
+@pytest.mark.parametrize('encoding', ['jpeg', 'rgb8'])
+def test_the_policy_acts_on_the_newest_picture_and_its_history(
+    blind, publishing, ur5e, encoding, observer
+):
+    shown = [picture(0)]
+    topic = 'wrist/image_raw' + ('/compressed' if encoding == 'jpeg' else '')
+    publishing(lambda: (compressed if encoding == 'jpeg' else raw)(shown[-1]), topic)
+    world = blind(seeing('wrist', encoding, history=2))
+    assert world.feed.hears('ready') == f'/{topic}'
+    world.session.hears('ready')
+    world.session.say('running', max_steps=1000)
+    observer.until(lambda: len(world.actions) > 3)
+    shown.append(picture(1))
+    observer.until(lambda: len(world.actions) > 30)
+    first = action_on(world.path, ur5e, np.stack([shown[0], shown[0]]))
+    np.testing.assert_allclose(world.actions[0].points[0].positions, first, atol=1e-6)
+    command = np.array(world.commands[27].points[0].positions)
+    last = action_on(world.path, ur5e, np.stack([shown[1], shown[1]]), command=command)
+    np.testing.assert_allclose(world.actions[28].points[0].positions, last, atol=1e-6)
+    other = action_on(world.path, ur5e, np.stack([shown[0], shown[1]]), command=command)
+    assert np.abs(last - other).max() > 1e-3
+
+
+def test_when_pictures_stop_or_their_process_dies_the_episode_ends_and_the_next_one_runs(
+    blind, publishing, observer, supervisor
+):
+    timer = publishing(lambda: compressed(picture(0)), 'wrist/image_raw/compressed')
+    world = blind(seeing('wrist'))
+    world.session.hears('ready')
+    world.session.say('running', max_steps=1000)
+    observer.until(lambda: len(world.actions) > 3)
+    timer.cancel()
+    old = r' s old, at most 1 s'
+    told = world.session.hears('error')
+    assert told.startswith('policy: observation: view: the newest of wrist is 1.0') and old in told
+    world.session.say('ended', result='failure')
+
+    publishing(lambda: compressed(picture(1)), 'wrist/image_raw/compressed')
+    world.prepare('e2')
+    world.session.hears('ready')
+    world.session.say('running')
+    count = len(world.actions)
+    observer.until(lambda: len(world.actions) > count + 3)
+    supervisor.children['image_feed'].kill()
+    assert old in world.session.hears('error')
+    world.session.say('ended', result='failure')
+
+    supervisor.restart('image_feed')
+    world.prepare('e3', max_steps=3)
+    world.session.hears('ready')
+    world.session.say('running')
+    world.session.hears('done')
+
+
+def test_a_clean_end_leaves_no_picture_behind(blind, publishing, supervisor, domain_id):
+    mine = lambda: list(FOLDER.glob(f'robot_rl-frame-*-{domain_id}.wrist'))  # noqa: E731
+    publishing(lambda: compressed(picture(0)), 'wrist/image_raw/compressed')
+    blind(seeing('wrist')).feed.hears('ready')
+    assert len(mine()) == 1
+    assert supervisor.stop() == {'policy': 0, 'image_feed': 0}
+    assert mine() == []
+
+
+def test_a_missing_or_wrong_camera_is_told_with_what_would_be_right(
+    blind, publishing, observer, supervisor
+):
+    world = blind(seeing('wrist', 'rgb8'))
+    told = world.session.hears('preparing')
+    assert (
+        told == 'wrist: none has come; nobody publishes /wrist/image_raw (sensor_msgs/msg/Image)'
+    )
+    assert world.feed.hears('preparing') == '/wrist/image_raw: no picture has come'
+    made = lambda: raw(picture(0)[..., 0].astype('<u2'), '16UC1')  # noqa: E731
+    timer = publishing(made, 'wrist/image_raw')
+    heard = lambda node: [m.data for m in node.answers]  # noqa: E731
+    right = "/wrist/image_raw: encoding '16UC1', right is one of rgb8, bgr8, mono8"
+    observer.until(lambda: any(right in text for text in heard(world.feed)))
+    knows = '/wrist/image_raw is there: the node image_feed, which hands it over, knows more'
+    observer.until(lambda: any(knows in text for text in heard(world.session)))
+    timer.cancel()
+    publishing(lambda: raw(picture(0, 16, 16)), 'wrist/image_raw')
+    small = '/wrist/image_raw: 16 x 16 pixels, the policy needs 32 x 24 or more'
+    observer.until(lambda: any(small in text for text in heard(world.feed)))
+    assert 'Traceback' not in supervisor.log('image_feed')
+
+
+@pytest.fixture
+def cameras(supervisor, observer):
+    """Return `start(**parameters)`, which starts the twin and its cameras."""
+    try:
+        rendering.Renderer(16, 16).close()
+    except RobotRLError as error:
+        pytest.skip(str(error))
+
+    def start(**parameters):
+        supervisor.start('sim_robot', {'seed': 3, 'publish_state': True})
+        supervisor.start('camera', {'width': 4 * WIDTH, 'height': 4 * HEIGHT, **parameters})
+        supervisor.wait_ready()
+
+    return start
+
+
+def test_a_camera_of_the_twin_shows_its_state_as_a_driver_would(cameras, observer):
+    cameras()
+    infos = observer.listen(CameraInfo, 'overview/camera_info')
+    raws = observer.listen(Image, 'overview/image_raw', BEST_EFFORT)
+    jpegs = observer.listen(CompressedImage, 'overview/image_raw/compressed', BEST_EFFORT)
+    joints = observer.listen(JointState, 'joint_states')
+    observer.until(lambda: raws and jpegs and len(infos) > 30 and joints)
+    now = time.time()
+    task = registry.make_task('ur5e/reach')
+    info, sent = infos[-1], raws[-1]
+    k = rendering.intrinsics(task.model(), 'overview', 4 * WIDTH, 4 * HEIGHT)
+    np.testing.assert_allclose(np.reshape(info.k, (3, 3)), k)
+    np.testing.assert_allclose(np.reshape(info.p, (3, 4))[:, :3], k)
+    assert (info.distortion_model, list(info.d)) == ('plumb_bob', [0.0] * 5)
+    assert (sent.encoding, sent.step, sent.height) == ('rgb8', 12 * WIDTH, 4 * HEIGHT)
+    for message in (info, sent, jpegs[-1]):
+        assert message.header.frame_id == 'overview_optical_frame'
+        assert abs(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9 - now) < 2.0
+    # Drawn anew here, from what the twin's driver says of the same episode.
+    model = task.model()
+    data = mujoco.MjData(model)
+    data.qpos[:] = joints[-1].position
+    data.mocap_pos[0] = task.initial(3).target
+    mujoco.mj_forward(model, data)
+    renderer = rendering.Renderer(4 * WIDTH, 4 * HEIGHT)
+    expected = renderer.frame(model, data, 'overview').astype(int)
+    renderer.close()
+    seen = np.frombuffer(sent.data, np.uint8).reshape(expected.shape)
+    assert np.abs(seen - expected).mean() < 1
+    read = cv2.imdecode(np.frombuffer(jpegs[-1].data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert jpegs[-1].format == 'rgb8; jpeg compressed bgr8'
+    assert np.abs(read - expected).mean() < 4
+
+
+def test_a_camera_draws_what_somebody_listens_to_and_says_how_often(cameras, observer):
+    cameras(rate_hz=15.0)
+    statuses = observer.listen(DiagnosticArray, '/diagnostics')
+
+    def of_camera():
+        own = [s for array in statuses for s in array.status if s.name == 'camera']
+        return {v.key: float(v.value) for v in own[-1].values} if own else {}
+
+    observer.until(lambda: of_camera().get('states_hz', 0) > 30)
+    assert of_camera()['overview.rate_hz'] == 0
+    raws = observer.listen(Image, 'overview/image_raw', BEST_EFFORT)
+    observer.until(lambda: of_camera().get('overview.rate_hz', 0) > 5)
+    assert len(raws) > 0 and of_camera()['overview.rate_hz'] < 25
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'told'),
+    [
+        ({'cameras': ['overwiew']}, "the model has no camera 'overwiew'; it has ['overview']"),
+        ({'robot': 'maker'}, "unknown robot 'maker'"),
+        ({'jpeg_quality': 101}, 'jpeg_quality: must be less than or equal to 100'),
+    ],
+)
+def test_a_camera_that_cannot_be_is_one_line(supervisor, parameters, told):
+    assert supervisor.start('camera', parameters).wait(30) == 2
+    log = supervisor.log('camera')
+    assert told in log and log.count('\n') == 1
+
+
+def test_the_state_of_another_model_ends_the_camera_with_one_line(supervisor, observer):
+    child = supervisor.start('camera')
+    supervisor.wait_ready()
+    observer.listen(Image, 'overview/image_raw')
+    states = observer.publisher(Float64MultiArray, 'sim_robot/state')
+    observer.node.create_timer(0.02, lambda: states.publish(Float64MultiArray(data=[0.0] * 9)))
+    observer.until(lambda: child.poll() is not None)
+    assert child.poll() == 2
+    told = 'sim_robot/state: 9 numbers, this model has 20: is sim_robot of the same task and robot'
+    assert told in supervisor.log('camera')
+
+
+def test_from_the_twin_s_camera_to_the_command(
+    cameras, supervisor, observer, conductor, policy_file, ur5e
+):
+    """Each action is that of the file on the joints of its stamp and on one of the pictures."""
+    path = policy_file(seeing('overview'), seed=8)
+    supervisor.start('image_feed')
+    supervisor.start('policy', {'policy': str(path)})
+    cameras()
+    jpegs = observer.listen(CompressedImage, 'overview/image_raw/compressed')
+    joints = observer.listen(JointState, 'joint_states')
+    actions = observer.listen(JointTrajectory, 'policy/action')
+    commands = observer.listen(JointTrajectory, 'policy/command')
+    session = conductor('policy')
+    session.say('prepare', contract=seeing('overview').to_dict(), max_steps=12, seed=3)
+    session.hears('ready')
+    session.say('running')
+    session.hears('done')
+    observer.until(lambda: len(actions) == len(commands) == 12)
+    measured = {(m.header.stamp.sec, m.header.stamp.nanosec): m for m in joints}
+    views = [
+        cv2.resize(
+            cv2.imdecode(np.frombuffer(jpeg.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1],
+            (WIDTH, HEIGHT),
+            interpolation=cv2.INTER_AREA,
+        )
+        for jpeg in jpegs
+    ]
+    target, compared = registry.make_task('ur5e/reach').initial(3).target, 0
+    for action, command in zip(actions[1:], commands, strict=False):
+        state = measured.get((action.header.stamp.sec, action.header.stamp.nanosec))
+        if state is None:
+            continue  # the observer has lost it
+        values = {'position': np.array(state.position), 'velocity': np.array(state.velocity)}
+        last = np.array(command.points[0].positions)
+        found = np.array(action.points[0].positions)
+        errors = [
+            np.abs(action_on(path, ur5e, view, values, last, target) - found).max()
+            for view in views
+        ]
+        assert min(errors) < 1e-5 and max(errors) > 1e-3  # and not on all of them
+        compared += 1
+    assert compared > 6

@@ -44,8 +44,27 @@ def guard(supervisor, observer, arm):
             self.commands[source].publish(message)
             return message.header.stamp
 
+        def lead(self, positions, names=None, source='policy'):
+            """Command as a source does, again and again, until it is applied."""
+            stamps = []
+
+            def arrived():
+                stamps.append(self.command(positions, names, source=source))
+                time.sleep(0.03)
+                wanted = dict(zip(names or self.arm.message.name, positions, strict=True))
+                return self.applied and self.arrived(list(map(wanted.get, self.arm.message.name)))
+
+            observer.until(arrived)
+            return stamps
+
         def arrived(self, target):
             return np.allclose(self.applied[-1].points[0].positions, target, rtol=0, atol=1e-9)
+
+        def rests(self):
+            """Wait until the arm is told to stand still, and return where."""
+            told = self.to_arm
+            observer.until(lambda: len(told) > 20 and told[-1].data == told[-20].data)
+            return list(told[-1].data)
 
         def refuses(self, words):
             observer.until(lambda: words in supervisor.log('command_guard'), words)
@@ -53,27 +72,27 @@ def guard(supervisor, observer, arm):
     return Guard()
 
 
-def test_a_target_is_interpolated_and_kept_within_the_velocity_limits(
+def test_a_target_is_interpolated_and_kept_within_the_limits_of_speed_and_acceleration(
     guard, observer, conductor, ur5e
 ):
     session = conductor('command_guard')
     session.say('prepare')
     session.hears('ready')
     target = ur5e.home_position + 0.09
-    stamp = guard.command(target)
-    observer.until(lambda: guard.applied and guard.arrived(target))
+    stamps = guard.lead(target)
     way = np.array([message.points[0].positions for message in guard.applied])
     assert len(way) >= 3 and (np.diff(way, axis=0) >= -1e-12).all()
     assert (np.abs(np.diff(way, axis=0)) <= ur5e.max_velocity * 0.02 + 1e-9).all()
-    assert guard.applied[0].header.stamp == stamp
+    assert guard.applied[0].header.stamp == stamps[0]
     assert guard.applied[0].header.frame_id == 'policy'
     assert guard.applied[0].joint_names == list(ur5e.joints)
-    fastest = np.array([message.points[0].velocities for message in guard.applied]).max()
-    assert 0 < fastest <= ur5e.max_velocity.max() + 1e-9
+    speeds = np.array([message.points[0].velocities for message in guard.applied])
+    assert 0 < speeds.max() <= ur5e.max_velocity.max() + 1e-9
+    assert (np.abs(np.diff(speeds, axis=0)) <= ur5e.max_acceleration * 0.02 + 1e-9).all()
     # Nobody commands any more: it holds the last command, and says so.
     observer.until(lambda: guard.applied[-1].header.frame_id == 'hold')
-    np.testing.assert_array_equal(guard.to_arm[-1].data, way[-1])
-    assert guard.applied[-1].header.stamp == stamp
+    np.testing.assert_allclose(guard.to_arm[-1].data, target, rtol=0, atol=1e-9)
+    assert guard.applied[-1].header.stamp in stamps[-2:]
 
 
 def test_bad_commands_are_refused_in_words_and_change_nothing(guard, observer, ur5e):
@@ -95,8 +114,7 @@ def test_bad_commands_are_refused_in_words_and_change_nothing(guard, observer, u
 def test_commands_by_name_may_come_in_any_order(guard, observer, ur5e):
     names = list(reversed(ur5e.joints))
     target = ur5e.home_position + np.linspace(0.01, 0.06, 6)
-    guard.command(target[::-1], names)
-    observer.until(lambda: guard.applied and guard.arrived(target))
+    guard.lead(target[::-1].tolist(), names)
     observer.until(lambda: np.allclose(guard.to_arm[-1].data, target, rtol=0, atol=1e-9))
     np.testing.assert_allclose(guard.to_arm[-1].data, target, rtol=0, atol=1e-9)
 
@@ -110,7 +128,7 @@ def test_the_emergency_stop_latches_until_a_person_resets_it(guard, observer, co
     assert observer.call('command_guard/estop').success
     assert session.hears('error').startswith('estop')
     observer.until(lambda: guard.applied[-1].header.frame_id == 'estop')
-    held = list(guard.to_arm[-1].data)
+    held = guard.rests()
     guard.command(ur5e.home_position + 0.05)
     guard.refuses('the emergency stop is latched; reset it first')
     assert list(guard.to_arm[-1].data) == held
@@ -156,7 +174,7 @@ def test_a_message_stops_the_arm_but_does_not_release_it(guard, observer, ur5e):
     stop.publish(Empty())
     observer.until(lambda: active[-1].data is True)
     observer.until(lambda: guard.applied[-1].header.frame_id == 'estop')
-    held = list(guard.to_arm[-1].data)
+    held = guard.rests()
     diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
     observer.until(lambda: len(diagnostics) >= 2)
     values = {value.key: value.value for value in diagnostics[-1].status[0].values}
@@ -193,10 +211,12 @@ def test_the_arm_is_told_in_what_its_controller_takes(
 
     observer.until(told)
     if kind == 'forward_velocity':
-        # The arm stands still: at first the pace, then what makes up for being behind.
-        pace, behind = 0.05 / 0.05, 2.0 * 0.05
-        assert max(max(m.data) for m in to_arm) == pytest.approx(pace + behind, abs=0.1)
-        np.testing.assert_allclose(to_arm[-1].data, behind, atol=0.02)
+        # The command speeds up half the way and slows down; the arm stands still, and is told
+        # besides what makes up for being behind.
+        fastest, gain = np.sqrt(ur5e.max_acceleration[0] * 0.05), 2.0
+        expected = fastest + gain * 0.05 / 2
+        assert max(max(m.data) for m in to_arm) == pytest.approx(expected, abs=0.05)
+        np.testing.assert_allclose(to_arm[-1].data, gain * 0.05, atol=0.02)
     else:
         assert to_arm[-1].joint_names == list(ur5e.joints) and len(to_arm[-1].points) == 1
         assert to_arm[-1].points[0].time_from_start.nanosec == 20_000_000

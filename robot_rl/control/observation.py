@@ -9,6 +9,7 @@ and tool, the forward kinematics of the measured joints.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
@@ -39,47 +40,96 @@ class Chain(Protocol):
         """Map joint positions [..., n] to tool position [..., 3] and quaternion [..., 4]."""
         ...
 
+    def position(self, positions: np.ndarray) -> np.ndarray:
+        """Map joint positions [..., n] to tool position [..., 3] alone."""
+        ...
 
-def observe(contract: Contract, chain: Chain | None, streams: Streams) -> Observation:
-    """Return {field: [..., *shape]} of one moment, without history; leading axes stay.
 
-    `chain` is needed where a field reads tool.* and `streams` holds no tool. Raises
-    ContractMismatch where a stream, a quantity or a name is missing or of another shape.
+class Observer:
+    """Reads a contract's fields off the streams of one moment, without history.
+
+    `chain` is needed where a field reads tool.* and the streams hold no tool. What stays the same
+    is looked up once: a control loop asks up to 500 times a second. Raises ContractMismatch for
+    names that a field's stream does not have.
     """
-    streams = dict(streams)
-    from_tool = {f.stream for f in contract.observation if f.quantity == FROM_TOOL}
-    reads_tool = from_tool or any(field.stream == 'tool' for field in contract.observation)
-    if reads_tool and 'tool' not in streams and chain is not None and 'joint_states' in streams:
-        position, orientation = chain.forward(streams['joint_states']['position'])
-        streams['tool'] = {'position': position, 'orientation': orientation}
-    for stream in from_tool & streams.keys():
-        vector = np.asarray(streams[stream]['position']) - streams['tool']['position']
-        streams[stream] = {**streams[stream], FROM_TOOL: vector}
-    joints = tuple(chain.joints) if chain is not None else ()
-    return {field.name: _read(field, streams, joints) for field in contract.observation}
+
+    def __init__(self, contract: Contract, chain: Chain | None = None):
+        self._chain = chain
+        joints = tuple(chain.joints) if chain is not None else ()
+        self._readings = [_Reading.of(field, joints) for field in contract.observation]
+        self._from_tool = {r.stream for r in self._readings if r.quantity == FROM_TOOL}
+        of_tool = {r.quantity for r in self._readings if r.stream == 'tool'}
+        self._reads_tool = bool(self._from_tool or of_tool)
+        self._reads_orientation = 'orientation' in of_tool
+
+    def observe(self, streams: Streams) -> Observation:
+        """Return {field: [..., *shape]}; leading axes stay.
+
+        Raises ContractMismatch where a stream or quantity is missing or of another shape.
+        """
+        streams = dict(streams)
+        if self._reads_tool and 'tool' not in streams and 'joint_states' in streams:
+            self._add_tool(streams)
+        for stream in self._from_tool & streams.keys():
+            vector = np.asarray(streams[stream]['position']) - streams['tool']['position']
+            streams[stream] = {**streams[stream], FROM_TOOL: vector}
+        return {reading.name: reading.read(streams) for reading in self._readings}
+
+    def _add_tool(self, streams: dict[str, Mapping[str, np.ndarray]]) -> None:
+        if self._chain is None:
+            return
+        joints = streams['joint_states']['position']
+        if self._reads_orientation:  # costs more than the position
+            position, orientation = self._chain.forward(joints)
+            streams['tool'] = {'position': position, 'orientation': orientation}
+        else:
+            streams['tool'] = {'position': self._chain.position(joints)}
 
 
-def _read(field: ObservationField, streams: Streams, joints: tuple[str, ...]) -> np.ndarray:
-    """Return one field's values: the elements it names, in its order, as its dtype."""
-    try:
-        values = np.asarray(streams[field.stream][field.quantity])
-    except KeyError:
-        found = [f'{stream}.{quantity}' for stream in streams for quantity in streams[stream]]
-        raise ContractMismatch(
-            f'observation {field.name}: no {field.source!r}; found {", ".join(found) or "none"}'
-        ) from None
-    if field.names:
+class _Reading(NamedTuple):
+    """Where a field's values stand: a stream's quantity and, of that, the elements `index`."""
+
+    name: str
+    stream: str
+    quantity: str
+    index: list[int] | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, field: ObservationField, joints: tuple[str, ...]) -> Self:
+        """Look up where the elements that `field` names stand; `joints`: those of the chain."""
         elements = POSE_ELEMENTS.get(field.quantity, field.names)
         if field.kind == 'joints' or field.stream == 'command':
             elements = joints
-        if field.names != elements:
-            values = values[..., _indices(field, elements)]
-    if values.shape[values.ndim - len(field.shape) :] != field.shape:
-        raise ContractMismatch(
-            f'observation {field.name}: {field.source} has shape {list(values.shape)}, '
-            f'right is [..., {", ".join(map(str, field.shape))}]'
-        )
-    return values.astype(field.dtype)
+        index = None
+        if field.names and field.names != elements:
+            index = _indices(field, elements)
+        shape = tuple(field.shape)
+        return cls(field.name, field.stream, field.quantity, index, shape, field.dtype)
+
+    def read(self, streams: Streams) -> np.ndarray:
+        """Return the values [..., *shape], the elements in the field's order, as its dtype."""
+        try:
+            values = np.asarray(streams[self.stream][self.quantity])
+        except KeyError:
+            found = [f'{stream}.{quantity}' for stream in streams for quantity in streams[stream]]
+            raise ContractMismatch(
+                f'observation {self.name}: no {self.source!r}; found {", ".join(found) or "none"}'
+            ) from None
+        if self.index is not None:
+            values = values[..., self.index]
+        if values.shape[values.ndim - len(self.shape) :] != self.shape:
+            raise ContractMismatch(
+                f'observation {self.name}: {self.source} has shape {list(values.shape)}, '
+                f'right is [..., {", ".join(map(str, self.shape))}]'
+            )
+        return values.astype(self.dtype)
+
+    @property
+    def source(self) -> str:
+        """As ObservationField.source."""
+        return f'{self.stream}.{self.quantity}'
 
 
 def _indices(field: ObservationField, elements: tuple[str, ...]) -> list[int]:
@@ -174,6 +224,8 @@ class ObservationAssembler:
             if former is None or need.max_age_s < former.max_age_s:
                 self._needed[stream] = need
         self._kinds = {f.stream: f.kind for f in contract.observation}
+        self._observer = Observer(contract, chain)
+        self._indices = functools.lru_cache(maxsize=16)(robot.indices)  # the same names each time
         self._history = History(contract)
         self._samples: dict[str, _Sample] = {}
 
@@ -206,7 +258,7 @@ class ObservationAssembler:
         """
         kind = 'joints' if stream == 'joint_states' else self._kinds.get(stream)
         if kind == 'joints':
-            names = list(names or self.robot.driver_joints)
+            names = tuple(names or self.robot.driver_joints)
             taken = self._joint_values(stream, stamp_s, values, names)
         elif kind == 'image':
             taken = {quantity: np.asarray(pixels) for quantity, pixels in values.items()}
@@ -249,13 +301,13 @@ class ObservationAssembler:
             raise ContractMismatch('observation: ' + '; '.join(problems))
         streams = {stream: sample.values for stream, sample in self._samples.items()}
         streams['command'] = {'position': require_finite('command', command)}
-        observation = observe(self.contract, self.chain, streams)
+        observation = self._observer.observe(streams)
         return self._history.push(observation), self._samples['joint_states'].stamp_s
 
     def _joint_values(
-        self, stream: str, stamp_s: float, values: Mapping[str, ArrayLike], names: list[str]
+        self, stream: str, stamp_s: float, values: Mapping[str, ArrayLike], names: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
-        index = self.robot.indices(names)
+        index = self._indices(names)
         position = np.asarray(values.get('position', ()), np.float64)
         if position.shape != (len(names),):
             raise ContractMismatch(

@@ -71,7 +71,10 @@ class RandomPolicy(_Stateless):
 
     def select(self, observation: Mapping[str, np.ndarray], state: Arrays) -> Selection:
         """Return a random action [B, A] and the state as it was."""
-        size = (_batch_size(self.contract, observation), self.contract.action_size)
+        size = (
+            _batch_size(self.contract.observation_shapes, observation),
+            self.contract.action_size,
+        )
         lower, upper = self.contract.action_lower, self.contract.action_upper
         return self._rng.uniform(lower, upper, size).astype(np.float32), state
 
@@ -86,7 +89,9 @@ class ConstantPolicy(_Stateless):
 
     def select(self, observation: Mapping[str, np.ndarray], state: Arrays) -> Selection:
         """Return the constant action [B, A] and the state as it was."""
-        return np.tile(self._action, (_batch_size(self.contract, observation), 1)), state
+        return np.tile(
+            self._action, (_batch_size(self.contract.observation_shapes, observation), 1)
+        ), state
 
 
 class OnnxPolicy:
@@ -104,6 +109,7 @@ class OnnxPolicy:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.card = PolicyCard.from_metadata(metadata, str(self.path))
         self._require_graph()
+        self._shapes = self.contract.observation_shapes  # looked up once: select is called often
         self._warm_up()
 
     @property
@@ -121,7 +127,7 @@ class OnnxPolicy:
 
     def select(self, observation: Mapping[str, np.ndarray], state: Arrays) -> Selection:
         """Return the action [B, A] in contract units, and the next state."""
-        batch = _batch_size(self.contract, observation)
+        batch = _batch_size(self._shapes, observation)
         for field in self.contract.observation:
             if not np.isfinite(observation[field.name]).all():
                 raise ContractMismatch(f'observation {field.name}: holds NaN or infinite values')
@@ -223,10 +229,12 @@ def identify(name_or_path: str | Path) -> tuple[str, str]:
         raise PolicyFileError(f'{path}: cannot be read ({error.strerror})') from None
 
 
-def _batch_size(contract: Contract, observation: Mapping[str, np.ndarray]) -> int:
-    """Return B. Raises ContractMismatch where `observation` is not {field: [B, *full_shape]}."""
+def _batch_size(
+    shapes: Mapping[str, tuple[int, ...]], observation: Mapping[str, np.ndarray]
+) -> int:
+    """Return B. Raises ContractMismatch where `observation` is not {field: [B, *shape]}."""
     sizes = set()
-    for name, shape in contract.observation_shapes.items():
+    for name, shape in shapes.items():
         if name not in observation:
             raise ContractMismatch(
                 f'observation {name}: missing; found {", ".join(observation) or "none"}'

@@ -12,7 +12,7 @@ import numpy as np
 from robot_rl.control.actions import joint_target, require_supported
 from robot_rl.control.limiter import Limits, limit
 from robot_rl.control.motion import AccelerationLimited, Line
-from robot_rl.control.observation import History, observe
+from robot_rl.control.observation import History, Observer
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
@@ -44,7 +44,7 @@ class ArmEnvironment:
         self.reward_range, self.max_steps = task.reward_range, task.max_steps
         _require_served(self.contract, task)
         self._limits = Limits.from_spec(task.robot)
-        self._history = History(self.contract)
+        self._history, self._observer = History(self.contract), Observer(self.contract, task.chain)
         sources = {field.source for field in self.contract.observation}
         self._reads_orientation = 'tool.orientation' in sources
         self._rng = np.random.default_rng(seed)
@@ -194,7 +194,7 @@ class ArmEnvironment:
         }
 
     def _timestep(self, reward: np.ndarray, first: np.ndarray) -> TimeStep:
-        observation = observe(self.contract, self.task.chain, self._streams)
+        observation = self._observer.observe(self._streams)
         self._ended = ~first & (self._steps >= self.max_steps)
         step_type = np.where(self._ended, StepType.LAST, StepType.MID)
         return TimeStep(

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from robot_rl.control.observation import observe
+from robot_rl.control.observation import Observer
 from robot_rl.sim.environment import StepType
 from robot_rl.sim.reach import ReachTask
 from robot_rl.specs import Contract
@@ -45,7 +45,7 @@ def steps_of(
     rewards = task.reward(arrivals, actions)
     step_type = np.full(steps + 1, StepType.MID, dtype=np.int8)
     step_type[0], step_type[-1] = StepType.FIRST, StepType.LAST
-    observation = observe(contract, task.chain, _streams(columns))
+    observation = Observer(contract, task.chain).observe(_streams(columns))
     return {
         **{f'observation/{name}': values for name, values in observation.items()},
         'action': _with_last_row(actions),

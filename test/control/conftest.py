@@ -24,6 +24,9 @@ class PlanarChain:
         position = np.stack([tip.real, tip.imag, zero], axis=-1)
         return position, np.stack([np.cos(angle / 2), zero, zero, np.sin(angle / 2)], axis=-1)
 
+    def position(self, positions: np.ndarray) -> np.ndarray:
+        return self.forward(positions)[0]
+
     def points(self, positions: np.ndarray) -> np.ndarray:
         heading = np.exp(1j * np.cumsum(positions, axis=-1)) * LENGTHS
         joints = np.concatenate([np.zeros_like(heading[..., :1]), np.cumsum(heading, axis=-1)], -1)

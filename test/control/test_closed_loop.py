@@ -11,7 +11,7 @@ from robot_rl import registry
 from robot_rl.control.clocks import VirtualClock
 from robot_rl.control.guard import CommandGuard, GuardConfig
 from robot_rl.control.loop import Command, ControlLoop
-from robot_rl.control.observation import observe
+from robot_rl.control.observation import Observer
 from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.sim.environment import HELD_OUT, StepType
 from robot_rl.sim.twin import Twin
@@ -163,6 +163,6 @@ def test_the_last_observation_of_the_environment_is_what_the_streams_say(task_fi
         'target_pose': path.loop.observations.latest('target_pose'),
         'command': {'position': path.guard.published},
     }
-    for name, values in observe(contract, task.chain, streams).items():
+    for name, values in Observer(contract, task.chain).observe(streams).items():
         np.testing.assert_allclose(values, timestep.observation[name][0], **AGREE)
     environment.close()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robot_rl.control.observation import History, ObservationAssembler, observe
+from robot_rl.control.observation import History, ObservationAssembler, Observer
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.specs import Contract, ObservationField
 
@@ -44,7 +44,7 @@ def tip(q: np.ndarray) -> list[float]:
 @pytest.mark.parametrize('axes', [(), (4,), (2, 3)])
 def test_fields_are_picked_from_streams_with_any_leading_axes(contract, chain, axes):
     given_streams = streams(*axes)
-    seen = observe(contract, chain, given_streams)
+    seen = Observer(contract, chain).observe(given_streams)
     assert list(seen) == [field.name for field in contract.observation]
     for index in np.ndindex(axes):
         q = given_streams['joint_states']['position'][index]
@@ -67,7 +67,7 @@ def test_elements_come_in_the_order_of_the_field_names(contract, chain):
         {'name': 'turn', 'source': 'tool.orientation', 'names': ('x', 'w'), 'shape': (2,)},
     )
     given_streams = streams(2)
-    seen = observe(contract, chain, given_streams)
+    seen = Observer(contract, chain).observe(given_streams)
     q = given_streams['joint_states']['position']
     np.testing.assert_allclose(seen['q'], q[:, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(seen['height'], given_streams['target_pose']['position'][:, 2:])
@@ -77,7 +77,11 @@ def test_elements_come_in_the_order_of_the_field_names(contract, chain):
 
 def test_a_tool_stream_that_is_there_is_taken_as_it_is(contract):
     contract = with_fields(contract, {'name': 't', 'source': 'tool.position', 'shape': (3,)})
-    assert observe(contract, None, {'tool': {'position': [1, 2, 3]}})['t'].tolist() == [1, 2, 3]
+    assert Observer(contract, None).observe({'tool': {'position': [1, 2, 3]}})['t'].tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_suites_without_streams_read_env_keys(contract):
@@ -87,7 +91,7 @@ def test_suites_without_streams_read_env_keys(contract):
         {'name': 'b', 'source': 'env.height', 'shape': ()},
     )
     given_streams = {'env': {'jaco_arm/joints_pos': np.ones((5, 2)), 'height': np.ones(5)}}
-    seen = observe(contract, None, given_streams)
+    seen = Observer(contract, None).observe(given_streams)
     assert (seen['a'].shape, seen['b'].shape) == ((5, 2), (5,))
 
 
@@ -117,7 +121,7 @@ def test_suites_without_streams_read_env_keys(contract):
 def test_what_cannot_be_read_is_named(contract, chain, field, told):
     contract = with_fields(contract, {'name': 'x', **field})
     with pytest.raises(ContractMismatch, match=f'observation x: {told}'):
-        observe(contract, chain, streams(2))
+        Observer(contract, chain).observe(streams(2))
 
 
 @given(

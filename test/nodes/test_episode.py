@@ -17,7 +17,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry, resources
-from robot_rl.control.observation import observe
+from robot_rl.control.observation import Observer
 from robot_rl.control.runtime import load_policy
 from robot_rl.control.shelf import ROOT_VARIABLE, PolicyShelf
 from robot_rl.sim.recorded import with_tool
@@ -151,7 +151,7 @@ def _require_same_decisions(columns, task, policy):
     for name, values in columns.items():
         stream, _, quantity = name.partition('.')
         streams[stream][quantity] = values[:-1]
-    observation = observe(task.contract(), task.chain, streams)
+    observation = Observer(task.contract(), task.chain).observe(streams)
     state, expected = policy.initial_state(1), []
     for tick in range(len(columns['action/requested'])):
         seen = {name: values[tick][None] for name, values in observation.items()}
@@ -211,7 +211,7 @@ def test_an_episode_is_broken_off_when_the_arm_dies_and_kept(graph, supervisor, 
     assert session.wait(40) == 0
     line = json.loads((supervisor.log_dir / 'session.out').read_text())
     assert line['result'] == 'truncated'
-    assert 'joint states are' in line['reason'] and 'allowed' in line['reason']
+    assert 'the newest of joint_states is' in line['reason'] and 'at most' in line['reason']
     assert EpisodeReader(line['path']).header.termination == line['reason']
     del supervisor.children['sim_robot']
 

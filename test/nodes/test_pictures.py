@@ -17,7 +17,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
-from robot_rl.control.observation import observe
+from robot_rl.control.observation import Observer
 from robot_rl.control.runtime import load_policy
 from robot_rl.control.shared_frame import FOLDER
 from robot_rl.errors import RobotRLError
@@ -113,8 +113,8 @@ def action_on(path, ur5e, view: np.ndarray, joints=None, command=None, target=(0
     }
     policy = load_policy(path)
     (*others, field) = policy.contract.observation
-    seen = observe(policy.contract.replace(observation=[f.to_dict() for f in others]),
-                   KinematicChain.from_spec(ur5e), streams)  # fmt: skip
+    rest = policy.contract.replace(observation=[f.to_dict() for f in others])
+    seen = Observer(rest, KinematicChain.from_spec(ur5e)).observe(streams)
     batch = {name: values[None] for name, values in (seen | {field.name: view}).items()}
     return policy.select(batch, {})[0][0]
 

@@ -18,7 +18,7 @@ from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
-from robot_rl.control.observation import observe
+from robot_rl.control.observation import Observer
 from robot_rl.control.runtime import load_policy
 from robot_rl.nodes.policy import PolicyNode
 from robot_rl.robots.kinematics import KinematicChain
@@ -100,7 +100,7 @@ def test_the_first_action_is_that_of_the_file_on_the_measured_pose(
         'command': {'position': ur5e.home_position},
         'target_pose': {'position': np.array([0.5, 0.0, 0.4])},
     }
-    observation = observe(contract, KinematicChain.from_spec(ur5e), streams)
+    observation = Observer(contract, KinematicChain.from_spec(ur5e)).observe(streams)
     batch = {name: values[None] for name, values in observation.items()}
     expected, _ = load_policy(path).select(batch, {})
     np.testing.assert_allclose(world.actions[0].points[0].positions, expected[0], atol=1e-6)
@@ -218,7 +218,7 @@ def test_goals_are_set_once_stay_and_are_taken_at_the_next_tick(
             'target_pose': {'position': np.array([x, 0.0, 0.0])},
             'posture': {'position': np.array([6, 5.0, 4, 3, 2, x])},
         }
-        seen = observe(contract, KinematicChain.from_spec(ur5e), streams)
+        seen = Observer(contract, KinematicChain.from_spec(ur5e)).observe(streams)
         batch = {name: values[None] for name, values in seen.items()}
         return load_policy(path).select(batch, {})[0][0]
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import array
+import math
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import numpy as np
+import pydantic
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -327,27 +336,93 @@ class Diagnostics:
 
 
 def declare_parameters(node: Node, model: type[P], changeable: Collection[str] = ()) -> None:
-    """Declare one ROS parameter per field of `model`, with its default and description.
+    """Declare one ROS parameter per field of `model`: its default, description, range and choices.
 
-    All but the `changeable` ones are read-only. Raises SpecError for an override that is no
-    parameter, with the nearest that is one.
+    All but the `changeable` ones are read-only; these are set only to what `model` takes. Raises
+    SpecError for an override that is wrong, or no parameter, with the nearest that is one.
     """
-    for name, field in model.model_fields.items():
-        default = field.get_default(call_default_factory=True)
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in model.model_fields.items()
+    }
+    given = {name: parameter.value for name, parameter in node._parameter_overrides.items()}
+    # Before rclpy looks at the ranges: these words name what is wrong, and what would be right.
+    model.parse(
+        defaults | {name: given[name] for name in defaults.keys() & given.keys()},
+        origin=f'parameters of {node.get_name()}',
+    )
+    for name, default in defaults.items():
         default = list(default) if isinstance(default, tuple) else default
-        # An int is a fine float: pydantic checks the types, ranges and choices.
-        descriptor = ParameterDescriptor(
-            description=field.description or '',
-            read_only=name not in changeable,
-            dynamic_typing=True,
-        )
+        descriptor = _descriptor(model.model_fields[name], name not in changeable)
         node.declare_parameter(name, default, descriptor)
-    for name in node._parameter_overrides:
+    for name in given:
         if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
             raise SpecError(
                 f'parameter {name}: {node.get_name()} has none of that name'
-                + did_you_mean(name, model.model_fields)
+                + did_you_mean(name, defaults)
             )
+    if changeable:
+        _check_changes(node, model)
+
+
+def _descriptor(field: pydantic.fields.FieldInfo, read_only: bool) -> ParameterDescriptor:
+    """Return what `ros2 param describe` shows of a field, and rclpy holds numbers to."""
+    # An int is a fine float: of those, and of what is no number, _check_changes sees the rest.
+    descriptor = ParameterDescriptor(
+        description=field.description or '', read_only=read_only, dynamic_typing=True
+    )
+    if get_origin(field.annotation) is Literal:
+        choices = ', '.join(map(repr, get_args(field.annotation)))
+        descriptor.additional_constraints = f'one of {choices}'
+    limits, words = _limits(field.metadata)
+    if limits and field.annotation is float:
+        lower, upper = _float_bounds(limits)
+        descriptor.floating_point_range = [FloatingPointRange(from_value=lower, to_value=upper)]
+        descriptor.additional_constraints = words
+    elif limits and field.annotation is int:
+        lower = limits.get('ge', limits.get('gt', -(2**63) - 1) + 1)
+        upper = limits.get('le', limits.get('lt', 2**63) - 1)
+        descriptor.integer_range = [IntegerRange(from_value=lower, to_value=upper)]
+        descriptor.additional_constraints = words
+    return descriptor
+
+
+def _limits(metadata: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """Return {ge, gt, le, lt: bound} as pydantic has them, and the same in words."""
+    signs = {'ge': 'at least', 'gt': 'above', 'le': 'at most', 'lt': 'below'}
+    limits = {
+        sign: bound
+        for item in metadata
+        for sign in signs
+        if (bound := getattr(item, sign, None)) is not None
+    }
+    return limits, ', '.join(f'{signs[sign]} {bound}' for sign, bound in limits.items())
+
+
+def _float_bounds(limits: dict[str, Any]) -> tuple[float, float]:
+    """Return the least and the greatest number within; a range of ROS includes its ends."""
+    lower = limits.get('ge', -sys.float_info.max)
+    upper = limits.get('le', sys.float_info.max)
+    if 'gt' in limits:
+        lower = max(lower, math.nextafter(limits['gt'], math.inf))
+    if 'lt' in limits:
+        upper = min(upper, math.nextafter(limits['lt'], -math.inf))
+    return float(lower), float(upper)
+
+
+def _check_changes(node: Node, model: type[P]) -> None:
+    """Let nobody set what `model` would not take: wrong types and choices, ints out of range."""
+
+    def check(changes: list[Parameter]) -> SetParametersResult:
+        values = {name: node.get_parameter(name).value for name in model.model_fields}
+        values |= {c.name: c.value for c in changes if c.name in model.model_fields}
+        try:
+            model.parse(values, origin=f'parameters of {node.get_name()}')
+        except SpecError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(check)
 
 
 def read_parameters(node: Node, model: type[P]) -> P:

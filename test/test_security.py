@@ -33,7 +33,11 @@ def findings(source: str) -> Iterator[str]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names]
             names = [node.module or ''] if isinstance(node, ast.ImportFrom) else names
-            yield from (f'import {name}' for name in names if name.split('.')[0] in UNPICKLING)
+            unpickling = UNPICKLING - ({'pickle'} if isinstance(node, ast.Import) else set())
+            yield from (f'import {name}' for name in names if name.split('.')[0] in unpickling)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'pickle':
+            if node.attr != 'UnpicklingError':  # torch's word for no checkpoint
+                yield f'pickle.{node.attr}'
         elif isinstance(node, ast.Call):
             name, keywords = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
             if name in UNSAFE:
@@ -61,7 +65,8 @@ def test_nothing_that_is_read_may_run_code(path):
 @pytest.mark.parametrize(
     'source',
     [
-        'import pickle',
+        'import pickle\npickle.load(file)',
+        'from pickle import loads',
         'def f():\n    from cloudpickle import loads',
         'torch.load(path)',
         'torch.load(path, weights_only=False)',

@@ -130,12 +130,27 @@ def test_a_foreign_onnx_file_is_named_as_one(policy_file, contract, capfd):
     assert capfd.readouterr().err == ''
 
 
-def test_external_data_is_not_followed(policy_file, contract, monkeypatch):
+@pytest.mark.parametrize('location', ['beside', 'absolute', 'above', 'link'])
+def test_external_data_is_not_followed(policy_file, contract, monkeypatch, location):
     path = policy_file(contract)
+    folder, outside = path.parent / 'inside', path.parent / 'weights.bin'
+    folder.mkdir()
     model = onnx.load(path)
+    path = folder / path.name
     onnx.save(model, path, save_as_external_data=True, size_threshold=0, location='weights.bin')
-    assert path.with_name('weights.bin').exists()
-    monkeypatch.chdir(path.parent)
+    assert (folder / 'weights.bin').exists()
+    if location != 'beside':
+        (folder / 'weights.bin').rename(outside)
+    if location == 'link':
+        (folder / 'weights.bin').symlink_to(outside)
+    told = {'absolute': str(outside), 'above': '../weights.bin'}.get(location, 'weights.bin')
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == 'location':
+                entry.value = told
+    path.write_bytes(model.SerializeToString())
+    monkeypatch.chdir(folder)
     with pytest.raises(PolicyFileError, match='its weights lie in another file'):
         OnnxPolicy(path)
 

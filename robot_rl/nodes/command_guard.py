@@ -113,6 +113,8 @@ class CommandGuardNode(Node):
             self.create_service(Trigger, f'~/{name}', getattr(self, f'_on_{name}'))
         self._diagnostics = support.Diagnostics(self, self._robot.name)
         self._overruns = 0
+        self._heard_at = {'joint_states': -float('inf')}  # steady time of the newest message [s]
+        self._published, self._latencies_s = 0, support.Tally()
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -162,6 +164,7 @@ class CommandGuardNode(Node):
                 self._to_arm.publish()
             if applied is not None:
                 self._publish(applied)
+                self._published += 1
             # Only now, for the next tick: no command waits for what the arm has to say.
             with self._lock:
                 refusals.append(self._hear_arm(now))
@@ -177,17 +180,21 @@ class CommandGuardNode(Node):
 
     def _hear_sources(self, now: float) -> list[str | None]:
         """Give the newest commands to the guard; return why any is refused."""
-        return [
-            self._command(source, message, now)
-            for source, commands in self._commands.items()
-            if (message := commands.newest()) is not None
-        ]
+        refusals = []
+        for source, commands in self._commands.items():
+            if (message := commands.newest()) is not None:
+                self._heard_at[source] = now
+                stamp_s = support.seconds(message.header.stamp)
+                self._latencies_s.add(self.get_clock().now().nanoseconds * 1e-9 - stamp_s)
+                refusals.append(self._command(source, message, now))
+        return refusals
 
     def _hear_arm(self, now: float) -> str | None:
         """Tell the guard where the arm stands; return why that is refused."""
         measured = self._joint_states.newest()
         if measured is None:
             return None
+        self._heard_at['joint_states'] = now
         refusal = self._guard.measured(measured.name, measured.position, now)
         if self._preparing and refusal is None:
             self._answer_when_ready()
@@ -286,11 +293,29 @@ class CommandGuardNode(Node):
         return response
 
     def _report(self) -> None:
+        """Once a second: the state, how often the guard stepped in, how old what it hears is."""
+        now = time.monotonic()
+        _, latency_s, oldest_s = self._latencies_s.take()
         with self._lock:
             values = self._guard.diagnostics() | {'overruns': self._overruns}
-        level = DiagnosticStatus.OK
+        published, self._published = self._published, 0
+        values |= {
+            'rate_hz': published,
+            'wanted_rate_hz': self._robot.controller.rate_hz,
+            'command_latency_mean_ms': round(latency_s * 1e3, 2),
+            'command_latency_max_ms': round(oldest_s * 1e3, 2),
+        }
+        values |= {
+            f'{name}.age_ms': round((now - at) * 1e3, 1) for name, at in self._heard_at.items()
+        }
+        level, words = DiagnosticStatus.OK, str(values['state'])
         if values['state'] == GuardState.ESTOP:
             level = DiagnosticStatus.ERROR
+        elif now - self._heard_at['joint_states'] > 1.0:
+            level = DiagnosticStatus.STALE
+            words += (
+                f': no joint states on {self.resolve_topic_name(self._robot.joint_states_topic)}'
+            )
         elif values['state'] == GuardState.HOLDING:
             level = DiagnosticStatus.WARN
-        self._diagnostics.publish(level, values['state'], values)
+        self._diagnostics.publish(level, words, values)

@@ -271,18 +271,32 @@ class EpisodeRecorder(Node):
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""
-        folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
-        free_gb = shutil.disk_usage(folder).free / 1e9
+        free_gb = self._free_gb()
         if free_gb < self._given.min_free_gb:
             raise StorageError(
                 f'{self._root}: {free_gb:.1f} GB free, '
                 f'{self._given.min_free_gb} GB are wanted (parameter min_free_gb)'
             )
 
+    def _free_gb(self) -> float:
+        """Return the free disk space where episodes go [GB]."""
+        folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
+        return shutil.disk_usage(folder).free / 1e9
+
     def _watch(self, now: float) -> None:
         """Once a second: say which topics are silent or lose messages, and how the disk is."""
+        about = {
+            'state': self._participant.answer.state,
+            'episode': self._participant.info.episode,
+            'disk_free_gb': round(self._free_gb(), 1),
+            'min_free_gb': self._given.min_free_gb,
+        }
         if self._writer is None:
-            self._diagnostics.publish(DiagnosticStatus.OK, 'no episode', {})
+            try:
+                self._require_disk()
+                self._diagnostics.publish(DiagnosticStatus.OK, 'no episode', about)
+            except StorageError as error:
+                self._diagnostics.publish(DiagnosticStatus.ERROR, str(error), about)
             return
         self._require_disk()
         report = self._writer.report()
@@ -301,7 +315,8 @@ class EpisodeRecorder(Node):
         for problem in problems:
             self.get_logger().warning(problem)
         level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
-        values = {f'{name} [Hz]': round(topic.rate_hz, 1) for name, topic in report.items()}
+        about['lost'] = sum(self._lost.values())
+        values = about | {f'{name} [Hz]': round(t.rate_hz, 1) for name, t in report.items()}
         self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
 
 

@@ -81,6 +81,9 @@ class PolicyNode(LifecycleNode):
         self._participant = support.Participant(self, self._on_session)
         self._changed = threading.Event()
         self._diagnostics = support.Diagnostics(self, 'policy')
+        self._diagnostics.every_second(self._report)
+        self._ticks_s, self._latencies_s = support.Tally(), support.Tally()
+        self._late = self._late_reported = 0
         self._end: End | None = None
         self._loop: ControlLoop | None = None
         self._streams: Streams | None = None
@@ -282,22 +285,25 @@ class PolicyNode(LifecycleNode):
         return problems
 
     def _run(self, info: SessionInfo, stop: threading.Event) -> None:
-        loop, late = self._loop, 0
+        loop, before = self._loop, self._late
         period_s, last = loop.contract.period_s, None
         loop.begin(loop.observations.latest('joint_states')['position'])
         for now in support.every(period_s, stop):
             if not self._stays(info, ('running',), stop):
                 break
             if loop.steps == info.max_steps:  # the last command has had its period
+                late = self._late - before
                 self._participant.report('done', f'{loop.steps} ticks, {late} late')
                 break
+            start = time.monotonic()
             self._streams.poll()
             self._publish(loop.tick(self._now()))
-            late += last is not None and now - last > 1.5 * period_s
+            self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
+            self._ticks_s.add(time.monotonic() - start)
+            self._late += last is not None and now - last > 1.5 * period_s
             last = now
         if stop.is_set():
             self._participant.report('error', 'policy: stopped while the episode ran')
-        self._report(loop.steps, late)
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
@@ -311,9 +317,29 @@ class PolicyNode(LifecycleNode):
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)
 
-    def _report(self, steps: int, late: int) -> None:
-        self._diagnostics.publish(
-            DiagnosticStatus.WARN if late else DiagnosticStatus.OK,
-            f'{steps} ticks, {late} late',
-            {'steps': steps, 'late': late, 'policy': self._loop.policy.card.id},
-        )
+    def _report(self) -> None:
+        """Once a second: how the loop keeps its time, and how old commands are when they leave."""
+        loop, active = self._loop, self._worker is not None
+        ticks, tick_s, longest_s = self._ticks_s.take()
+        _, latency_s, oldest_s = self._latencies_s.take()
+        late, self._late_reported = self._late - self._late_reported, self._late
+        answer = self._participant.answer
+        state = answer.state if active else 'inactive' if loop else 'unconfigured'
+        values = {
+            'state': state,
+            'episode': answer.episode,
+            'policy': loop.policy.card.id if loop else '',
+            'rate_hz': ticks,
+            'wanted_rate_hz': loop.contract.rate_hz if loop else 0.0,
+            'late': self._late,
+            'tick_mean_ms': round(tick_s * 1e3, 2),
+            'tick_max_ms': round(longest_s * 1e3, 2),
+            'latency_mean_ms': round(latency_s * 1e3, 2),
+            'latency_max_ms': round(oldest_s * 1e3, 2),
+        }
+        level, words = DiagnosticStatus.OK, f'{state}, {ticks} ticks in the last second'
+        if late:
+            level, words = DiagnosticStatus.WARN, f'{words}, {late} late'
+        if active and state == 'error':
+            level, words = DiagnosticStatus.ERROR, answer.detail
+        self._diagnostics.publish(level, words, values)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pydantic
+from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -121,6 +122,9 @@ class SessionNode(Node):
             )
         for name in CALLS:
             self.create_service(Trigger, f'~/{name}', self._service(name))
+        self._diagnostics = support.Diagnostics(self, str(self._fields['robot']))
+        self._diagnostics.every_second(self._report)
+        self._counts: collections.Counter[str] = collections.Counter()  # of episodes, by result
         self._end: End | None = None
         self._worker: support.Worker | None = None
 
@@ -251,6 +255,7 @@ class SessionNode(Node):
         ended = self._session.end(ending.result, ending.reason)
         self._forget_calls()  # they were about this episode, not the next
         self._publish(ended)
+        self._counts[ending.result] += 1
         self._print(ending, stop)
         if not (has_run or stopped):
             raise NotReady(ending.reason)
@@ -379,3 +384,25 @@ class SessionNode(Node):
 
     def _publish(self, info: SessionInfo) -> None:
         self._publisher.publish(String(data=info.to_json()))
+
+    def _report(self) -> None:
+        """Once a second: which episode is in hand, and what everybody says of it."""
+        info, names = self._session.info, self._given.participants
+        answers = {name: self._answer(name).state for name in names}
+        values = {
+            'state': info.state,
+            'episode': info.episode,
+            'task': self._fields['task'],
+            'source': self._fields['source'],
+            'policy': self._fields['policy'],
+            'counted': ', '.join(f'{n} {result}' for result, n in self._counts.items()),
+        }
+        values |= {f'{name}.state': state for name, state in answers.items()}
+        wrong = [self._what_says(name) for name in names if answers[name] == 'error']
+        waits = [name for name in names if answers[name] != 'ready']
+        level, words = DiagnosticStatus.OK, info.state
+        if info.state == 'prepare' and waits:
+            words = f'prepare: waits for {", ".join(waits)}'
+        if wrong:
+            level, words = DiagnosticStatus.ERROR, '; '.join(wrong)
+        self._diagnostics.publish(level, words, values)

@@ -15,6 +15,7 @@ from robot_rl.control.observation import ObservationAssembler
 from robot_rl.control.shared_frame import FrameReader, frame_path
 from robot_rl.errors import RobotRLError
 from robot_rl.nodes import support
+from robot_rl.nodes.wiring import type_name
 from robot_rl.robots.quaternions import xyzw_to_wxyz
 
 _MESSAGES = {'joints': JointState, 'pose': PoseStamped}
@@ -101,11 +102,11 @@ class Streams:
         return True
 
     def _reason(self, stream: str) -> str:
-        topic, right, field = self._robot.joint_states_topic, _name(JointState), None
+        topic, right, field = self._robot.joint_states_topic, type_name(JointState), None
         if stream in self._fields:
             field = self._fields[stream]
             topic = self._robot.topic(field)
-            right = _name(_MESSAGES.get(field.kind) or PICTURES[field.encoding])
+            right = type_name(_MESSAGES.get(field.kind) or PICTURES[field.encoding])
         topic = self._node.resolve_topic_name(topic)
         offers = self._node.get_publishers_info_by_topic(topic)
         if not offers:
@@ -118,10 +119,6 @@ class Streams:
         if stream in self._frames:
             return f'{topic} is there: the node image_feed, which hands it over, knows more'
         return f'{topic} has a publisher, but nothing comes'
-
-
-def _name(message: type) -> str:
-    return f'{message.__module__.split(".")[0]}/msg/{message.__name__}'
 
 
 def camera_path(node: Node, camera: str) -> Path:

@@ -21,6 +21,7 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
@@ -35,6 +36,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from robot_rl.control.clocks import SteadyClock, ticks
 from robot_rl.control.session import SessionInfo
 from robot_rl.errors import RobotRLError, SpecError, did_you_mean
+from robot_rl.nodes import wiring
 from robot_rl.nodes.main import End
 from robot_rl.nodes.supervisor import report_ready
 from robot_rl.specs import Spec
@@ -273,7 +275,7 @@ class Participant:
 
     def __init__(self, node: Node, on_session: Callable[[SessionInfo], None]):
         self._node, self._on_session = node, on_session
-        self.info = SessionInfo()
+        self.info, self.answer = SessionInfo(), Answer()  # as heard, and as said
         self._status = node.create_publisher(String, f'{node.get_name()}/status', LATCHED)
         node.create_subscription(String, SESSION_STATE, self._hear, LATCHED_READER)
 
@@ -287,8 +289,8 @@ class Participant:
 
     def report(self, state: str, detail: str = '') -> None:
         """Say how far this node is with the episode in hand."""
-        answer = Answer(episode=self.info.episode, state=state, detail=detail)
-        self._status.publish(String(data=answer.to_json()))
+        self.answer = Answer(episode=self.info.episode, state=state, detail=detail)
+        self._status.publish(String(data=self.answer.to_json()))
         if state == 'error':
             self._node.get_logger().error(detail)
 
@@ -316,22 +318,71 @@ class Latched(Generic[M]):
             self._publisher.publish(self._kind(data=value))
 
 
+# How /diagnostics orders levels: what is known is taken for better than what is not.
+_WORSE = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.STALE,
+          DiagnosticStatus.ERROR)  # fmt: skip
+
+
 class Diagnostics:
-    """Publishes one DiagnosticStatus of a node on /diagnostics."""
+    """Publishes one DiagnosticStatus of a node on /diagnostics.
+
+    It looks once a second for whom the node cannot talk to, whatever the node does meanwhile:
+    DDS says nothing where types differ, and QoS events would wake the executor (see Polled).
+    """
 
     def __init__(self, node: Node, hardware_id: str):
-        self._clock = node.get_clock()
-        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 1)
+        self._node = node
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         name = node.get_fully_qualified_name().lstrip('/')
         self._status = DiagnosticStatus(name=name, hardware_id=hardware_id)
+        self._unheard: list[str] = []
+        self.every_second(self._look)
+
+    def every_second(self, work: Callable[[], None]) -> None:
+        """Call `work` at 1 Hz from now on, also where no time comes on /clock."""
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._node.create_timer(1.0, work, clock=clock)
 
     def publish(self, level: bytes, message: str, values: dict[str, Any]) -> None:
         """Publish `values` under a `level` of DiagnosticStatus and one line of text."""
+        unheard = self._unheard
+        if unheard:
+            level = max(level, DiagnosticStatus.WARN, key=_WORSE.index)
+            message = '; '.join([message, *unheard])
+        values = values | {'incompatible_endpoints': len(unheard)}
         self._status.level, self._status.message = level, message
         self._status.values = [KeyValue(key=k, value=str(v)) for k, v in values.items()]
         array_ = DiagnosticArray(status=[self._status])
-        array_.header.stamp = self._clock.now().to_msg()
+        array_.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array_)
+
+    def _look(self) -> None:
+        found = list(wiring.problems(self._node))
+        for problem in found:
+            if problem not in self._unheard:
+                self._node.get_logger().warning(problem)
+        self._unheard = found
+
+
+class Tally:
+    """Counts, and keeps the mean and the greatest of, what is measured between two reports."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count, self._sum, self._max = 0, 0.0, 0.0
+
+    def add(self, value: float) -> None:
+        """Take one measured value."""
+        with self._lock:
+            self._count, self._sum = self._count + 1, self._sum + value
+            self._max = value if self._count == 1 else max(self._max, value)
+
+    def take(self) -> tuple[int, float, float]:
+        """Return number, mean and greatest since the last call; without any, zeros."""
+        with self._lock:
+            count, mean, greatest = self._count, self._sum / max(self._count, 1), self._max
+            self._count, self._sum, self._max = 0, 0.0, 0.0
+        return count, mean, greatest
 
 
 def declare_parameters(node: Node, model: type[P], changeable: Collection[str] = ()) -> None:

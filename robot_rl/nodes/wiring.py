@@ -1,0 +1,91 @@
+"""Which endpoints of a topic cannot hear each other, in words: another type, or another QoS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import (
+    DurabilityPolicy,
+    LivelinessPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+
+# Of rmw itself: nobody can mend these here, and every node has them.
+_OWN_OF_ROS = ('/rosout', '/parameter_events')
+# What DDS tells of a duration that has no limit is near the greatest it can tell.
+_NO_LIMIT_NS = 2**62
+
+
+def problems(node: Node) -> Iterator[str]:
+    """Yield one line for each endpoint of another node that one of `node` cannot talk to."""
+    own = node.get_fully_qualified_name()
+    for reader in node.subscriptions:
+        if reader.topic_name in _OWN_OF_ROS:
+            continue
+        for other in node.get_publishers_info_by_topic(reader.topic_name):
+            kind, qos = type_name(reader.msg_type), reader.qos_profile
+            offered = other.qos_profile
+            if wrong := mismatch(other.topic_type, offered, kind, qos):
+                yield f'{reader.topic_name}: {full_name(other)} publishes, {own} reads: {wrong}'
+    for writer in node.publishers:
+        if writer.topic_name in _OWN_OF_ROS:
+            continue
+        for other in node.get_subscriptions_info_by_topic(writer.topic_name):
+            kind, qos = type_name(writer.msg_type), writer.qos_profile
+            if wrong := mismatch(kind, qos, other.topic_type, other.qos_profile):
+                yield f'{writer.topic_name}: {own} publishes, {full_name(other)} reads: {wrong}'
+
+
+def mismatch(offered_type: str, offered: QoSProfile, wanted_type: str, wanted: QoSProfile) -> str:
+    """Say why a reader hears nothing of a publisher, and what to do; '': it hears it.
+
+    Which offers serve which wishes: ROS 2 documentation, "Quality of Service settings".
+    """
+    if offered_type != wanted_type:
+        return f'type {offered_type}, wanted {wanted_type}; give one of the two another topic name'
+    words = []
+    if (offered.reliability, wanted.reliability) == (
+        ReliabilityPolicy.BEST_EFFORT,
+        ReliabilityPolicy.RELIABLE,
+    ):
+        words.append('reliability best_effort, wanted reliable')
+    if (offered.durability, wanted.durability) == (
+        DurabilityPolicy.VOLATILE,
+        DurabilityPolicy.TRANSIENT_LOCAL,
+    ):
+        words.append('durability volatile, wanted transient_local')
+    if (offered.liveliness, wanted.liveliness) == (
+        LivelinessPolicy.AUTOMATIC,
+        LivelinessPolicy.MANUAL_BY_TOPIC,
+    ):
+        words.append('liveliness automatic, wanted manual_by_topic')
+    for name in ('deadline', 'liveliness_lease_duration'):
+        offer, wish = _seconds(getattr(offered, name)), _seconds(getattr(wanted, name))
+        if offer > wish:
+            words.append(f'{name} {offer:g} s, wanted at most {wish:g} s')
+    if not words:
+        return ''
+    return f'QoS {"; ".join(words)}: change the publisher to what is wanted, or the reader'
+
+
+def _seconds(duration: Any) -> float:
+    """Return a duration of a QoS; infinite where it says nothing, or as much as there is.
+
+    rclpy's qos_check_compatible takes the 0 of a profile of our own for no time at all.
+    """
+    nanoseconds = duration.nanoseconds
+    return nanoseconds * 1e-9 if 0 < nanoseconds < _NO_LIMIT_NS else math.inf
+
+
+def full_name(endpoint: Any) -> str:
+    """Return the node of a topic's endpoint, with its namespace."""
+    return f'{endpoint.node_namespace.rstrip("/")}/{endpoint.node_name}'
+
+
+def type_name(message: type) -> str:
+    """Return the ROS name of a message's type: package/msg/Name."""
+    return f'{message.__module__.split(".")[0]}/msg/{message.__name__}'

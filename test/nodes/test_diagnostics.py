@@ -1,0 +1,148 @@
+"""What every node says of itself once a second, and whom it says it cannot talk to."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+PAGE = Path(__file__).parents[2] / 'docs' / 'troubleshooting.md'
+
+
+class Statuses:
+    """What comes on /diagnostics, by node, with the time it came."""
+
+    def __init__(self, observer):
+        self._observer, self.heard = observer, {}
+        observer.node.create_subscription(DiagnosticArray, '/diagnostics', self._take, 100)
+
+    def _take(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.heard.setdefault(status.name, []).append((time.monotonic(), status))
+
+    def of(self, node: str, condition=lambda status: True) -> DiagnosticStatus:
+        """Wait for a status of `node` that fulfils `condition`."""
+
+        def found():
+            return [s for _, s in self.heard.get(node, [])[-3:] if condition(s)]
+
+        return self._observer.until(found, f'{node}: {self.heard.get(node, [])[-1:]}')[-1]
+
+
+@pytest.fixture
+def statuses(observer):
+    return Statuses(observer)
+
+
+def values(status: DiagnosticStatus) -> dict[str, str]:
+    return {item.key: item.value for item in status.values}
+
+
+def documented_keys(node: str) -> set[str]:
+    """Return what the page's table lists for a node; those with a <part> are left out."""
+    (row,) = re.findall(rf'^\| `{node}` \| (.*) \|$', PAGE.read_text(encoding='utf-8'), re.M)
+    return {key for key in re.findall(r'`([^`]+)`', row) if '<' not in key}
+
+
+def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, statuses, tmp_path):
+    nodes = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'session']
+    given = {
+        'episode_recorder': {'root': str(tmp_path)},
+        'session': {'manual': True, 'participants': nodes[:-1]},
+    }
+    for node in nodes:
+        supervisor.start(node, given.get(node, {}))
+    supervisor.wait_ready()
+    for node in nodes:
+        statuses.of(node)
+    start = time.monotonic()
+    time.sleep(6)
+    for node in nodes:
+        times = np.array([at for at, _ in statuses.heard[node] if at > start])
+        assert 4 <= len(times) <= 7, (node, times - start)
+        assert 0.8 < np.diff(times).mean() < 1.3, (node, np.diff(times))
+        status = statuses.of(node)
+        assert status.hardware_id and status.message
+        assert documented_keys(node) <= values(status).keys(), node
+        assert status.level in (DiagnosticStatus.OK, DiagnosticStatus.WARN), status
+        assert values(status)['incompatible_endpoints'] == '0', status.message
+
+
+def test_while_an_episode_runs_rates_and_latencies_are_told(supervisor, statuses, tmp_path):
+    nodes = ['sim_robot', 'policy', 'command_guard']
+    for node in nodes:
+        supervisor.start(node, {})
+    supervisor.start('session', {'participants': nodes, 'max_steps': 80, 'episodes': 1})
+    status = statuses.of('policy', lambda s: int(values(s)['rate_hz']) >= 15)
+    told = values(status)
+    assert told['state'] == 'running' and told['wanted_rate_hz'] == '20.0'
+    # From the stamp of the newest joint states, at 100 Hz, to the command.
+    assert 0 < float(told['latency_mean_ms']) <= float(told['latency_max_ms']) < 500
+    assert 0 < float(told['tick_mean_ms']) <= float(told['tick_max_ms']) < 100
+    guard = values(statuses.of('command_guard', lambda s: 'policy.age_ms' in str(values(s))))
+    assert float(guard['joint_states.age_ms']) < 500
+    assert 50 < int(guard['rate_hz']) <= 110 and guard['wanted_rate_hz'] == '100.0'
+    assert statuses.of('session', lambda s: values(s)['state'] == 'running').message == 'running'
+
+
+def test_without_joint_states_the_guard_is_stale(supervisor, statuses):
+    supervisor.start('command_guard')
+    status = statuses.of('command_guard', lambda s: s.level == DiagnosticStatus.STALE)
+    assert 'no joint states on /joint_states' in status.message
+
+
+@pytest.mark.parametrize('kind', ['reliability', 'type', 'durability', 'reader'])
+def test_whom_a_node_cannot_hear_is_told_in_words_once(supervisor, observer, statuses, kind):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    node = observer.node
+    if kind == 'reliability':
+        node.create_publisher(JointTrajectory, 'policy/command', BEST_EFFORT)
+        told = (
+            '/policy/command: /observer publishes, /command_guard reads: QoS reliability '
+            'best_effort, wanted reliable: change the publisher to what is wanted, or the reader'
+        )
+    elif kind == 'type':
+        node.create_publisher(PoseStamped, 'joint_states', 10)
+        told = (
+            '/joint_states: /observer publishes, /command_guard reads: type '
+            'geometry_msgs/msg/PoseStamped, wanted sensor_msgs/msg/JointState; '
+            'give one of the two another topic name'
+        )
+    elif kind == 'durability':
+        node.create_publisher(String, 'session/state', 10)
+        told = 'QoS durability volatile, wanted transient_local'
+    else:
+        wish = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        node.create_subscription(JointTrajectory, 'command_guard/applied', print, wish)
+        told = (
+            '/command_guard/applied: /command_guard publishes, /observer reads: QoS durability '
+            'volatile, wanted transient_local'
+        )
+    status = statuses.of('command_guard', lambda s: told in s.message)
+    assert status.level in (DiagnosticStatus.WARN, DiagnosticStatus.STALE)
+    assert int(values(status)['incompatible_endpoints']) >= 1
+    time.sleep(2.5)
+    log = supervisor.log('command_guard')
+    assert log.count(told) == (2 if kind == 'durability' else 1), log  # two read session/state
+
+
+def test_what_fits_is_not_complained_about(supervisor, observer, statuses, arm):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    arm()
+    observer.node.create_publisher(JointState, 'joint_states', BEST_EFFORT)
+    observer.node.create_subscription(JointTrajectory, 'command_guard/applied', print, BEST_EFFORT)
+    statuses.of('command_guard', lambda s: s.level != DiagnosticStatus.STALE)
+    time.sleep(2.5)
+    assert values(statuses.of('command_guard'))['incompatible_endpoints'] == '0'

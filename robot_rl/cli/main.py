@@ -23,6 +23,7 @@ COMMANDS = (
     'episodes',
     'retrain',
     'up',
+    'doctor',
     'demo',
     'bench',
     'results',

@@ -1,0 +1,259 @@
+"""What robot-rl doctor looks at without ROS: this machine, and what a URDF says of limits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from robot_rl.errors import SpecError
+from robot_rl.specs import RobotSpec
+
+_PYTHON = (3, 11)  # as in pyproject.toml and setup.cfg
+_CAN_DRAW = 'import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)'
+_DRAW_WITHIN_S = 30.0
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's: how it is, what was found, and what to do about it."""
+
+    level: Literal['OK', 'WARN', 'ERROR']
+    about: str
+    found: str
+    todo: str = ''
+
+
+class Limits(NamedTuple):
+    """What an arm says of one joint; None: nothing."""
+
+    lower: float | None = None
+    upper: float | None = None
+    velocity: float | None = None
+
+
+def machine(folder: Path) -> Iterator[Finding]:
+    """Look at this machine; `folder` is where episodes would go."""
+    yield _python()
+    yield from _packages()
+    yield from _ros()
+    yield _graphics()
+    yield from _room(folder)
+    yield _cores()
+    yield _niceness()
+    yield _time()
+
+
+def urdf_limits(text: str) -> dict[str, Limits]:
+    """Return {joint: its limits} of a URDF. Raises SpecError for one that cannot be trusted."""
+    if '<!DOCTYPE' in text or '<!ENTITY' in text:  # entities may grow without end
+        raise SpecError('robot_description: a URDF has no DOCTYPE and no entities')
+    try:
+        root = ElementTree.fromstring(text)
+        found = {}
+        for joint in root.iter('joint'):
+            limit = joint.find('limit')
+            if limit is not None:
+                given = {name: limit.get(name) for name in Limits._fields}
+                numbers = {n: None if v is None else float(v) for n, v in given.items()}
+                if joint.get('type') == 'continuous':
+                    numbers |= {'lower': None, 'upper': None}
+                found[joint.get('name', '')] = Limits(**numbers)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise SpecError(f'robot_description: no URDF: {error}') from None
+    return found
+
+
+def compare_limits(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> Iterator[Finding]:
+    """Compare what an arm says of its limits with ours: it must be able to do what we may ask."""
+    known = False
+    for joint, name in zip(robot.joints, robot.driver_joints, strict=True):
+        ours, limits = robot.joint_limits[joint], theirs.get(name, Limits())
+        known |= limits != Limits()
+        wider = []
+        if limits.lower is not None and ours.min_position < limits.lower - 1e-3:
+            wider.append(f'min_position {ours.min_position:g}, the arm has {limits.lower:g}')
+        if limits.upper is not None and ours.max_position > limits.upper + 1e-3:
+            wider.append(f'max_position {ours.max_position:g}, the arm has {limits.upper:g}')
+        if limits.velocity is not None and ours.max_velocity > limits.velocity + 1e-3:
+            wider.append(f'max_velocity {ours.max_velocity:g}, the arm has {limits.velocity:g}')
+        if wider:
+            todo = f"narrow joint_limits.{joint} in the robot's file to what the arm can do"
+            yield Finding('ERROR', f'limits of {name}', f'{"; ".join(wider)} ({who})', todo)
+            known = True
+    if known and all(theirs.get(name, Limits()) != Limits() for name in robot.driver_joints):
+        yield Finding('OK', 'limits', f'those of {who} are known for all joints')
+    elif not known:
+        yield Finding(
+            'WARN',
+            'limits',
+            f'{who} says nothing of the joints of {robot.name}',
+            "compare the robot's file with the arm's manual",
+        )
+
+
+def _python() -> Finding:
+    found, right = platform.python_version(), '.'.join(map(str, _PYTHON))
+    if sys.version_info[:2] < _PYTHON:
+        return Finding('ERROR', 'Python', found, f'install Python {right} or later')
+    return Finding('OK', 'Python', f'{found} on {platform.system()} {platform.machine()}')
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare what the base install needs with what is installed."""
+    try:
+        lines = importlib.metadata.requires('robot_rl') or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            'WARN',
+            'packages',
+            'robot_rl runs from a folder and is not installed',
+            'pip install -e . in its folder',
+        )
+        return
+    needed = [r for r in map(Requirement, lines) if not r.marker or r.marker.evaluate()]
+    wrong = list(filter(None, map(_mismatch, needed)))
+    for name, words in wrong:
+        yield Finding('ERROR', f'package {name}', words, f"pip install '{name}'")
+    if not wrong:
+        yield Finding('OK', 'packages', f'all {len(needed)} that robot_rl needs')
+
+
+def _mismatch(needed: Requirement) -> tuple[str, str] | None:
+    """Return (requirement, what is wrong) where a package is missing or of a wrong version."""
+    text = f'{needed.name}{needed.specifier}'
+    try:
+        found = importlib.metadata.version(needed.name)
+    except importlib.metadata.PackageNotFoundError:
+        return text, 'missing'
+    if needed.specifier.contains(found, prereleases=True):
+        return None
+    return text, f'{found}, needed {needed.specifier}'
+
+
+def _ros() -> Iterator[Finding]:
+    if importlib.util.find_spec('rclpy') is None:
+        yield Finding(
+            'ERROR',
+            'ROS',
+            'rclpy is not installed',
+            "pip install 'robot_rl[ros]' (x86-64), or source a ROS 2 install: "
+            'source /opt/ros/kilted/setup.bash',
+        )
+        return
+    rmw = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
+    yield Finding('OK', 'ROS', f'rclpy is there; RMW {rmw}')
+    domain = os.environ.get('ROS_DOMAIN_ID', '0') or '0'
+    reach = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
+    if not domain.isdecimal() or int(domain) > 101:
+        yield Finding('ERROR', 'domain', f'ROS_DOMAIN_ID={domain}', 'a number from 0 to 101')
+    elif domain == '0' and reach == 'SUBNET':
+        yield Finding(
+            'WARN',
+            'domain',
+            '0, and everybody on the network hears and may command it',
+            'export ROS_DOMAIN_ID=<1 to 101>, or ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST',
+        )
+    else:
+        yield Finding('OK', 'domain', f'{domain}, discovery range {reach}')
+
+
+def _graphics() -> Finding:
+    """Draw in a process of its own: a broken driver may end it."""
+    backend = os.environ.get('MUJOCO_GL', '')
+    environment = os.environ | {'MUJOCO_GL': backend or 'egl'}
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', _CAN_DRAW],
+            env=environment,
+            capture_output=True,
+            timeout=_DRAW_WITHIN_S,
+            check=False,
+        )
+        works = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        works = False
+    about, name = 'pictures', environment['MUJOCO_GL']
+    if not works:
+        return Finding(
+            'WARN',
+            about,
+            f'MuJoCo cannot draw with MUJOCO_GL={name}',
+            'apt install libegl1 libgl1-mesa-dri; export MUJOCO_GL=egl',
+        )
+    hint = '' if backend else 'export MUJOCO_GL=egl where there is no screen'
+    return Finding('OK', about, f'MuJoCo draws with MUJOCO_GL={name}', hint)
+
+
+def _room(folder: Path) -> Iterator[Finding]:
+    folder = folder.absolute()
+    where = next(path for path in (folder, *folder.parents) if path.exists())
+    free_gb = shutil.disk_usage(where).free / 1e9
+    level = 'ERROR' if free_gb < 1 else 'WARN' if free_gb < 10 else 'OK'
+    todo = '' if level == 'OK' else 'make room, or record elsewhere (storage:=<folder>)'
+    yield Finding(level, 'disk', f'{free_gb:.1f} GB free at {where}', todo)
+    if Path('/dev/shm').is_dir():
+        free_mb = shutil.disk_usage('/dev/shm').free / 1e6
+        level, todo = 'OK', ''
+        if free_mb < 64:
+            level, todo = 'WARN', 'rm /dev/shm/fastrtps_* of killed nodes; docker: --shm-size=1g'
+        yield Finding(level, '/dev/shm', f'{free_mb:.0f} MB free', todo)
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    load = os.getloadavg()[0]
+    words = f'{cores} cores, load {load:.1f}'
+    if cores < 4 or load > cores:
+        return Finding('WARN', 'cores', words, 'let nothing heavy run beside an arm')
+    return Finding('OK', 'cores', words)
+
+
+def _niceness() -> Finding:
+    nice = os.nice(0)
+    if nice > 0:
+        return Finding(
+            'WARN',
+            'priority',
+            f'nice {nice}: others run first',
+            'start from a shell that is not niced',
+        )
+    realtime = Path('/sys/kernel/realtime').exists()
+    kernel = 'real-time' if realtime else 'ordinary'
+    hint = '' if realtime else "the arm's own driver may want a PREEMPT_RT kernel"
+    return Finding('OK', 'priority', f'nice {nice}, {kernel} kernel', hint)
+
+
+def _time() -> Finding:
+    """Ask systemd whether the clock is synchronised: stamps of two machines are compared."""
+    try:
+        done = subprocess.run(
+            ['timedatectl', 'show', '--property=NTPSynchronized'],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+        said = re.search(r'NTPSynchronized=(\w+)', done.stdout)
+    except (OSError, subprocess.TimeoutExpired):
+        said = None
+    if said is None:
+        return Finding(
+            'WARN',
+            'clock',
+            'nobody here says whether it is synchronised',
+            'where the driver runs on another machine: chrony on both',
+        )
+    if said[1] != 'yes':
+        return Finding('WARN', 'clock', 'not synchronised', 'install chrony')
+    return Finding('OK', 'clock', 'synchronised')

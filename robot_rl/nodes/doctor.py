@@ -1,0 +1,347 @@
+"""What robot-rl doctor looks at in a running graph; it publishes nothing and changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import rclpy
+from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import parameter_value_to_python
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl.errors import SpecError
+from robot_rl.nodes import support, wiring
+from robot_rl.nodes.checks import Finding, Limits, compare_limits, urdf_limits
+from robot_rl.specs import RobotSpec
+
+# What discovery takes on a busy machine [s].
+DISCOVER_S = 3.0
+ANSWER_WITHIN_S = 3.0
+# Stamps: between the computers of one arm; the policy's max_age_s is 0.25.
+AHEAD_S, OLD_S, TOO_OLD_S = 0.02, 0.1, 0.25
+RATE_OFF = 0.2
+# {parameter of ros2_control: field of Limits}.
+_LIMITS = {'min_position': 'lower', 'max_position': 'upper', 'max_velocity': 'velocity'}
+
+
+def graph(robot: RobotSpec, namespace: str = '', seconds: float = 3.0) -> list[Finding]:
+    """Listen to the graph of an arm for so long; return what was found."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = Node(
+        'robot_rl_doctor',
+        namespace=namespace,
+        context=context,
+        enable_rosout=False,
+        start_parameter_services=False,
+    )
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        return list(Doctor(node, executor, robot).look(seconds))
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+class Doctor:
+    """Hears joint states and the URDF, asks for parameters, and compares endpoints."""
+
+    def __init__(self, node: Node, executor: SingleThreadedExecutor, robot: RobotSpec):
+        self._node, self._executor, self._robot = node, executor, robot
+        self._heard: list[tuple[float, JointState]] = []  # with the ROS time they came [s]
+        self._urdfs: list[str] = []
+        qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+        node.create_subscription(JointState, robot.joint_states_topic, self._hear, qos)
+        node.create_subscription(
+            String, 'robot_description', self._hear_urdf, support.LATCHED_READER
+        )
+
+    def look(self, seconds: float) -> Iterator[Finding]:
+        """Yield what is found in the graph."""
+        self._spin(DISCOVER_S)
+        others = self._others()
+        if not others:
+            domain = self._node.context.get_domain_id()
+            yield Finding(
+                'WARN',
+                'graph',
+                f'no node runs in domain {domain}',
+                'start one: robot-rl up deploy, or look into another ROS_DOMAIN_ID',
+            )
+            return
+        yield Finding('OK', 'graph', f'{len(others)} nodes: {", ".join(others)}')
+        self._heard.clear()
+        self._spin(seconds)
+        yield from self._joint_states(seconds)
+        yield from self._commands()
+        yield from self._endpoints()
+        yield from self._limits(others)
+        yield from self._sim_time(others)
+
+    def _hear(self, message: JointState) -> None:
+        self._heard.append((self._node.get_clock().now().nanoseconds * 1e-9, message))
+
+    def _hear_urdf(self, message: String) -> None:
+        self._urdfs.append(message.data)
+
+    def _spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._executor.spin_once(left)
+
+    def _others(self) -> list[str]:
+        own = self._node.get_fully_qualified_name()
+        pairs = self._node.get_node_names_and_namespaces()
+        names = {f'{namespace.rstrip("/")}/{name}' for name, namespace in pairs}
+        return sorted(name for name in names - {own} if '/_' not in name)
+
+    def _joint_states(self, seconds: float) -> Iterator[Finding]:
+        robot, node = self._robot, self._node
+        topic, right = (
+            node.resolve_topic_name(robot.joint_states_topic),
+            'sensor_msgs/msg/JointState',
+        )
+        offers = node.get_publishers_info_by_topic(topic)
+        if not offers:
+            yield Finding(
+                'ERROR',
+                topic,
+                'nobody publishes it',
+                "start the arm's driver, or give --namespace and --robot",
+            )
+            return
+        if wrong := {offer.topic_type for offer in offers} - {right}:
+            yield Finding(
+                'ERROR',
+                topic,
+                f'is {", ".join(sorted(wrong))}, right is {right}',
+                f'let {", ".join(map(wiring.full_name, offers))} publish elsewhere',
+            )
+        if len(offers) > 1:
+            names = ', '.join(map(wiring.full_name, offers))
+            yield Finding('WARN', topic, f'{len(offers)} publishers: {names}', 'one is right')
+        if not self._heard:
+            yield Finding(
+                'ERROR',
+                topic,
+                f'nothing came within {seconds:g} s',
+                'is the arm on, and its controller active?',
+            )
+            return
+        yield from self._content(topic)
+        rate, wanted = len(self._heard) / seconds, robot.joint_states_rate_hz
+        if abs(rate - wanted) > RATE_OFF * wanted:
+            yield Finding(
+                'WARN',
+                topic,
+                f'{rate:.1f} Hz, joint_states_rate_hz is {wanted:g}',
+                "mend the driver's rate, or the robot's file",
+            )
+        else:
+            yield Finding('OK', topic, f'{rate:.1f} Hz, joint_states_rate_hz is {wanted:g}')
+        yield self._stamps(topic)
+
+    def _content(self, topic: str) -> Iterator[Finding]:
+        """Look at names and sizes; two publishers may each have a part."""
+        robot = self._robot
+        found = {name for _, message in self._heard for name in message.name}
+        if missing := [name for name in robot.driver_joints if name not in found]:
+            yield Finding(
+                'ERROR',
+                topic,
+                f'joints {missing} are missing; found {sorted(found)}',
+                "another arm or tf_prefix? --robot <robot>@<tf_prefix>, or mend the robot's file",
+            )
+            return
+        newest = next(
+            m for _, m in reversed(self._heard) if set(m.name) & set(robot.driver_joints)
+        )
+        sizes = len(newest.name), len(newest.position), len(newest.velocity)
+        if sizes[1] != sizes[0]:
+            yield Finding(
+                'ERROR', topic, f'{sizes[0]} names, {sizes[1]} positions', 'mend the driver'
+            )
+        elif not sizes[2]:
+            yield Finding(
+                'WARN',
+                topic,
+                'velocities are empty',
+                'policies that read them take the difference of positions, where their contract '
+                'says so; better: let the driver measure them',
+            )
+        elif sizes[2] != sizes[0]:
+            yield Finding(
+                'WARN', topic, f'{sizes[0]} names, {sizes[2]} velocities', 'mend the driver'
+            )
+        else:
+            yield Finding('OK', topic, f'has all {len(robot.joints)} joints, with velocities')
+
+    def _stamps(self, topic: str) -> Finding:
+        about = f'stamps of {topic}'
+        if self._node.get_publishers_info_by_topic('/clock'):
+            return Finding('OK', about, 'are not compared: time comes from /clock')
+        ages = [now - support.seconds(message.header.stamp) for now, message in self._heard]
+        age = float(np.median(ages))
+        if age < -AHEAD_S:
+            return Finding(
+                'ERROR',
+                about,
+                f'{-age:.3f} s in the future',
+                'synchronise the clocks of both computers (chrony)',
+            )
+        level = 'ERROR' if age > TOO_OLD_S else 'WARN' if age > OLD_S else 'OK'
+        todo = 'synchronise the clocks (chrony), or find what delays them'
+        return Finding(level, about, f'{age * 1e3:.1f} ms old', '' if level == 'OK' else todo)
+
+    def _commands(self) -> Iterator[Finding]:
+        """Look at the topic on which the arm is commanded: one publisher, an arm that hears."""
+        robot, node = self._robot, self._node
+        topic = node.resolve_topic_name(robot.controller.topic)
+        trajectory = robot.controller.kind == 'joint_trajectory'
+        right = wiring.type_name(JointTrajectory if trajectory else Float64MultiArray)
+        writers = node.get_publishers_info_by_topic(topic)
+        readers = node.get_subscriptions_info_by_topic(topic)
+        if wrong := {end.topic_type for end in (*writers, *readers)} - {right}:
+            yield Finding(
+                'ERROR',
+                topic,
+                f'is {", ".join(sorted(wrong))}, right is {right}',
+                "compare controller.kind and controller.topic of the robot's file",
+            )
+        if not readers:
+            yield Finding(
+                'ERROR',
+                topic,
+                'no arm listens',
+                'activate the controller: ros2 control switch_controllers',
+            )
+        if len(writers) > 1:
+            names = ', '.join(map(wiring.full_name, writers))
+            yield Finding(
+                'ERROR',
+                topic,
+                f'{len(writers)} publishers command the arm: {names}',
+                'stop all but command_guard',
+            )
+        elif not writers:
+            yield Finding('WARN', topic, 'nobody commands the arm', 'start command_guard')
+        elif readers:
+            yield Finding('OK', topic, f'commanded by {wiring.full_name(writers[0])} alone')
+
+    def _endpoints(self) -> Iterator[Finding]:
+        """Compare every publisher with every reader of its topic."""
+        node, own = self._node, self._node.get_name()
+        problems = []
+        for topic, _ in node.get_topic_names_and_types():
+            readers = node.get_subscriptions_info_by_topic(topic)
+            for writer in node.get_publishers_info_by_topic(topic):
+                for reader in readers:
+                    wrong = wiring.mismatch(
+                        writer.topic_type,
+                        writer.qos_profile,
+                        reader.topic_type,
+                        reader.qos_profile,
+                    )
+                    if wrong and own not in (writer.node_name, reader.node_name):
+                        names = wiring.full_name(writer), wiring.full_name(reader)
+                        problems.append((topic, '{} publishes, {} reads: '.format(*names), wrong))
+        for topic, names, wrong in dict.fromkeys(problems):
+            what, _, todo = wrong.partition(': ') if ': ' in wrong else wrong.partition('; ')
+            yield Finding('WARN', topic, names + what, todo)
+        if not problems:
+            yield Finding('OK', 'endpoints', 'QoS and types of all topics go together')
+
+    def _limits(self, others: list[str]) -> Iterator[Finding]:
+        robot, theirs, known = self._robot, {}, False
+        manager = self._node.resolve_service_name('controller_manager')
+        if manager in others:
+            names = [f'joint_limits.{j}.{key}' for j in robot.driver_joints for key in _LIMITS]
+            values = self._parameters([manager], names).get(manager, {})
+            for name, value in values.items():
+                _, joint, key = name.split('.')
+                number = float(value) if isinstance(value, (int, float)) else None
+                theirs[joint] = theirs.get(joint, Limits())._replace(**{_LIMITS[key]: number})
+            known = any(limits != Limits() for limits in theirs.values())
+        if known:
+            yield from compare_limits(robot, theirs, manager)
+        for text in self._urdfs[-1:]:
+            try:
+                yield from compare_limits(robot, urdf_limits(text), 'robot_description')
+            except SpecError as error:
+                yield Finding('WARN', 'limits', str(error), 'publish a plain URDF')
+        if not known and not self._urdfs:
+            yield Finding(
+                'WARN',
+                'limits',
+                'neither URDF nor controller_manager says',
+                "compare the robot's file with the arm's manual",
+            )
+
+    def _sim_time(self, others: list[str]) -> Iterator[Finding]:
+        values = self._parameters(others, ['use_sim_time'])
+        simulated = [name for name, given in values.items() if given.get('use_sim_time') is True]
+        if simulated and not self._node.get_publishers_info_by_topic('/clock'):
+            yield Finding(
+                'ERROR',
+                'use_sim_time',
+                f'no /clock, for {", ".join(simulated)}',
+                'use_sim_time:=false, or sim_robot with publish_clock',
+            )
+        elif simulated and len(simulated) < len(values):
+            rest = ', '.join(sorted(values.keys() - set(simulated)))
+            yield Finding(
+                'WARN', 'use_sim_time', f'not set in {rest}', 'set it in all, or in none'
+            )
+        else:
+            yield Finding('OK', 'use_sim_time', 'the same in all nodes that say it')
+
+    def _parameters(self, nodes: list[str], names: list[str]) -> dict[str, dict[str, Any]]:
+        """Return {node: {name: value}} of those that nodes have and tell in time.
+
+        Asked for one that it does not have, a node tells none at all.
+        """
+        asked = ListParameters.Request(
+            prefixes=names, depth=ListParameters.Request.DEPTH_RECURSIVE
+        )
+        listed = self._ask(ListParameters, 'list_parameters', dict.fromkeys(nodes, asked))
+        requests = {
+            node: GetParameters.Request(names=[n for n in answer.result.names if n in names])
+            for node, answer in listed.items()
+        }
+        told = self._ask(GetParameters, 'get_parameters', requests)
+        return {
+            node: dict(
+                zip(
+                    requests[node].names,
+                    map(parameter_value_to_python, answer.values),
+                    strict=False,
+                )
+            )
+            for node, answer in told.items()
+        }
+
+    def _ask(self, kind: type, service: str, requests: dict[str, Any]) -> dict[str, Any]:
+        """Call a service of many nodes at once; return {node: response} of those who answer."""
+        clients = {node: self._node.create_client(kind, f'{node}/{service}') for node in requests}
+        futures: dict[str, Any] = {}
+        end = time.monotonic() + ANSWER_WITHIN_S
+        while time.monotonic() < end:
+            for node, client in clients.items():
+                if node not in futures and client.service_is_ready():
+                    futures[node] = client.call_async(requests[node])
+            if len(futures) == len(requests) and all(f.done() for f in futures.values()):
+                break
+            self._executor.spin_once(0.05)
+        for client in clients.values():
+            self._node.destroy_client(client)
+        return {node: future.result() for node, future in futures.items() if future.done()}

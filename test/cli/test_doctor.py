@@ -1,0 +1,120 @@
+"""What robot-rl doctor says of a machine; its graph part is tested with real nodes."""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import importlib.util
+
+import pytest
+
+from robot_rl.cli import doctor
+from robot_rl.errors import SpecError
+from robot_rl.nodes import checks
+from robot_rl.nodes.checks import Limits, compare_limits, urdf_limits
+from robot_rl.specs import RobotSpec
+
+Usage = collections.namedtuple('Usage', 'total used free')
+
+
+@pytest.fixture
+def no_ros(monkeypatch):
+    found = importlib.util.find_spec
+    hidden = lambda name, *more: None if name == 'rclpy' else found(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, 'find_spec', hidden)
+
+
+def lines(findings):
+    return [f'{f.level} {f.about}: {f.found} -> {f.todo}' for f in findings]
+
+
+def test_without_ros_the_machine_is_checked_and_how_to_install_is_said(no_ros, capsys, tmp_path):
+    assert doctor.main(['--store', str(tmp_path / 'not' / 'there')]) == 1
+    text = capsys.readouterr().out
+    assert 'ERROR  ROS: rclpy is not installed' in text
+    assert "-> pip install 'robot_rl[ros]'" in text and '/opt/ros/' in text
+    for about in ('Python', 'packages', 'pictures', 'disk', 'cores', 'priority', 'clock'):
+        assert f' {about}: ' in text or f'  {about}: ' in text, about
+    assert f'free at {tmp_path}' in text
+
+
+@pytest.mark.parametrize(('free', 'level'), [(5e8, 'ERROR'), (5e9, 'WARN'), (5e10, 'OK')])
+def test_a_disk_that_is_short_is_told(monkeypatch, tmp_path, free, level):
+    monkeypatch.setattr(checks.shutil, 'disk_usage', lambda _: Usage(1e12, 0, free))
+    disk = next(f for f in checks._room(tmp_path) if f.about == 'disk')
+    assert disk.level == level and bool(disk.todo) == (level != 'OK')
+
+
+@pytest.mark.parametrize(
+    ('domain', 'reach', 'told'),
+    [
+        ('', 'SUBNET', 'WARN domain: 0, and everybody on the network'),
+        ('7', 'SUBNET', 'OK domain: 7, discovery range SUBNET'),
+        ('0', 'LOCALHOST', 'OK domain: 0, discovery range LOCALHOST'),
+        ('500', 'SUBNET', 'ERROR domain: ROS_DOMAIN_ID=500'),
+        ('a', 'SUBNET', 'ERROR domain: ROS_DOMAIN_ID=a'),
+    ],
+)
+def test_the_domain_is_told(monkeypatch, domain, reach, told):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda *_: True)
+    monkeypatch.setenv('ROS_DOMAIN_ID', domain)
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', reach)
+    assert lines(checks._ros())[-1].startswith(told)
+
+
+def test_packages_that_are_missing_or_old_are_named(monkeypatch):
+    needed = ['numpy>=1.26', 'mujoco<4,>=3.2', 'mcap>=1.5', 'torch>=2; extra == "train"']
+    monkeypatch.setattr(importlib.metadata, 'requires', lambda _: needed)
+    versions = {'numpy': '1.26.4', 'mujoco': '4.0.0'}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    assert lines(checks._packages()) == [
+        "ERROR package mujoco<4,>=3.2: 4.0.0, needed <4,>=3.2 -> pip install 'mujoco<4,>=3.2'",
+        "ERROR package mcap>=1.5: missing -> pip install 'mcap>=1.5'",
+    ]
+
+
+def test_a_renderer_that_does_not_work_is_told(monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'nonsense')
+    (line,) = lines([checks._graphics()])
+    assert line.startswith('WARN pictures: MuJoCo cannot draw with MUJOCO_GL=nonsense')
+
+
+def test_a_urdf_gives_its_limits():
+    text = (
+        '<robot><joint name="a" type="revolute"><limit lower="-1" upper="2.5" velocity="3"/>'
+        '</joint><joint name="b" type="continuous"><limit velocity="1" effort="2"/></joint>'
+        '<joint name="c" type="fixed"/></robot>'
+    )
+    assert urdf_limits(text) == {'a': Limits(-1.0, 2.5, 3.0), 'b': Limits(velocity=1.0)}
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['<!DOCTYPE r [<!ENTITY a "b">]><r>&a;</r>', '<robot', 'no', '<r><joint name="a"><limit '
+     'lower="x"/></joint></r>'],
+)  # fmt: skip
+def test_a_urdf_that_cannot_be_trusted_is_refused(text):
+    with pytest.raises(SpecError, match='robot_description: '):
+        urdf_limits(text)
+
+
+def test_limits_that_the_arm_does_not_have_are_errors():
+    robot = RobotSpec.load('ur5e')
+    ours = robot.joint_limits
+    same = {
+        j: Limits(ours[j].min_position, ours[j].max_position, ours[j].max_velocity) for j in ours
+    }
+    assert [f.level for f in compare_limits(robot, same, 'x')] == ['OK']
+    assert [f.level for f in compare_limits(robot, {}, 'x')] == ['WARN']
+    first = robot.joints[0]
+    narrow = same | {first: Limits(ours[first].min_position + 0.5, 99.0, 0.1)}
+    error = next(iter(compare_limits(robot, narrow, 'x')))
+    assert error.level == 'ERROR' and error.about == f'limits of {first}'
+    assert 'min_position' in error.found and 'max_velocity' in error.found
+    assert 'max_position' not in error.found

@@ -1,0 +1,151 @@
+"""robot-rl doctor on real graphs: a healthy twin, then one fault after another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory
+
+from robot_rl.nodes.doctor import graph
+from test.nodes.conftest import LATCHED
+
+CONTROLLER = 'forward_position_controller/commands'
+URDF = """<robot name="any">
+  <joint name="shoulder_pan_joint" type="revolute">
+    <limit lower="-1.0" upper="6.2832" velocity="0.1" effort="1"/>
+  </joint>
+</robot>"""
+
+
+@pytest.fixture
+def examine(domain_id, monkeypatch, ur5e):
+    """Return `examine(robot, namespace)`, what the doctor finds, as 'LEVEL about: found' lines."""
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain_id))
+
+    def run(robot=ur5e, namespace=''):
+        findings = graph(robot, namespace, seconds=2.0)
+        assert all(f.todo for f in findings if f.level != 'OK')
+        return [f'{f.level} {f.about}: {f.found}' for f in findings]
+
+    return run
+
+
+def driver(observer, names, rate_hz=100.0, velocities=True, age_s=0.0):
+    """Publish joint states as a driver would, and listen to commands."""
+    node = observer.node
+    message = JointState(name=list(names), position=[0.0] * len(names))
+    message.velocity = [0.0] * len(names) if velocities else []
+    publisher = node.create_publisher(JointState, 'joint_states', 10)
+
+    def publish():
+        now = node.get_clock().now().nanoseconds - round(age_s * 1e9)
+        message.header.stamp = Time(nanoseconds=now).to_msg()
+        publisher.publish(message)
+
+    node.create_timer(1.0 / rate_hz, publish)
+    node.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+
+
+def test_a_healthy_twin_has_no_error(supervisor, examine, domain_id, tmp_path):
+    for node in ('sim_robot', 'policy', 'command_guard'):
+        supervisor.start(node)
+    supervisor.wait_ready()
+    found = examine()
+    assert not [line for line in found if line.startswith('ERROR')], found
+    assert 'OK graph: 3 nodes: /command_guard, /policy, /sim_robot' in found
+    assert f'OK /{CONTROLLER}: commanded by /command_guard alone' in found
+    assert 'OK /joint_states: has all 6 joints, with velocities' in found
+    assert 'OK endpoints: QoS and types of all topics go together' in found
+    assert 'OK use_sim_time: the same in all nodes that say it' in found
+    command = [sys.executable, '-m', 'robot_rl.cli.main', 'doctor', '--json']
+    done = subprocess.run(
+        [*command, '--seconds', '1', '--namespace', 'left', '--store', str(tmp_path)],
+        env=supervisor.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = json.loads(done.stdout)
+    assert done.returncode == 1 and told['counts']['ERROR'] >= 1
+    assert {'level': 'ERROR', 'about': '/left/joint_states', 'found': 'nobody publishes it'} in [
+        {key: finding[key] for key in ('level', 'about', 'found')} for finding in told['findings']
+    ]
+
+
+def test_an_empty_graph_is_no_error(examine):
+    (line,) = examine()
+    assert line.startswith('WARN graph: no node runs in domain')
+
+
+def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur5e):
+    driver(observer, ur5e.joints, rate_hz=10, velocities=False, age_s=0.5)
+    observer.node.create_publisher(Float64MultiArray, CONTROLLER, 10)
+    observer.node.create_publisher(Float64MultiArray, CONTROLLER, 10)
+    observer.node.create_publisher(String, 'robot_description', LATCHED).publish(String(data=URDF))
+    found = '\n'.join(examine())
+    assert 'WARN /joint_states: velocities are empty' in found
+    assert 'Hz, joint_states_rate_hz is' in found and 'OK /joint_states: 1' not in found
+    assert 'ERROR stamps of /joint_states: 5' in found
+    assert f'ERROR /{CONTROLLER}: 2 publishers command the arm: /observer, /observer' in found
+    assert (
+        'ERROR limits of shoulder_pan_joint: min_position -6.28319, the arm has -1; '
+        'max_velocity 3.14159, the arm has 0.1 (robot_description)'
+    ) in found
+
+
+def test_a_driver_of_other_joints_a_reader_of_other_qos_and_time_from_nowhere(
+    observer, examine, ur5e
+):
+    driver(observer, ur5e.joints[1:])
+    other = Node('other', context=observer.node.context)
+    observer._executor.add_node(other)
+    other.set_parameters([Parameter('use_sim_time', value=True)])
+    best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    observer.node.create_publisher(JointTrajectory, 'policy/command', best_effort)
+    observer.node.create_subscription(JointTrajectory, 'policy/command', print, 10)
+    found = '\n'.join(examine())
+    observer._executor.remove_node(other)
+    other.destroy_node()
+    assert f'ERROR /joint_states: joints {[ur5e.joints[0]]} are missing' in found
+    assert f'WARN /{CONTROLLER}: nobody commands the arm' in found
+    assert (
+        'WARN /policy/command: /observer publishes, /observer reads: QoS reliability best_effort, '
+        'wanted reliable'
+    ) in found
+    assert 'ERROR use_sim_time: no /clock, for /other' in found
+
+
+def test_wrong_types_and_limits_of_the_controller_manager(observer, examine, ur5e):
+    node = observer.node
+    node.create_publisher(String, 'joint_states', 10)
+    node.create_publisher(JointTrajectory, CONTROLLER, 10)
+    manager = Node('controller_manager', context=node.context)
+    observer._executor.add_node(manager)
+    for joint in ur5e.joints:
+        manager.declare_parameter(f'joint_limits.{joint}.max_velocity', 0.5)
+    try:
+        found = '\n'.join(examine())
+    finally:
+        observer._executor.remove_node(manager)
+        manager.destroy_node()
+    assert 'ERROR /joint_states: is std_msgs/msg/String, right is sensor_msgs/msg/JointS' in found
+    assert 'ERROR /joint_states: nothing came within 2 s' in found
+    assert f'ERROR /{CONTROLLER}: is trajectory_msgs/msg/JointTrajectory, right is' in found
+    assert f'ERROR /{CONTROLLER}: no arm listens' in found
+    assert 'the arm has 0.5 (/controller_manager)' in found
+    assert found.count('ERROR limits of') == len(ur5e.joints)
+
+
+def test_a_driver_whose_clock_is_ahead(observer, examine, ur5e):
+    driver(observer, ur5e.joints, age_s=-1.0)
+    found = '\n'.join(examine())
+    assert 'ERROR stamps of /joint_states: 1.0' in found or '0.99' in found

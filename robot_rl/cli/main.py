@@ -21,6 +21,7 @@ COMMANDS = (
     'policies',
     'play',
     'episodes',
+    'calibrate',
     'retrain',
     'up',
     'doctor',

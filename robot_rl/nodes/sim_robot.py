@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Annotated, Literal
 
 import numpy as np
@@ -258,28 +259,34 @@ class SimRobot(Node):
 
     def _step(self, elapsed: float) -> None:
         try:
-            self._hear()
+            self._hear(elapsed)
         except ContractMismatch as error:
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
         self._arm.advance(elapsed)
         self._simulated += elapsed
         self._to_world.publish(self._stamp(), elapsed)
 
-    def _hear(self) -> None:
-        """Give what has come to the driver. Raises ContractMismatch."""
-        message = self._commands.newest()
-        if message is not None and self._accepting:
-            self._command(message)
+    def _hear(self, elapsed: float) -> None:
+        """Give the driver what has come in the `elapsed` seconds that are to be simulated now.
+
+        Each command acts from when it came: not before, as if the whole time had known of it.
+        Raises ContractMismatch.
+        """
+        for message, about in self._commands.drain():
+            if self._accepting:
+                age_s = (time.time_ns() - about['received_timestamp']) * 1e-9
+                in_s = float(np.clip(elapsed - age_s * self._given.speed, 0.0, elapsed))
+                self._command(message, in_s)
         width = self._widths.newest() if self._widths else None
         if width is not None and self._accepting:
             if len(width.data) != 1:
                 raise ContractMismatch(f'gripper: one width is needed, found {list(width.data)}')
             self._arm.twin.set_gripper(width.data[0])
 
-    def _command(self, message: Float64MultiArray | JointTrajectory) -> None:
-        """Give a command to the driver. Raises ContractMismatch."""
+    def _command(self, message: Float64MultiArray | JointTrajectory, in_s: float) -> None:
+        """Give a command that comes `in_s` from now to the driver. Raises ContractMismatch."""
         if isinstance(message, Float64MultiArray):
-            self._arm.command(message.data)
+            self._arm.command(message.data, in_s=in_s)
             return
         joints, points = list(self._robot.driver_joints), message.points
         if message.joint_names != joints or len(points) != 1:
@@ -287,7 +294,7 @@ class SimRobot(Node):
                 f'{len(points)} points for {message.joint_names}; right is one for {joints}'
             )
         (point,) = points
-        self._arm.command(point.positions, support.seconds(point.time_from_start))
+        self._arm.command(point.positions, support.seconds(point.time_from_start), in_s)
 
     def _stamp(self) -> Time:
         if not self._given.publish_clock:

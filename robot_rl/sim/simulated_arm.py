@@ -57,12 +57,13 @@ class SimulatedArm:
         self.twin.rest_at(position)
         self._begin(self.twin.command)
 
-    def command(self, values: ArrayLike, duration_s: float = 0.0) -> None:
-        """Take a command [n] of the controller's kind, see SimulatedDriver; it acts in time.
+    def command(self, values: ArrayLike, duration_s: float = 0.0, in_s: float = 0.0) -> None:
+        """Take a command [n] of the controller's kind, see SimulatedDriver, that comes `in_s` on.
 
-        Raises ContractMismatch for another number of values or one that is not finite.
+        It acts after the delay. Raises ContractMismatch for another number of values or one that
+        is not finite.
         """
-        due = self._time + self._imperfections.command_delay_s
+        due = self._time + in_s + self._imperfections.command_delay_s
         self._pending.append((due, self._driver.checked(values), duration_s))
 
     def advance(self, seconds: float) -> None:

@@ -186,6 +186,16 @@ class Twin:
         return self.data.qvel[self._arm.qvel]
 
     @property
+    def stiffness(self) -> np.ndarray:
+        """The torque [n] by which each joint's servo, as modelled, resists a turn [N m / rad].
+
+        That of a servo of ours grows with the inertia at the joint, here that of this pose.
+        """
+        inertia = np.array([self._inertia(dof) for dof in self._arm.qvel])
+        own = inertia * HOLDING_FREQUENCY**2
+        return np.where(self._servo, self._arm.actuators.stiffness, own)
+
+    @property
     def other_joints(self) -> tuple[str, ...]:
         """The names [k] of the robot's joints that are not the arm's, as its driver has them."""
         drivers = {model: joint for joint, model in self.robot.mjcf_joints.items()}
@@ -235,6 +245,13 @@ class Twin:
         if self._jaw is not None:
             self._move_jaw(float(self.data.qpos[self._jaw.qpos]))
         mujoco.mj_forward(self.model, self.data)
+
+    def _inertia(self, dof: int) -> float:
+        """Return the inertia at one degree of freedom where the others stand still."""
+        unit, column = np.zeros(self.model.nv), np.zeros(self.model.nv)
+        unit[dof] = 1.0
+        mujoco.mj_mulM(self.model, self.data, column, unit)
+        return float(column[dof])
 
     def _move_jaw(self, position: float) -> None:
         actuators = self._jaw.actuators

@@ -179,17 +179,17 @@ def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
     recording = _Recording([], [], [], {}, {})
     samples: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
     for item in episode.messages(names):
-        name, stamp = names[item.topic], _stamp_ns(item)
+        name, stamp = names[item.topic], stamp_ns(item)
         try:
             if name == _ACTION:
-                recording.requested.append(_positions(item.message, contract.action_names))
+                recording.requested.append(point_positions(item.message, contract.action_names))
                 recording.ticks_ns.append(stamp)
             elif name == _COMMAND:
-                recording.commands.append((stamp, _positions(item.message, robot.joints)))
+                recording.commands.append((stamp, point_positions(item.message, robot.joints)))
             elif name == _APPLIED:
-                recording.applied[stamp] = _positions(item.message, robot.joints)
+                recording.applied[stamp] = point_positions(item.message, robot.joints)
             elif name == _JOINT_STATES:
-                samples[name].append((stamp, _joint_state(item.message, robot.driver_joints)))
+                samples[name].append((stamp, joint_state(item.message, robot.driver_joints)))
             else:
                 samples[name].append((stamp, _pose(item.message.pose)))
         except ValueError as error:
@@ -226,20 +226,21 @@ def _stream_names(episode: EpisodeReader) -> dict[str, str]:
     return names
 
 
-def _stamp_ns(item: StreamMessage) -> int:
+def stamp_ns(item: StreamMessage) -> int:
     """Return the time of a message's sample; that of its publication where it has none."""
     stamp = item.message.header.stamp
     return stamp.sec * 1_000_000_000 + stamp.nanosec or item.publish_time_ns
 
 
-def _positions(message: Any, wanted: Sequence[str]) -> np.ndarray:
+def point_positions(message: Any, wanted: Sequence[str]) -> np.ndarray:
     """Return the positions of a JointTrajectory's one point in the order `wanted`."""
     if len(message.points) != 1:
         raise ValueError(f'{len(message.points)} points, expected one')
     return _by_name(message.joint_names, message.points[0].positions, wanted)
 
 
-def _joint_state(message: Any, joints: Sequence[str]) -> dict[str, np.ndarray]:
+def joint_state(message: Any, joints: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return position and velocity [n] of a JointState in the order `joints`."""
     velocity = message.velocity if len(message.velocity) else [np.nan] * len(message.name)
     return {
         'position': _by_name(message.name, message.position, joints),

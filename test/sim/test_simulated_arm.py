@@ -149,3 +149,15 @@ def test_what_is_no_imperfection_of_this_arm_is_one_clear_line(maker_arm, wrong,
     world = AtHome(RobotSpec.load(maker_arm()))
     with pytest.raises(SpecError, match=told):
         SimulatedArm(world, Imperfections.parse(wrong))
+
+
+def test_a_command_acts_from_when_it_comes(simulated):
+    told, exact = simulated(), simulated()
+    goal = told.twin.robot.home_position + 0.1
+    told.command(goal, in_s=0.006)
+    told.advance(0.01)
+    exact.advance(0.006)
+    exact.command(goal)
+    exact.advance(0.004)
+    np.testing.assert_array_equal(told.measure().position, exact.measure().position)
+    assert told.twin.joint_position[0] > exact.twin.robot.home_position[0]

@@ -1,0 +1,77 @@
+"""What an arm was told and where it was, each at its own times: for those who compare the two."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from robot_rl.errors import StorageError
+from robot_rl.storage.columns import joint_state, point_positions, stamp_ns
+from robot_rl.storage.episode import EpisodeReader
+
+
+class Motion(NamedTuple):
+    """An episode's commands to the arm, and its joint states; seconds since the first of these."""
+
+    command_time: np.ndarray  # [C] of publication
+    command: np.ndarray  # [C, n] as RobotSpec.controller takes them
+    time: np.ndarray  # [T] of measurement
+    position: np.ndarray  # [T, n]
+
+
+def motion(episode: EpisodeReader) -> Motion:
+    """Read the commands on the topic of the arm's controller, and the measured positions.
+
+    Raises StorageError where there are none, or the header does not say whose they are.
+    """
+    robot = episode.header.robot_spec
+    if robot is None:
+        raise StorageError(f'{episode.path}: no robot_spec in the header')
+    to_arm, from_arm = _topics(episode)
+    commands: list[tuple[int, np.ndarray]] = []
+    states: list[tuple[int, np.ndarray]] = []
+    for item in episode.messages({to_arm, from_arm}):
+        try:
+            if item.topic == from_arm:
+                position = joint_state(item.message, robot.driver_joints)['position']
+                states.append((stamp_ns(item), position))
+            elif robot.controller.kind == 'joint_trajectory':
+                told = point_positions(item.message, robot.driver_joints)
+                commands.append((item.publish_time_ns, told))
+            else:
+                commands.append((item.publish_time_ns, np.array(item.message.data, float)))
+        except ValueError as error:
+            raise StorageError(f'{episode.path}: a message on {item.topic}: {error}') from None
+    for topic, found in ((to_arm, commands), (from_arm, states)):
+        if len(found) < 2 or {len(values) for _, values in found} != {len(robot.joints)}:
+            raise StorageError(
+                f'{episode.path}: {topic} holds {len(found)} messages; needed are several, with '
+                f'{len(robot.joints)} joints each'
+            )
+    start = min(stamp for stamp, _ in states)
+    return Motion(*_series(commands, start), *_series(states, start))
+
+
+def _topics(episode: EpisodeReader) -> tuple[str, str]:
+    """Return the topics of commands and joint states, below any namespace."""
+    robot, types = episode.header.robot_spec, episode.types()
+    told = f'/{robot.controller.topic.lstrip("/")}'
+    found = [topic for topic in types if topic.endswith(told)]
+    if len(found) != 1:
+        raise StorageError(
+            f'{episode.path}: needs one topic {robot.controller.topic}, found {found or "none"} '
+            f'among {", ".join(types) or "no topics"}'
+        )
+    states = robot.joint_states_topic
+    if not states.startswith('/'):
+        states = f'{found[0].removesuffix(told)}/{states}'
+    if states not in types:
+        raise StorageError(f'{episode.path}: no topic {states} among {", ".join(types)}')
+    return found[0], states
+
+
+def _series(samples: list[tuple[int, np.ndarray]], start_ns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return times [M] [s] since `start_ns` and values [M, n], in the order of the times."""
+    times, values = zip(*sorted(samples, key=lambda sample: sample[0]), strict=True)
+    return (np.array(times) - start_ns) * 1e-9, np.array(values)

@@ -1,0 +1,60 @@
+"""What the arm was told and where it was, from messages in any order of joints and arrival."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robot_rl.errors import StorageError
+from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+from robot_rl.storage.motion import motion
+
+START_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def episode(tmp_path, header, ros, robot):
+    """Return `write(kind, namespace='', commands=..., joints=...)`: a reader of an episode."""
+    from std_msgs.msg import Float64MultiArray
+
+    def write(kind, namespace='', joints=('elbow', 'rail', 'shoulder'), count=3):
+        topic = 'arm_controller/commands'
+        controller = {'kind': kind, 'topic': topic, 'driver_timeout_s': 0.1}
+        spec = robot.replace(controller=controller, tf_prefix='left_')
+        names = [f'left_{joint}' for joint in joints]
+        with EpisodeWriter(tmp_path, header(robot_spec=spec)) as writer:
+            for tick in range(count):
+                # Arrival is 2 ms after the sample, and the first two arrive in the wrong order.
+                stamp = START_NS + (1 - tick if tick < 2 else tick) * 10**7
+                state = ros.joint_state(stamp, names, [tick + part for part in (0.1, 9, 0.2)])
+                ros.write(writer, f'{namespace}/joint_states', state, stamp + 2 * 10**6)
+                told = [tick + 0.5, -tick]
+                command = Float64MultiArray(data=told)
+                if kind == 'joint_trajectory':
+                    command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told)
+                now = START_NS + tick * 10**7 + 5 * 10**6
+                ros.write(writer, f'{namespace}/{topic}', command, now)
+            return EpisodeReader(writer.commit())
+
+    return write
+
+
+@pytest.mark.parametrize('kind', ['forward_position', 'forward_velocity', 'joint_trajectory'])
+@pytest.mark.parametrize('namespace', ['', '/left'])
+def test_series_are_in_the_order_of_joints_and_of_time(episode, kind, namespace):
+    found = motion(episode(kind, namespace))
+    np.testing.assert_allclose(found.time, [0.0, 0.01, 0.02], atol=1e-9)
+    np.testing.assert_allclose(found.position, [[1.2, 1.1], [0.2, 0.1], [2.2, 2.1]])
+    np.testing.assert_allclose(found.command_time, [0.005, 0.015, 0.025], atol=1e-9)
+    np.testing.assert_allclose(found.command, [[0.5, 0], [1.5, -1], [2.5, -2]])
+
+
+def test_what_is_missing_is_one_clear_line(episode, tmp_path, header):
+    with pytest.raises(StorageError, match=r"joint_states: \['left_shoulder'\] missing"):
+        motion(episode('forward_position', joints=('elbow', 'rail', 'wrist')))
+    with pytest.raises(StorageError, match='commands holds 1 messages; needed are several'):
+        motion(episode('forward_position', count=1))
+    with EpisodeWriter(tmp_path, header(id='other', robot_spec=None)) as writer:
+        reader = EpisodeReader(writer.commit())
+    with pytest.raises(StorageError, match='no robot_spec'):
+        motion(reader)

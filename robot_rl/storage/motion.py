@@ -7,12 +7,18 @@ from typing import NamedTuple
 import numpy as np
 
 from robot_rl.errors import StorageError
+from robot_rl.specs import RobotSpec
 from robot_rl.storage.columns import joint_state, point_positions, stamp_ns
 from robot_rl.storage.episode import EpisodeReader
 
 
 class Motion(NamedTuple):
-    """An episode's commands to the arm, and its joint states; seconds since the first of these."""
+    """An episode's commands to the arm, and its joint states; seconds since the first of these.
+
+    That is the last one before the first command: how the arm came to where it began is not said.
+    Commands before one that the guard could not have gone on to are those of another beginning,
+    as that of the episode before, and are left out.
+    """
 
     command_time: np.ndarray  # [C] of publication
     command: np.ndarray  # [C, n] as RobotSpec.controller takes them
@@ -49,7 +55,10 @@ def motion(episode: EpisodeReader) -> Motion:
                 f'{episode.path}: {topic} holds {len(found)} messages; needed are several, with '
                 f'{len(robot.joints)} joints each'
             )
-    start = min(stamp for stamp, _ in states)
+    commands = commands[_beginning(commands, robot) :]
+    first = commands[0][0]
+    start = max((stamp for stamp, _ in states if stamp <= first), default=states[0][0])
+    states = [state for state in states if state[0] >= start]
     return Motion(*_series(commands, start), *_series(states, start))
 
 
@@ -69,6 +78,17 @@ def _topics(episode: EpisodeReader) -> tuple[str, str]:
     if states not in types:
         raise StorageError(f'{episode.path}: no topic {states} among {", ".join(types)}')
     return found[0], states
+
+
+def _beginning(commands: list[tuple[int, np.ndarray]], robot: RobotSpec) -> int:
+    """Return the place of the first command that none before it leads to."""
+    if robot.controller.kind == 'forward_velocity':
+        return 0
+    times, positions = _series(commands, 0)
+    # A late tick of the guard makes up for some of the time that it missed.
+    seconds = np.diff(times)[:, None] + 2 * robot.controller.period_s
+    jumps = (np.abs(np.diff(positions, axis=0)) > robot.max_velocity * seconds).any(axis=1)
+    return int(np.flatnonzero(jumps)[-1]) + 1 if jumps.any() else 0
 
 
 def _series(samples: list[tuple[int, np.ndarray]], start_ns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,28 +10,30 @@ from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
 from robot_rl.storage.motion import motion
 
 START_NS = 1_700_000_000_000_000_000
+TOLD = [[0.5, 0.0], [0.53, -0.02], [0.56, -0.04]]
 
 
 @pytest.fixture
 def episode(tmp_path, header, ros, robot):
-    """Return `write(kind, namespace='', commands=..., joints=...)`: a reader of an episode."""
+    """Return `write(kind, namespace='', joints=..., count=3, told=...)`: a reader."""
     from std_msgs.msg import Float64MultiArray
 
-    def write(kind, namespace='', joints=('elbow', 'rail', 'shoulder'), count=3):
+    def write(kind, namespace='', joints=('elbow', 'rail', 'shoulder'), count=3, told=TOLD):
         topic = 'arm_controller/commands'
         controller = {'kind': kind, 'topic': topic, 'driver_timeout_s': 0.1}
         spec = robot.replace(controller=controller, tf_prefix='left_')
         names = [f'left_{joint}' for joint in joints]
         with EpisodeWriter(tmp_path, header(robot_spec=spec)) as writer:
+            before = ros.joint_state(START_NS - 10**7, names, [7.0, 8.0, 9.0])  # led by hand
+            ros.write(writer, f'{namespace}/joint_states', before, START_NS - 10**7)
             for tick in range(count):
                 # Arrival is 2 ms after the sample, and the first two arrive in the wrong order.
                 stamp = START_NS + (1 - tick if tick < 2 else tick) * 10**7
                 state = ros.joint_state(stamp, names, [tick + part for part in (0.1, 9, 0.2)])
                 ros.write(writer, f'{namespace}/joint_states', state, stamp + 2 * 10**6)
-                told = [tick + 0.5, -tick]
-                command = Float64MultiArray(data=told)
+                command = Float64MultiArray(data=told[tick])
                 if kind == 'joint_trajectory':
-                    command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told)
+                    command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told[tick])
                 now = START_NS + tick * 10**7 + 5 * 10**6
                 ros.write(writer, f'{namespace}/{topic}', command, now)
             return EpisodeReader(writer.commit())
@@ -46,7 +48,17 @@ def test_series_are_in_the_order_of_joints_and_of_time(episode, kind, namespace)
     np.testing.assert_allclose(found.time, [0.0, 0.01, 0.02], atol=1e-9)
     np.testing.assert_allclose(found.position, [[1.2, 1.1], [0.2, 0.1], [2.2, 2.1]])
     np.testing.assert_allclose(found.command_time, [0.005, 0.015, 0.025], atol=1e-9)
-    np.testing.assert_allclose(found.command, [[0.5, 0], [1.5, -1], [2.5, -2]])
+    np.testing.assert_allclose(found.command, TOLD)
+
+
+def test_commands_of_the_episode_before_are_left_out(episode):
+    """The guard held where the former episode ended until the arm stood at the next start."""
+    found = motion(episode('forward_position', told=[[2.0, 0.0], *TOLD[1:]]))
+    np.testing.assert_allclose(found.command, TOLD[1:])
+    # From the last sample before 15 ms on.
+    np.testing.assert_allclose(found.time, [0.0, 0.01], atol=1e-9)
+    np.testing.assert_allclose(found.command_time, [0.005, 0.015], atol=1e-9)
+    np.testing.assert_allclose(found.position, [[0.2, 0.1], [2.2, 2.1]])
 
 
 def test_what_is_missing_is_one_clear_line(episode, tmp_path, header):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -55,7 +56,7 @@ class Actuators:
             bias=model.actuator_biasprm[ids, :3].copy(),
         )
 
-    @property
+    @functools.cached_property
     def servo(self) -> np.ndarray:
         """Which of them hold a position by themselves -> bool [n]."""
         return self.bias[:, 1] < 0
@@ -75,11 +76,11 @@ class Actuators:
         own[:, 1:] *= self.gear[:, None]
         return (force / self.gear - own.sum(axis=1)) / self.gain
 
-    @property
+    @functools.cached_property
     def _scale(self) -> np.ndarray:
         return -self.bias[:, 1] * self.gear / self.gain
 
-    @property
+    @functools.cached_property
     def _offset(self) -> np.ndarray:
         return -self.bias[:, 0] / self.gain
 

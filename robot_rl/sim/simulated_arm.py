@@ -43,7 +43,7 @@ class SimulatedArm:
             for name in ('position_noise', 'velocity_noise', 'gain', 'friction')
         }
         self._imperfections = imperfections
-        self._noise = Sample(values['position_noise'], values['velocity_noise'])
+        self._noise = np.stack([values['position_noise'], values['velocity_noise']])
         self.twin.tune(values['gain'], values['friction'])
 
     def reset(self, seed: int) -> None:
@@ -79,7 +79,7 @@ class SimulatedArm:
     def measure(self) -> Sample | None:
         """Return what is measured now: late and noisy; None: this sample is lost."""
         sample = self._before(self._imperfections.sensor_delay_s)
-        noise = [self._rng.normal(0.0, deviation) for deviation in self._noise]
+        noise = self._noise * self._rng.standard_normal(self._noise.shape)
         lost = self._rng.random() < self._imperfections.dropout
         for values, error in zip(sample, noise, strict=True):
             values[: len(error)] += error

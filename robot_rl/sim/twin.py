@@ -77,6 +77,8 @@ class Twin:
         self._marker = target_marker(self.model) if has_target else None
         self._jaw = _jaw(self.model, self.robot)
         self._others = self._arm.others(self.model)
+        self._others_qpos = self.model.jnt_qposadr[self._others].astype(int)
+        self._others_qvel = self.model.jnt_dofadr[self._others].astype(int)
         self._tool_body = _tool_body(self.model, self.robot.tool_site)
         self._friction = self.model.dof_frictionloss.copy()
         self._softness = self.model.dof_solimp.copy()
@@ -205,12 +207,12 @@ class Twin:
     @property
     def other_position(self) -> np.ndarray:
         """Measured positions [k] of the robot's other joints [rad or m]."""
-        return self.data.qpos[self.model.jnt_qposadr[self._others]]
+        return self.data.qpos[self._others_qpos]
 
     @property
     def other_velocity(self) -> np.ndarray:
         """Measured velocities [k] of the robot's other joints."""
-        return self.data.qvel[self.model.jnt_dofadr[self._others]]
+        return self.data.qvel[self._others_qvel]
 
     @property
     def command(self) -> np.ndarray:

@@ -11,6 +11,9 @@ from robot_rl.specs import RobotSpec
 from robot_rl.storage.columns import joint_state, point_positions, stamp_ns
 from robot_rl.storage.episode import EpisodeReader
 
+# Commands and joint states of one clock begin no farther apart [s].
+SAME_CLOCK_S = 3600.0
+
 
 class Motion(NamedTuple):
     """An episode's commands to the arm, and its joint states; seconds since the first of these.
@@ -55,6 +58,12 @@ def motion(episode: EpisodeReader) -> Motion:
                 f'{episode.path}: {topic} holds {len(found)} messages; needed are several, with '
                 f'{len(robot.joints)} joints each'
             )
+    apart_s = abs(commands[0][0] - states[0][0]) * 1e-9
+    if apart_s > SAME_CLOCK_S:
+        raise StorageError(
+            f'{episode.path}: {from_arm} is stamped {apart_s:.0f} s from {to_arm}: by another '
+            'clock (/clock?), which tells no delays'
+        )
     commands = commands[_beginning(commands, robot) :]
     first = commands[0][0]
     start = max((stamp for stamp, _ in states if stamp <= first), default=states[0][0])

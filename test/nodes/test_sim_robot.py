@@ -19,8 +19,11 @@ from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl import registry
+from robot_rl.imitation.data import judge
 from robot_rl.nodes.supervisor import NodeFailure
+from robot_rl.sim.environment import HELD_OUT
 from robot_rl.specs import RobotSpec
+from robot_rl.storage.store import Store
 
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CONTROLLER = 'forward_position_controller/commands'
@@ -336,3 +339,21 @@ def test_a_speed_that_nobody_would_know_of_is_refused(supervisor):
     with pytest.raises(NodeFailure):
         supervisor.wait_ready()
     assert 'speed 2.0 needs publish_clock' in supervisor.log('sim_robot')
+
+
+@pytest.mark.slow
+def test_a_whole_graph_lives_by_its_clock(supervisor, tmp_path):
+    by_clock = {'use_sim_time': True}
+    supervisor.start('sim_robot', by_clock | {'publish_clock': True})
+    supervisor.start('command_guard', by_clock)
+    supervisor.start('episode_recorder', by_clock | {'root': str(tmp_path)})
+    supervisor.start('policy', by_clock | {'policy': 'ur5e_reach'})
+    told = {'policy': 'ur5e_reach', 'episodes': 2, 'first_seed': HELD_OUT}
+    supervisor.start('session', by_clock | told)
+    assert len(list(supervisor.follow('session', timeout_s=60.0))) == 2
+    store = Store(tmp_path)
+    judged = judge(store, registry.make_task('ur5e/reach'))
+    assert [episode.header.success for episode in judged] == [True, True]
+    for episode in judged:
+        times = episode.columns['time']
+        assert 0 < times[0] < 120 and (np.diff(times) > 0).all()

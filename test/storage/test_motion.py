@@ -15,22 +15,34 @@ TOLD = [[0.5, 0.0], [0.53, -0.02], [0.56, -0.04]]
 
 @pytest.fixture
 def episode(tmp_path, header, ros, robot):
-    """Return `write(kind, namespace='', joints=..., count=3, told=...)`: a reader."""
+    """Return `write(kind, namespace='', joints=..., count=3, told=..., epoch_ns=...)`."""
     from std_msgs.msg import Float64MultiArray
 
-    def write(kind, namespace='', joints=('elbow', 'rail', 'shoulder'), count=3, told=TOLD):
+    def write(
+        kind,
+        namespace='',
+        joints=('elbow', 'rail', 'shoulder'),
+        count=3,
+        told=TOLD,
+        epoch_ns=START_NS,
+    ):
         topic = 'arm_controller/commands'
         controller = {'kind': kind, 'topic': topic, 'driver_timeout_s': 0.1}
         spec = robot.replace(controller=controller, tf_prefix='left_')
         names = [f'left_{joint}' for joint in joints]
         with EpisodeWriter(tmp_path, header(robot_spec=spec)) as writer:
-            before = ros.joint_state(START_NS - 10**7, names, [7.0, 8.0, 9.0])  # led by hand
+            before = ros.joint_state(epoch_ns - 10**7, names, [7.0, 8.0, 9.0])  # led by hand
             ros.write(writer, f'{namespace}/joint_states', before, START_NS - 10**7)
             for tick in range(count):
                 # Arrival is 2 ms after the sample, and the first two arrive in the wrong order.
-                stamp = START_NS + (1 - tick if tick < 2 else tick) * 10**7
+                stamp = epoch_ns + (1 - tick if tick < 2 else tick) * 10**7
                 state = ros.joint_state(stamp, names, [tick + part for part in (0.1, 9, 0.2)])
-                ros.write(writer, f'{namespace}/joint_states', state, stamp + 2 * 10**6)
+                ros.write(
+                    writer,
+                    f'{namespace}/joint_states',
+                    state,
+                    stamp + 2 * 10**6 + START_NS - epoch_ns,
+                )
                 command = Float64MultiArray(data=told[tick])
                 if kind == 'joint_trajectory':
                     command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told[tick])
@@ -66,6 +78,8 @@ def test_what_is_missing_is_one_clear_line(episode, tmp_path, header):
         motion(episode('forward_position', joints=('elbow', 'rail', 'wrist')))
     with pytest.raises(StorageError, match='commands holds 1 messages; needed are several'):
         motion(episode('forward_position', count=1))
+    with pytest.raises(StorageError, match=r'joint_states is stamped .* s from .*another clock'):
+        motion(episode('forward_position', epoch_ns=10**9))
     with EpisodeWriter(tmp_path, header(id='other', robot_spec=None)) as writer:
         reader = EpisodeReader(writer.commit())
     with pytest.raises(StorageError, match='no robot_spec'):

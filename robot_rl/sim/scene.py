@@ -33,28 +33,27 @@ _SINGLE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 
 @dataclass(frozen=True, eq=False)
 class Actuators:
-    """One actuator for each of n joints: position servos, or what takes a force.
+    """What moves each of n joints: a position servo, or an actuator that takes a force, or none.
 
     The force on a joint is gear * (gain * ctrl + bias[0] + bias[1] * length + bias[2] * velocity),
     with length = gear * position. Where bias[1] is negative that is a servo: ctrl says where to.
     """
 
-    ctrl: np.ndarray  # [n] in MjData.ctrl
+    ctrl: np.ndarray  # [n] in MjData.ctrl; -1: the model has none, forces are put on the joint
     gear: np.ndarray  # [n] actuator length per joint position
     gain: np.ndarray  # [n]
     bias: np.ndarray  # [n, 3]
 
     @classmethod
     def of(cls, model: mujoco.MjModel, joints: Sequence[int]) -> Self:
-        """Find the actuators of these joints. Raises SpecError where one has none, or several."""
+        """Find the actuators of these joints. Raises SpecError for several, or a strange one."""
         found = [_actuator(model, joint) for joint in joints]
         ids = np.array([index for index, _ in found], dtype=int)
-        return cls(
-            ctrl=ids,
-            gear=np.array([gear for _, gear in found]),
-            gain=model.actuator_gainprm[ids, 0].copy(),
-            bias=model.actuator_biasprm[ids, :3].copy(),
-        )
+        bare = ids < 0
+        gain, bias = np.ones(len(ids)), np.zeros((len(ids), 3))
+        gain[~bare] = model.actuator_gainprm[ids[~bare], 0]
+        bias[~bare] = model.actuator_biasprm[ids[~bare], :3]
+        return cls(ids, np.array([gear for _, gear in found]), gain, bias)
 
     @functools.cached_property
     def servo(self) -> np.ndarray:
@@ -71,7 +70,7 @@ class Actuators:
         return self._scale * positions + self._offset
 
     def pushing(self, force: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-        """Return the ctrl [n] that puts this force [n] on joints that move so."""
+        """Return the ctrl [n] that puts this force [n] on joints that move so; of none, itself."""
         own = self.bias * np.stack([np.ones_like(position), position, velocity], axis=1)
         own[:, 1:] *= self.gear[:, None]
         return (force / self.gear - own.sum(axis=1)) / self.gain
@@ -146,28 +145,30 @@ def target_marker(model: mujoco.MjModel) -> int:
 
 
 def _actuator(model: mujoco.MjModel, joint: int) -> tuple[int, float]:
-    """Return the id of the actuator that moves a joint, and its gear.
+    """Return the id of the actuator that moves a joint, and its gear; -1 and 1 where none does.
 
     It acts on the joint itself or on a fixed tendon that the joint is part of; there, the others
-    are taken to move as this one does, as the two fingers of a gripper. Raises SpecError where
-    there is not one.
+    are taken to move as this one does, as the two fingers of a gripper. Raises SpecError for
+    several, and for one whose force is no plain sum.
     """
-    found = []
-    for index in range(model.nu):
-        known = (
-            model.actuator_gaintype[index] == _FIXED
-            and model.actuator_biastype[index] in _BIAS
-            and model.actuator_dyntype[index] in _DYNAMICS
-        )
-        gear = _gear(model, index, joint)
-        if known and gear:
-            found.append((index, gear))
-    if len(found) != 1:
+    gears = {index: _gear(model, index, joint) for index in range(model.nu)}
+    found = [index for index, gear in gears.items() if gear]
+    if not found:
+        return -1, 1.0
+    known = [
+        index
+        for index in found
+        if model.actuator_gaintype[index] == _FIXED
+        and model.actuator_biastype[index] in _BIAS
+        and model.actuator_dyntype[index] in _DYNAMICS
+    ]
+    if len(found) != 1 or not known:
         raise SpecError(
-            f'joint {model.joint(joint).name!r} of the scene has {len(found)} actuators of kind '
-            'position, velocity or motor; it needs one'
+            f'joint {model.joint(joint).name!r} of the scene has {len(found)} actuators, '
+            f'{len(known)} of them of kind position, velocity or motor; right is one of these, '
+            'or none'
         )
-    return found[0]
+    return found[0], gears[found[0]]
 
 
 def _gear(model: mujoco.MjModel, actuator: int, joint: int) -> float:

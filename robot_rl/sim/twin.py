@@ -64,7 +64,8 @@ class Twin:
     """One arm and its task's target, if any; ROS-free; joints in the order of RobotSpec.joints.
 
     Give it a command, let time pass, read it. Its steps are those of ArmEnvironment, number for
-    number, where its actuators hold positions; where they take forces, it holds positions itself.
+    number, where its actuators hold positions. Where they take forces it holds positions itself,
+    and where a joint has none, up to the effort that RobotSpec gives it.
     """
 
     def __init__(self, world: World):
@@ -73,6 +74,10 @@ class Twin:
         self.data = mujoco.MjData(self.model)
         self._arm = ArmIndex.of(self.model, self.robot.model_joints)
         self._servo = self._arm.actuators.servo
+        self._bare = self._arm.actuators.ctrl < 0
+        self._motor = ~self._servo & ~self._bare
+        limits = [self.robot.joint_limits[joint].max_effort for joint in self.robot.joints]
+        self._max_effort = np.array([np.inf if limit is None else limit for limit in limits])
         has_target = world.initial(0).target is not None
         self._marker = target_marker(self.model) if has_target else None
         self._jaw = _jaw(self.model, self.robot)
@@ -269,7 +274,7 @@ class Twin:
             mujoco.mj_step(self.model, self.data)
 
     def _force(self) -> None:
-        """Set the actuators that take forces: computed torque, with what the last step computed.
+        """Set what the servos do not do: computed torque, with what the last step computed.
 
         Acceleration of a critically damped spring times inertia, plus what balances gravity,
         Coriolis forces and springs; neither damping nor friction is known to it.
@@ -282,7 +287,9 @@ class Twin:
         mujoco.mj_mulM(self.model, data, force, wanted)
         force += data.qfrc_bias - data.qfrc_gravcomp - data.qfrc_spring
         ctrl = actuators.pushing(force[dofs], position, velocity)
-        data.ctrl[actuators.ctrl[~self._servo]] = ctrl[~self._servo]
+        data.ctrl[actuators.ctrl[self._motor]] = ctrl[self._motor]
+        effort = np.clip(force[dofs], -self._max_effort, self._max_effort)
+        data.qfrc_applied[dofs[self._bare]] = effort[self._bare]
 
 
 def _jaw(model: mujoco.MjModel, robot: RobotSpec) -> Jaw | None:

@@ -120,3 +120,20 @@ def test_a_push_is_a_force_for_a_time(twin):
     arm.reset(0)
     arm.advance(0.1)
     assert (arm.data.xfrc_applied == 0).all()
+
+
+def test_an_arm_without_actuators_is_held_by_torques_within_its_efforts():
+    pytest.importorskip('dm_control', reason='it brings the model')
+    arm = Twin(AtHome(RobotSpec.load('j2n6s300')))
+    home = arm.robot.home_position
+    for step in (0.0, 0.2):
+        arm.set_command(home + step)
+        arm.advance(3.0)
+        np.testing.assert_allclose(arm.joint_position, home + step, atol=1e-3)
+    efforts = np.array([arm.robot.joint_limits[joint].max_effort for joint in arm.robot.joints])
+    arm.set_command(home + 3.0)
+    arm.advance(0.01)
+    dofs = [arm.model.joint(joint).dofadr[0] for joint in arm.robot.model_joints]
+    applied = np.abs(arm.data.qfrc_applied[dofs])
+    np.testing.assert_allclose(applied.max() / efforts[applied.argmax()], 1.0)
+    assert (applied <= efforts).all()

@@ -159,6 +159,7 @@ class CommandGuard:
         self._time = 0.0  # seconds passed since the first, never less than before
         self._measured: np.ndarray | None = None
         self._measured_at = self._stopped_at = 0.0
+        self.width: float | None = None  # what the gripper was told last [m]
         self._forget()
 
     @property
@@ -235,6 +236,30 @@ class CommandGuard:
         if (goal != target).any():
             joint = self.robot.joints[int(np.abs(goal - target).argmax())]
             self._intervene('clamped', f'{source}: {joint} beyond its limits')
+        return None
+
+    def grip(self, widths: ArrayLike, source: str, now: float) -> str | None:
+        """Take how far the gripper is to open [1] [m]; `width` then is that, within its range.
+
+        Of the sources the one that commands the arm is heard, or any while none does. An
+        emergency stop and a hold let the gripper be: what it carries must not fall.
+        Returns None, or why it is refused; then the width stays.
+        """
+        self._pass_time(now)
+        if self._overrules(source):
+            self._counts['overruled'] += 1
+            return None
+        widths = np.asarray(widths, np.float64)
+        if reason := self._closed_to(source):
+            return self._refuse(f'{source}: gripper: {reason}')
+        if self.robot.gripper is None:
+            return self._refuse(f'{source}: {self.robot.name} has no gripper')
+        if widths.shape != (1,) or not np.isfinite(widths).all():
+            return self._refuse(f'{source}: gripper: one width is needed, found {widths.tolist()}')
+        (wanted,) = widths.tolist()
+        self.width = min(max(wanted, 0.0), self.robot.gripper.open_width)
+        if self.width != wanted:
+            self._intervene('clamped', f'{source}: gripper beyond its range')
         return None
 
     def tick(self, now: float) -> Applied | None:

@@ -140,6 +140,17 @@ class CommandGuardNode(Node):
             )
             for source in self._guard.config.sources
         }
+        self._gripper, self._widths = None, {}
+        if robot.gripper:
+            self._gripper = self.create_publisher(
+                Float64MultiArray, robot.gripper.topic, support.COMMAND
+            )
+            self._widths = {
+                source: support.Polled(
+                    self, Float64MultiArray, support.gripper_topic(source), support.COMMAND
+                )
+                for source in self._guard.config.sources
+            }
         # Reliable only: by a second, best-effort reader one message would count as two stops.
         self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
         self._to_arm = ToArm(self, self._guard)
@@ -187,6 +198,9 @@ class CommandGuardNode(Node):
                 stamp_s = support.seconds(message.header.stamp)
                 self._latencies_s.add(self.get_clock().now().nanoseconds * 1e-9 - stamp_s)
                 refusals.append(self._command(source, message, now))
+        for source, widths in self._widths.items():
+            if (message := widths.newest()) is not None:
+                refusals.append(self._grip(source, message, now))
         return refusals
 
     def _hear_arm(self, now: float) -> str | None:
@@ -217,6 +231,12 @@ class CommandGuardNode(Node):
             source,
             now,
         )
+
+    def _grip(self, source: str, message: Float64MultiArray, now: float) -> str | None:
+        refusal = self._guard.grip(message.data, source, now)
+        if refusal is None and self._guard.width is not None:
+            self._gripper.publish(Float64MultiArray(data=[self._guard.width]))
+        return refusal
 
     def _publish(self, applied: Applied) -> None:
         message = self._applied_message
@@ -253,8 +273,8 @@ class CommandGuardNode(Node):
                 self._prepared = info.episode
                 self._guard.unblock()
                 self._guard.reset()
-                for commands in self._commands.values():
-                    commands.newest()
+                for waiting in (*self._commands.values(), *self._widths.values()):
+                    waiting.newest()
                 self._participant.report('preparing', 'no joint states, or no arm that listens')
                 self._preparing = True
         if stopped:

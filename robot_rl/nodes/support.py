@@ -486,6 +486,11 @@ def command_topic(source: str) -> str:
     return f'{source}/command'
 
 
+def gripper_topic(source: str) -> str:
+    """Return where a source says how far the gripper is to open."""
+    return f'{source}/gripper'
+
+
 def trajectory(joints: Sequence[str], duration_s: float = 0.0) -> JointTrajectory:
     """Return a message with one point, to be filled and published again and again."""
     point = JointTrajectoryPoint()

@@ -557,6 +557,40 @@ def test_who_is_no_source_is_not_heard(started):
     assert send(guard, HOME, now=0.0, source='leader') is None
 
 
+@pytest.fixture
+def gripping(new, robot):
+    jaw = {'joint': 'jaw', 'open_width': 0.08, 'topic': 'gripper'}
+    guard = new(robot.replace(gripper=jaw))
+    assert guard.measured(NAMES, HOME, now=0.0) is None
+    return guard
+
+
+def test_the_gripper_is_told_widths_within_its_range(gripping, started):
+    assert gripping.width is None
+    for width, told in ((0.03, 0.03), (0.2, 0.08), (-0.1, 0.0), (0.08, 0.08)):
+        assert gripping.grip([width], 'policy', now=0.0) is None
+        assert gripping.width == told
+    assert gripping.diagnostics()['clamped'] == 2
+    for wrong in ([], [0.01, 0.02], [np.nan], [[0.01]]):
+        assert 'one width is needed' in gripping.grip(wrong, 'policy', now=0.0)
+    assert 'no source that this guard knows' in gripping.grip([0.01], 'nobody', now=0.0)
+    assert gripping.width == 0.08 and gripping.diagnostics()['refused'] == 5
+    assert 'has no gripper' in started().grip([0.01], 'policy', now=0.0)
+
+
+def test_the_gripper_obeys_whom_the_arm_obeys_and_keeps_what_it_holds(gripping):
+    assert send(gripping, HOME, now=0.0, source='teleop') is None
+    assert gripping.grip([0.02], 'teleop', now=0.0) is None
+    assert gripping.grip([0.08], 'policy', now=0.0) is None  # overruled, and not heard
+    assert gripping.width == 0.02 and gripping.diagnostics()['overruled'] == 1
+    gripping.tick(1.0)  # teleop has gone quiet: the arm holds, and so does the gripper
+    assert gripping.state is GuardState.HOLDING and gripping.width == 0.02
+    assert gripping.grip([0.03], 'policy', now=1.0) is None and gripping.width == 0.03
+    gripping.estop(1.0)
+    assert 'emergency stop is latched' in gripping.grip([0.08], 'teleop', now=1.0)
+    assert gripping.width == 0.03
+
+
 def test_while_somebody_blocks_the_arm_holds_and_nobody_commands_it(started):
     guard = started()
     send(guard, HOME + 0.05, now=0.0)

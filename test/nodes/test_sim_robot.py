@@ -213,6 +213,28 @@ def test_any_arm_is_held_at_home_and_jogged_through_the_guard(
         assert np.abs(np.delete(moved, joint)).max() < 0.01
 
 
+def test_the_gripper_is_moved_through_the_guard(maker_arm, supervisor, alone, observer):
+    robot = maker_arm()
+    twin = alone(robot)
+    supervisor.start('command_guard', {'robot': robot})
+    supervisor.wait_ready()
+    widths = observer.publisher(Float64MultiArray, 'teleop/gripper')
+    told = observer.listen(Float64MultiArray, 'gripper_controller/commands')
+
+    def opens(width):
+        widths.publish(Float64MultiArray(data=[width]))  # again and again, as teleoperation does
+        return abs(twin.jaw() - 0.04) < 1e-3
+
+    observer.until(lambda: opens(0.5))  # no wider than it can
+    assert {message.data[0] for message in told} == {0.08}
+    assert observer.call('command_guard/estop').success
+    count = len(told)
+    widths.publish(Float64MultiArray(data=[0.0]))
+    observer.until(lambda: 'gripper: the emergency stop' in supervisor.log('command_guard'))
+    twin.passes(100)
+    assert len(told) == count and abs(twin.jaw() - 0.04) < 1e-3
+
+
 def test_order_prefix_gripper_and_topics_are_its_drivers(maker_arm, alone, observer):
     twin = alone(maker_arm() + '@left_', joint_states_order='alphabetical')
     names = list(twin.states[0].name)

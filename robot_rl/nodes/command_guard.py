@@ -215,7 +215,8 @@ class CommandGuardNode(Node):
         return refusal
 
     def _answer_when_ready(self) -> None:
-        if self._to_arm.is_heard():
+        """Say so once nothing is left of the commands before: they are not for where it begins."""
+        if self._to_arm.is_heard() and self._guard.published is None:
             self._preparing = False
             self._participant.report('ready')
 

@@ -238,6 +238,22 @@ def test_after_a_reset_nothing_is_published_until_the_next_command(guard, observ
     assert {value.key: value.value for value in status.values}['accepted'] == '1'
 
 
+def test_the_guard_is_not_ready_while_it_brakes(guard, observer, conductor, ur5e):
+    """A twin that was placed anew was led back by what the guard still said of the old place."""
+    session = conductor('command_guard')
+    for _ in range(15):
+        guard.command(ur5e.home_position + 0.3)
+        time.sleep(0.03)
+    moving = np.abs(np.diff([guard.to_arm[-2].data, guard.to_arm[-1].data], axis=0))
+    assert moving.max() > 1e-3
+    session.say('prepare')
+    session.hears('ready')
+    time.sleep(0.02)  # what is on its way
+    count = len(guard.to_arm)
+    time.sleep(0.3)
+    assert len(guard.to_arm) == count
+
+
 def test_the_guard_is_not_ready_before_it_knows_where_the_arm_stands(
     supervisor, observer, conductor, arm, ur5e
 ):

@@ -44,9 +44,9 @@ def maker_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def policy_file(tmp_path: Path) -> Callable[..., Path]:
     """Return `build(contract, seed=0, hidden=16, memory=0, card=...)`, which writes a policy file.
 
-    A random two-layer tanh network on the flattened, concatenated observation fields, scaled to
-    the action bounds; with `memory` > 0 it has a recurrent state 'memory' of that size, which
-    becomes tanh(state + w3 @ first field). Needs no torch.
+    A random two-layer tanh network on the flattened, concatenated observation fields, pixels from
+    0 to 1, scaled to the action bounds; with `memory` > 0 it has a recurrent state 'memory' of
+    that size, which becomes tanh(state + w3 @ first field). Needs no torch.
     """
 
     def build(contract: Contract, seed: int = 0, name: str = '', **options) -> Path:
@@ -81,9 +81,12 @@ def random_policy(
         dtype = TensorProto.UINT8 if field.dtype == 'uint8' else TensorProto.FLOAT
         inputs.append(helper.make_tensor_value_info(field.name, dtype, ['B', *field.full_shape]))
         parts.append(f'flat/{field.name}')
+        cast, unit = f'{parts[-1]}/cast', f'{parts[-1]}/unit'
+        weights[f'{field.name}/unit'] = np.array(1 / 255 if field.dtype == 'uint8' else 1.0)
         nodes += [
-            helper.make_node('Cast', [field.name], [f'{parts[-1]}/cast'], to=TensorProto.FLOAT),
-            helper.make_node('Flatten', [f'{parts[-1]}/cast'], [parts[-1]], axis=1),
+            helper.make_node('Cast', [field.name], [cast], to=TensorProto.FLOAT),
+            helper.make_node('Mul', [cast, f'{field.name}/unit'], [unit]),
+            helper.make_node('Flatten', [unit], [parts[-1]], axis=1),
         ]
     outputs = [_tensor('action', contract.action_size)]
     if state:

@@ -21,7 +21,7 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
-from robot_rl.specs import RobotSpec, Spec
+from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
 from robot_rl.storage.schemas import message_definition
 
@@ -29,8 +29,6 @@ DRAIN_PERIOD_S = 0.02
 # What was on its way when the episode ended belongs to it.
 GRACE_S = 0.05
 SETTLE_S = 0.25
-# Streams that are computed, not published.
-DERIVED = ('command', 'tool', 'env')
 
 
 class Parameters(Spec):
@@ -175,9 +173,8 @@ class EpisodeRecorder(Node):
         names = {self._robot.joint_states_topic, self._robot.controller.topic, support.APPLIED}
         if info.source == 'policy':
             names |= {support.POLICY_ACTION, support.POLICY_COMMAND}
-        fields = (info.contract or {}).get('observation', ())
-        streams = {field['source'].split('.')[0] for field in fields}
-        names |= streams - {'joint_states', *DERIVED}
+        fields = Contract.parse(info.contract).observation if info.contract else ()
+        names |= {self._robot.topic(field) for field in fields if field.kind}
         return {self.resolve_topic_name(name) for name in names}
 
     def _answer_when_ready(self) -> None:

@@ -47,6 +47,9 @@ ARGUMENTS = {
     'operator': Argument('', 'the person beside the arm, for the record'),
     'record': Argument('true', 'record the episodes', SWITCH),
     'storage': Argument('', f'folder of the episodes {FROM_FILE}'),
+    'cameras': Argument(
+        'false', 'hand pictures to the policy; with sim, draw those of the twin', SWITCH
+    ),
     'namespace': Argument('', 'namespace of all nodes and topics, one per arm'),
     'params_file': Argument('', 'YAML file of node parameters (empty: {default_file})'),
     'log_level': Argument(
@@ -139,8 +142,7 @@ class Graph(NamedTuple):
 
 
 def _sim_robot(values: Values) -> list[Process]:
-    robot, task, seed = values['robot'], values['task'], values.number('seed')
-    return [values.node('sim_robot', robot=robot, task=task, seed=seed)]
+    return _twin(values, seed=values.number('seed'))
 
 
 def _deploy(values: Values) -> list[Process]:
@@ -150,6 +152,8 @@ def _deploy(values: Values) -> list[Process]:
         values.node('command_guard', respawn=True, robot=robot),
         *_around(values, record=values.is_true('record')),
     ]
+    if values.is_true('cameras'):
+        started.append(values.node('image_feed', respawn=True, robot=robot))
     return [*started, _session(values, started, policy=policy, manual=values.manual)]
 
 
@@ -165,12 +169,23 @@ def _around(values: Values, record: bool) -> list[Process]:
     """Return what stands for the arm's driver, and the recorder."""
     sim, started = values.is_true('sim'), []
     if sim:
-        started.append(values.node('sim_robot', robot=values['robot'], task=values['task']))
+        started += _twin(values)
     if record:
         world, root = 'sim' if sim else 'real', values['storage']
         recorder = values.node('episode_recorder', robot=values['robot'], root=root, world=world)
         started.append(recorder)
     return started
+
+
+def _twin(values: Values, **more: Any) -> list[Process]:
+    """Return what stands for the arm's driver, and for those of its cameras."""
+    scene = {'robot': values['robot'], 'task': values['task']}
+    if not values.is_true('cameras'):
+        return [values.node('sim_robot', **scene, **more)]
+    return [
+        values.node('sim_robot', **scene, **more, publish_state=True),
+        values.node('camera', **scene),
+    ]
 
 
 def _session(values: Values, started: list[Process], **more: Any) -> Process:
@@ -180,7 +195,7 @@ def _session(values: Values, started: list[Process], **more: Any) -> Process:
         episodes=values.number('episodes'),
         first_seed=values.first_seed,
         operator=values['operator'],
-        participants=[process.executable for process in started],
+        participants=[p.executable for p in started if p.executable != 'camera'],
         **more,
     )
 
@@ -188,17 +203,17 @@ def _session(values: Values, started: list[Process], **more: Any) -> Process:
 GRAPHS = {
     'sim_robot': Graph(
         "the MuJoCo twin behind the topics of an arm's driver",
-        ('robot', 'task', 'seed'), 'deploy', _sim_robot,
+        ('robot', 'task', 'seed', 'cameras'), 'deploy', _sim_robot,
     ),
     'deploy': Graph(
         'a policy on an arm, simulated or real: policy, command guard, recorder and session',
         ('sim', 'robot', 'task', 'policy', 'episodes', 'first_seed', 'manual', 'operator',
-         'record', 'storage'),
+         'record', 'storage', 'cameras'),
         'deploy', _deploy,
     ),
     'record': Graph(
         'demonstrations: a person commands the arm through the guard',
-        ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage'),
+        ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage', 'cameras'),
         'record', _record,
     ),
 }  # fmt: skip

@@ -23,7 +23,8 @@ def observation(contract: Contract, batch: int = 1, seed: int = 0) -> dict[str, 
 def by_hand(path, contract: Contract, seen: dict[str, np.ndarray]) -> np.ndarray:
     """The fixture's network in NumPy, from the weights in the file."""
     weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
-    flat = [seen[field.name].reshape(len(seen[field.name]), -1) for field in contract.observation]
+    units = {field.name: 255 if field.dtype == 'uint8' else 1 for field in contract.observation}
+    flat = [seen[name].reshape(len(seen[name]), -1) / unit for name, unit in units.items()]
     hidden = np.tanh(np.concatenate(flat, axis=1) @ weights['w1'])
     return np.tanh(hidden @ weights['w2']) * weights['scale'] + weights['middle']
 

@@ -42,6 +42,27 @@ def test_a_graph_has_the_nodes_that_are_asked_for_and_all_take_part():
     ]  # fmt: skip
 
 
+def test_cameras_are_those_of_the_twin_or_of_the_arm_s_own_drivers():
+    nodes = parameters('deploy', cameras='true', record='false', robot='fr3', task='fr3/push')
+    assert list(nodes) == [
+        'policy', 'command_guard', 'sim_robot', 'camera', 'image_feed', 'session',
+    ]  # fmt: skip
+    assert nodes['sim_robot']['publish_state'] and 'publish_state' not in nodes['camera']
+    assert nodes['camera']['task'] == nodes['sim_robot']['task'] == 'fr3/push'
+    assert nodes['image_feed']['robot'] == nodes['camera']['robot'] == 'fr3'
+    # What draws takes no part in episodes; what hands pictures over does.
+    assert nodes['session']['participants'] == [
+        'policy',
+        'command_guard',
+        'sim_robot',
+        'image_feed',
+    ]
+    real = parameters('deploy', cameras='true', sim='false', record='false')
+    assert list(real) == ['policy', 'command_guard', 'image_feed', 'session']
+    assert list(parameters('sim_robot', cameras='true')) == ['sim_robot', 'camera']
+    assert 'camera' in parameters('record', cameras='true')
+
+
 @pytest.mark.parametrize(
     ('given', 'told'),
     [

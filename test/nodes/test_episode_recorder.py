@@ -9,6 +9,7 @@ import time
 import pytest
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -57,6 +58,28 @@ def recorder(supervisor, observer, conductor, arm, tmp_path):
             return json.loads(self.session.hears('done'))
 
     return Recorder
+
+
+def test_the_pictures_that_a_policy_sees_are_recorded_as_they_came(recorder, observer):
+    recorder = recorder()
+    contract = registry.make_task('ur5e/reach').contract()
+    view = {'name': 'view', 'source': 'wrist.image', 'shape': [24, 32, 3], 'dtype': 'uint8'}
+    fields = [*(f.to_dict() for f in contract.observation), view | {'encoding': 'jpeg'}]
+    contract = contract.replace(observation=fields).to_dict()
+    recorder.graph()
+    recorder.session.say('prepare', episode='e1', contract=contract)
+    told = recorder.session.hears('preparing')
+    assert '/wrist/image_raw/compressed' in told
+    pictures = observer.node.create_publisher(CompressedImage, 'wrist/image_raw/compressed', 5)
+    recorder.session.hears('ready')
+    recorder.session.say('running')
+    for value in range(3):
+        pictures.publish(CompressedImage(format='jpeg', data=[value] * 100))
+        time.sleep(0.02)
+    recorder.end()
+    topic = '/wrist/image_raw/compressed'
+    found = [m.message for m in EpisodeReader(recorder.root / 'e1').messages() if m.topic == topic]
+    assert [bytes(message.data) for message in found] == [bytes([v] * 100) for v in range(3)]
 
 
 def test_an_episode_is_committed_with_every_message_and_true_times(recorder, observer):

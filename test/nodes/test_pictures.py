@@ -303,17 +303,18 @@ def test_from_the_twin_s_camera_to_the_command(
     path = policy_file(seeing('overview'), seed=8)
     supervisor.start('image_feed')
     supervisor.start('policy', {'policy': str(path)})
+    supervisor.start('command_guard')  # the arm moves, and with it what is seen
     cameras()
     jpegs = observer.listen(CompressedImage, 'overview/image_raw/compressed')
     joints = observer.listen(JointState, 'joint_states')
     actions = observer.listen(JointTrajectory, 'policy/action')
     commands = observer.listen(JointTrajectory, 'policy/command')
     session = conductor('policy')
-    session.say('prepare', contract=seeing('overview').to_dict(), max_steps=12, seed=3)
+    session.say('prepare', contract=seeing('overview').to_dict(), max_steps=20, seed=3)
     session.hears('ready')
     session.say('running')
     session.hears('done')
-    observer.until(lambda: len(actions) == len(commands) == 12)
+    observer.until(lambda: len(actions) == len(commands) == 20)
     measured = {(m.header.stamp.sec, m.header.stamp.nanosec): m for m in joints}
     views = [
         cv2.resize(
@@ -324,7 +325,7 @@ def test_from_the_twin_s_camera_to_the_command(
         for jpeg in jpegs
     ]
     target, compared = registry.make_task('ur5e/reach').initial(3).target, 0
-    for action, command in zip(actions[1:], commands, strict=False):
+    for action, command in zip(actions[1:], commands[:-1], strict=True):
         state = measured.get((action.header.stamp.sec, action.header.stamp.nanosec))
         if state is None:
             continue  # the observer has lost it
@@ -335,6 +336,6 @@ def test_from_the_twin_s_camera_to_the_command(
             np.abs(action_on(path, ur5e, view, values, last, target) - found).max()
             for view in views
         ]
-        assert min(errors) < 1e-5 and max(errors) > 1e-3  # and not on all of them
+        assert min(errors) < 1e-5 and max(errors) > 1e-4  # and not on all of them
         compared += 1
-    assert compared > 6
+    assert compared > 10

@@ -114,6 +114,20 @@ def test_the_intrinsics_say_where_a_point_is_drawn(renderer, camera, fovy, width
     drawing.close()
 
 
+def test_fast_pictures_show_the_same_in_another_light(renderer):
+    environment = registry.make_environment('ur5e/reach')
+    environment.reset([1])
+    model, data = environment.scene()
+    fine = renderer.frame(model, data, 'overview').astype(int)
+    drawing = rendering.Renderer(160, 120, fast=True)
+    fast = drawing.frame(model, data, 'overview').astype(int)
+    drawing.close()
+    assert orange(fast) == pytest.approx(orange(fine), abs=6)
+    differences = np.abs(fast - fine).max(axis=-1)
+    # The lighting is another one, the arm stands where it stood.
+    assert 0.3 < (differences > 15).mean() and (differences > 60).mean() < 0.05
+
+
 def test_an_unknown_camera_or_lens_is_told(renderer):
     model = mujoco.MjModel.from_xml_string(MARKERS)
     told = r"no camera 'narow'; it has \['lens', 'wide', 'narrow'\]"

@@ -58,7 +58,9 @@ class Topic:
     type: str  # package/msg/Name
     definition: str
     messages: support.Polled[bytes]
+    latched: bool
     heard_at: float = 0.0  # steady time of the last message [s]
+    newest: tuple[bytes, dict[str, Any]] | None = None  # of a latched topic: it still holds
 
 
 class EpisodeRecorder(Node):
@@ -147,6 +149,9 @@ class EpisodeRecorder(Node):
         self._required = self._required_topics(info)
         self._lost, self._has_run = {}, False
         self._writer = EpisodeWriter(self._root, self._header(info))
+        for topic in self._topics.values():  # a goal that was set before is this episode's too
+            if topic.name in self._required and topic.newest is not None:
+                self._write(topic, *topic.newest)
         self._participant.report(
             'preparing', f'no publisher of {", ".join(sorted(self._required))}'
         )
@@ -213,7 +218,8 @@ class EpisodeRecorder(Node):
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
         polled = support.Polled(self, _message_class(type_name, name), name, qos, raw=True)
-        return Topic(name, type_name, message_definition(type_name), polled, time.monotonic())
+        definition = message_definition(type_name)
+        return Topic(name, type_name, definition, polled, latched, time.monotonic())
 
     def _drain(self, now: float) -> None:
         """Take every message that waits, and write them where an episode is open, as they came."""
@@ -221,19 +227,23 @@ class EpisodeRecorder(Node):
         for topic in self._topics.values():
             for data, about in topic.messages.drain():
                 topic.heard_at = now
+                topic.newest = (data, about) if topic.latched else None
                 waiting.append((about['received_timestamp'], topic, data, about))
         if self._writer is None:
             return
-        for received_ns, topic, data, about in sorted(waiting, key=lambda item: item[0]):
-            self._writer.write(
-                topic.name,
-                topic.type,
-                topic.definition,
-                data,
-                received_ns,
-                about['source_timestamp'],
-                about['publication_sequence_number'] or 0,
-            )
+        for _, topic, data, about in sorted(waiting, key=lambda item: item[0]):
+            self._write(topic, data, about)
+
+    def _write(self, topic: Topic, data: bytes, about: dict[str, Any]) -> None:
+        self._writer.write(
+            topic.name,
+            topic.type,
+            topic.definition,
+            data,
+            about['received_timestamp'],
+            about['source_timestamp'],
+            about['publication_sequence_number'] or 0,
+        )
 
     def _cut(self, reason: str) -> tuple[str, str]:
         """Return how an episode ends that nobody has ended: one that never ran is no episode."""
@@ -307,7 +317,8 @@ class EpisodeRecorder(Node):
             problems += [
                 f'{name}: silent for {now - self._topics[name].heard_at:.1f} s'
                 for name in sorted(self._required & self._topics.keys())
-                if now - self._topics[name].heard_at > self._given.silent_s
+                if not self._topics[name].latched
+                and now - self._topics[name].heard_at > self._given.silent_s
             ]
         for problem in problems:
             self.get_logger().warning(problem)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from geometry_msgs.msg import PoseStamped
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
@@ -80,6 +80,39 @@ def test_the_pictures_that_a_policy_sees_are_recorded_as_they_came(recorder, obs
     topic = '/wrist/image_raw/compressed'
     found = [m.message for m in EpisodeReader(recorder.root / 'e1').messages() if m.topic == topic]
     assert [bytes(message.data) for message in found] == [bytes([v] * 100) for v in range(3)]
+
+
+def test_a_goal_that_was_set_once_is_in_every_episode_and_is_never_silent(
+    recorder, observer, supervisor
+):
+    recorder = recorder(silent_s=0.1)
+    fields = [f.to_dict() for f in registry.make_task('ur5e/reach').contract().observation]
+    goal = {'name': 'place', 'source': 'place.position', 'shape': [3], 'goal': True}
+    contract = recorder.session.fields['contract'] | {'observation': [*fields, goal]}
+    recorder.session.fields |= {'contract': contract}
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    places = observer.node.create_publisher(PoseStamped, 'place', latched)
+
+    def place(x):
+        pose = PoseStamped()
+        pose.pose.position.x = x
+        places.publish(pose)
+
+    place(0.5)
+    recorder.graph()
+    for episode in ('e1', 'e2'):
+        recorder.episode(episode)
+        observer.until(lambda: '/target_pose: silent for' in supervisor.log('episode_recorder'))
+        recorder.end()
+    place(0.7)
+    recorder.episode('e3')
+    recorder.end()
+    assert '/place: silent' not in supervisor.log('episode_recorder')
+    found = {}
+    for episode in ('e1', 'e2', 'e3'):
+        messages = EpisodeReader(recorder.root / episode).messages()
+        found[episode] = [m.message.pose.position.x for m in messages if m.topic == '/place']
+    assert (found['e1'], found['e2'], found['e3'][-1]) == ([0.5], [0.5], 0.7)
 
 
 def test_an_episode_is_committed_with_every_message_and_true_times(recorder, observer):

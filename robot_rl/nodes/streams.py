@@ -117,7 +117,9 @@ class Streams:
         if field and field.is_set and DurabilityPolicy.TRANSIENT_LOCAL not in durabilities:
             return f'{topic} is streamed; a goal is set: right is transient_local, reliable'
         if stream in self._frames:
-            return f'{topic} is there: the node image_feed, which hands it over, knows more'
+            runs = self._node.count_publishers('image_feed/status')
+            knows = 'knows more' if runs else 'does not run'
+            return f'{topic} is there: the node image_feed, which hands it over, {knows}'
         return f'{topic} has a publisher, but nothing comes'
 
 

@@ -12,6 +12,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -41,13 +42,15 @@ def blind(supervisor, observer, conductor, arm, policy_file):
     """An arm at home, a target, a policy that wants pictures, and image_feed; no camera."""
 
     class World:
-        def __init__(self, contract, seed=6):
+        def __init__(self, contract, fed=True):
             self.contract = contract
-            self.path = policy_file(contract, seed=seed)
+            self.path = policy_file(contract, seed=6)
             supervisor.start('policy', {'policy': str(self.path)})
-            supervisor.start('image_feed')
+            if fed:
+                supervisor.start('image_feed')
             supervisor.wait_ready()
-            self.session, self.feed = conductor('policy'), conductor('image_feed')
+            self.session = conductor('policy')
+            self.feed = conductor('image_feed') if fed else self.session
             self.actions = observer.listen(JointTrajectory, 'policy/action')
             self.commands = observer.listen(JointTrajectory, 'policy/command')
             self.arm, self._pose = arm(), PoseStamped()
@@ -205,6 +208,13 @@ def test_a_missing_or_wrong_camera_is_told_with_what_would_be_right(
     assert 'Traceback' not in supervisor.log('image_feed')
 
 
+def test_pictures_that_nobody_hands_over_are_told(blind, publishing, observer):
+    publishing(lambda: compressed(picture(0)), 'wrist/image_raw/compressed')
+    world = blind(seeing('wrist'), fed=False)
+    told = '/wrist/image_raw/compressed is there: the node image_feed, which hands it over, does n'
+    observer.until(lambda: any(told in message.data for message in world.session.answers))
+
+
 @pytest.fixture
 def cameras(supervisor, observer):
     """Return `start(**parameters)`, which starts the twin and its cameras."""
@@ -213,8 +223,9 @@ def cameras(supervisor, observer):
     except RobotRLError as error:
         pytest.skip(str(error))
 
-    def start(**parameters):
-        supervisor.start('sim_robot', {'seed': 3, 'publish_state': True})
+    def start(clock=False, **parameters):
+        twin = {'seed': 3, 'publish_state': True, 'publish_clock': clock}
+        supervisor.start('sim_robot', twin)
         supervisor.start('camera', {'width': 4 * WIDTH, 'height': 4 * HEIGHT, **parameters})
         supervisor.wait_ready()
 
@@ -253,6 +264,17 @@ def test_a_camera_of_the_twin_shows_its_state_as_a_driver_would(cameras, observe
     read = cv2.imdecode(np.frombuffer(jpegs[-1].data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert jpegs[-1].format == 'rgb8; jpeg compressed bgr8'
     assert np.abs(read - expected).mean() < 4
+
+
+def test_where_time_is_simulated_pictures_have_that_time(cameras, observer):
+    cameras(clock=True, use_sim_time=True)
+    clock = observer.listen(Clock, '/clock', BEST_EFFORT)
+    raws = observer.listen(Image, 'overview/image_raw', BEST_EFFORT)
+    observer.until(lambda: len(raws) > 5 and clock)
+    stamps = [message.header.stamp for message in raws]
+    seconds = [stamp.sec + stamp.nanosec * 1e-9 for stamp in stamps]
+    now = clock[-1].clock.sec + clock[-1].clock.nanosec * 1e-9
+    assert seconds == sorted(seconds) and now - 2.0 < seconds[-1] <= now + 0.1 < 60.0
 
 
 def test_a_camera_draws_what_somebody_listens_to_and_says_how_often(cameras, observer):

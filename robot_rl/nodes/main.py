@@ -7,11 +7,11 @@ a flag: an exception inside the import of a C extension would look like a broken
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 
 from robot_rl.errors import RobotRLError, UnknownName
@@ -55,9 +55,8 @@ class End:
         # Python hands SIGINT back to the system before the process is gone: a second Ctrl-C
         # would turn a clean end into a death by signal.
         _handle(signal.SIG_IGN)
-        watchdog = threading.Timer(_CLOSE_WITHIN_S, os._exit, (1,))
-        watchdog.daemon = True
-        watchdog.start()
+        # Of the system, not of Python: what hangs inside an extension may hold Python's own lock.
+        faulthandler.dump_traceback_later(_CLOSE_WITHIN_S, exit=True)
 
 
 def _handle(handler: Callable[..., None] | signal.Handlers) -> None:

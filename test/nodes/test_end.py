@@ -43,6 +43,21 @@ def test_a_second_signal_does_not_turn_the_end_into_a_death(supervisor):
     assert child.returncode == 0
 
 
+def test_what_hangs_with_pythons_lock_held_does_not_keep_the_process_alive():
+    """A thread could not end it: a deadlock inside DDS left a node that no signal but 9 ended."""
+    script = (
+        'import ctypes\n'
+        'from robot_rl.nodes import main\n'
+        'main._CLOSE_WITHIN_S = 0.3\n'
+        'end = main.End()\n'
+        'end(0)\n'
+        'end.wait()\n'
+        'ctypes.PyDLL(None).sleep(60)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', script], timeout=20, capture_output=True)
+    assert done.returncode == 1 and b'Timeout' in done.stderr
+
+
 @pytest.mark.parametrize('after_s', [0.15, 0.4, 0.8])
 def test_a_signal_while_the_node_is_still_starting_ends_it(supervisor, after_s):
     child = supervisor.start('policy')

@@ -64,11 +64,15 @@ class TracedPolicy(PolicyNode):
 
     def _create_topics(self, *args: Any) -> None:
         super()._create_topics(*args)
-        self._trace.watch(self._joint_states)
+        streams = self._streams
+        self._trace.watch(streams._joint_states)
+        poll = streams.poll
 
-    def _poll(self) -> None:
-        self._trace.begin()
-        super()._poll()
+        def traced_poll() -> None:
+            self._trace.begin()
+            poll()
+
+        streams.poll = traced_poll
 
     def _run(self, *args: Any) -> None:
         self._trace.clear()  # of the waiting before the episode

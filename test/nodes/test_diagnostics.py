@@ -101,7 +101,15 @@ def test_without_joint_states_the_guard_is_stale(supervisor, statuses):
     assert 'no joint states on /joint_states' in status.message
 
 
-@pytest.mark.parametrize('kind', ['reliability', 'type', 'durability', 'reader'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'reliability',
+        'type',
+        pytest.param('durability', marks=pytest.mark.slow),
+        pytest.param('reader', marks=pytest.mark.slow),
+    ],
+)
 def test_whom_a_node_cannot_hear_is_told_in_words_once(supervisor, observer, statuses, kind):
     supervisor.start('command_guard')
     supervisor.wait_ready()
@@ -137,6 +145,7 @@ def test_whom_a_node_cannot_hear_is_told_in_words_once(supervisor, observer, sta
     assert log.count(told) == (2 if kind == 'durability' else 1), log  # two read session/state
 
 
+@pytest.mark.slow
 def test_what_fits_is_not_complained_about(supervisor, observer, statuses, arm):
     supervisor.start('command_guard')
     supervisor.wait_ready()

@@ -86,6 +86,7 @@ def test_an_empty_graph_is_no_error(examine):
     assert line.startswith('WARN graph: no node runs in domain')
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur5e):
     driver(observer, ur5e.joints, rate_hz=10, velocities=False, age_s=0.5)
     observer.node.create_publisher(Float64MultiArray, CONTROLLER, 10)
@@ -102,6 +103,7 @@ def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur
     ) in found
 
 
+@pytest.mark.slow
 def test_a_driver_of_other_joints_a_reader_of_other_qos_and_time_from_nowhere(
     observer, examine, ur5e
 ):
@@ -124,6 +126,7 @@ def test_a_driver_of_other_joints_a_reader_of_other_qos_and_time_from_nowhere(
     assert 'ERROR use_sim_time: no /clock, for /other' in found
 
 
+@pytest.mark.slow
 def test_wrong_types_and_limits_of_the_controller_manager(observer, examine, ur5e):
     node = observer.node
     node.create_publisher(String, 'joint_states', 10)
@@ -145,6 +148,7 @@ def test_wrong_types_and_limits_of_the_controller_manager(observer, examine, ur5
     assert found.count('ERROR limits of') == len(ur5e.joints)
 
 
+@pytest.mark.slow
 def test_a_driver_whose_clock_is_ahead(observer, examine, ur5e):
     driver(observer, ur5e.joints, age_s=-1.0)
     found = '\n'.join(examine())

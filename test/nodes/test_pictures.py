@@ -145,6 +145,7 @@ def test_the_policy_acts_on_the_newest_picture_and_its_history(
     assert np.abs(last - other).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_when_pictures_stop_or_their_process_dies_the_episode_ends_and_the_next_one_runs(
     blind, publishing, observer, supervisor
 ):
@@ -318,6 +319,7 @@ def test_the_state_of_another_model_ends_the_camera_with_one_line(supervisor, ob
     assert told in supervisor.log('camera')
 
 
+@pytest.mark.slow
 def test_from_the_twin_s_camera_to_the_command(
     cameras, supervisor, observer, conductor, policy_file, ur5e
 ):

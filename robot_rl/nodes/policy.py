@@ -81,7 +81,7 @@ class PolicyNode(LifecycleNode):
         self._participant = support.Participant(self, self._on_session)
         self._changed = threading.Event()
         self._diagnostics = support.Diagnostics(self, 'policy')
-        self._diagnostics.every_second(self._report)
+        self._diagnostics.repeat(self._report)
         self._ticks_s, self._latencies_s = support.Tally(), support.Tally()
         self._late = self._late_reported = 0
         self._end: End | None = None

@@ -123,7 +123,7 @@ class SessionNode(Node):
         for name in CALLS:
             self.create_service(Trigger, f'~/{name}', self._service(name))
         self._diagnostics = support.Diagnostics(self, str(self._fields['robot']))
-        self._diagnostics.every_second(self._report)
+        self._diagnostics.repeat(self._report)
         self._counts: collections.Counter[str] = collections.Counter()  # of episodes, by result
         self._end: End | None = None
         self._worker: support.Worker | None = None

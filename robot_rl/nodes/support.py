@@ -318,6 +318,8 @@ class Latched(Generic[M]):
             self._publisher.publish(self._kind(data=value))
 
 
+# It takes milliseconds, in which no other thread of the process runs.
+_LOOK_EVERY_S = 5.0
 # How /diagnostics orders levels: what is known is taken for better than what is not.
 _WORSE = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.STALE,
           DiagnosticStatus.ERROR)  # fmt: skip
@@ -326,7 +328,7 @@ _WORSE = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.STALE,
 class Diagnostics:
     """Publishes one DiagnosticStatus of a node on /diagnostics.
 
-    It looks once a second for whom the node cannot talk to, whatever the node does meanwhile:
+    It looks now and then for whom the node cannot talk to, whatever the node does meanwhile:
     DDS says nothing where types differ, and QoS events would wake the executor (see Polled).
     """
 
@@ -336,12 +338,12 @@ class Diagnostics:
         name = node.get_fully_qualified_name().lstrip('/')
         self._status = DiagnosticStatus(name=name, hardware_id=hardware_id)
         self._unheard: list[str] = []
-        self.every_second(self._look)
+        self.repeat(self._look, _LOOK_EVERY_S)
 
-    def every_second(self, work: Callable[[], None]) -> None:
-        """Call `work` at 1 Hz from now on, also where no time comes on /clock."""
+    def repeat(self, work: Callable[[], None], period_s: float = 1.0) -> None:
+        """Call `work` again and again from now on, also where no time comes on /clock."""
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._node.create_timer(1.0, work, clock=clock)
+        self._node.create_timer(period_s, work, clock=clock)
 
     def publish(self, level: bytes, message: str, values: dict[str, Any]) -> None:
         """Publish `values` under a `level` of DiagnosticStatus and one line of text."""

@@ -46,7 +46,7 @@ RECORDED = {TRAINED: 30, HALF: 30, RANDOM: 10}
 # than it takes.
 TRAINING = (
     'steps=100000',
-    'training.snapshots=[50000]',
+    'training.snapshots=[40000]',
     'training.evaluate_every=5000',
     'training.stop_at_success=0.99',
 )

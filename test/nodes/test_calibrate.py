@@ -43,7 +43,13 @@ def test_a_faulty_arm_is_found_from_recorded_episodes_and_can_be_simulated(
     assert (found['episodes'], [row['joint'] for row in found['joints']]) == (3, [*robot.joints])
     # Beside the twin's own delay there is DDS, and what the scheduler adds.
     assert found['command_delay_s'] == pytest.approx(0.04, abs=0.01)
-    np.testing.assert_allclose(found['gain'], HIDDEN['gain'], rtol=0.15)
+    np.testing.assert_allclose(found['gain'], HIDDEN['gain'], rtol=0.25)
+    # Delay and stiffness stand in for each other; how late a joint is in all is told better. A
+    # servo of the model is kv / kp = 40 ms late.
+    late = [
+        answer['command_delay_s'] + 0.04 / np.array(answer['gain']) for answer in (found, HIDDEN)
+    ]
+    np.testing.assert_allclose(*late, atol=0.006)
     np.testing.assert_allclose(found['friction'], HIDDEN['friction'], atol=4.0)
     for row in found['joints']:
         assert row['moved'] and row['rms_after'] < 0.25 * row['rms_before']

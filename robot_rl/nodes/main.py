@@ -41,6 +41,10 @@ class End:
     def __init__(self) -> None:
         self.asked, self.code = False, 0
         self._reader, self._writer = os.pipe()
+        # By Python's C handler: ours would wait for the main thread, which may have just gone to
+        # sleep in wait(), or sleep on while another thread gets the signal.
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         _handle(lambda *_: self())
 
     def __call__(self, code: int = 0) -> None:

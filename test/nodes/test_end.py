@@ -58,6 +58,23 @@ def test_what_hangs_with_pythons_lock_held_does_not_keep_the_process_alive():
     assert done.returncode == 1 and b'Timeout' in done.stderr
 
 
+def test_a_signal_is_heard_whichever_thread_gets_it_and_whatever_the_main_thread_does():
+    """One that came just before the main thread waited was lost: the node went on for ever."""
+    script = (
+        'import signal, threading, time\n'
+        'from robot_rl.nodes.main import End\n'
+        'end = End()\n'
+        'def interrupt():\n'
+        '    time.sleep(0.3)\n'
+        '    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n'
+        'threading.Thread(target=interrupt).start()\n'
+        'end.wait()\n'
+        'print(end.asked, end.code)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', script], timeout=20, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'True 0\n', b'')
+
+
 @pytest.mark.parametrize('after_s', [0.15, 0.4, 0.8])
 def test_a_signal_while_the_node_is_still_starting_ends_it(supervisor, after_s):
     child = supervisor.start('policy')

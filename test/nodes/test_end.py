@@ -29,7 +29,8 @@ def test_every_node_ends_with_code_0(supervisor, tmp_path, number):
     for child in supervisor.children.values():
         os.kill(child.pid, number)
     codes = {name: child.wait(20) for name, child in supervisor.children.items()}
-    assert codes == dict.fromkeys(NODES, 0)
+    wrong = {name: supervisor.log(name)[-3000:] for name, code in codes.items() if code}
+    assert codes == dict.fromkeys(NODES, 0), wrong
     for node in NODES:
         assert 'Traceback' not in supervisor.log(node)
 

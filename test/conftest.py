@@ -78,16 +78,12 @@ def random_policy(
     }
     inputs, nodes, parts = [], [], []
     for field in contract.observation:
-        dtype = TensorProto.UINT8 if field.dtype == 'uint8' else TensorProto.FLOAT
+        is_picture = field.dtype == 'uint8'
+        dtype = TensorProto.UINT8 if is_picture else TensorProto.FLOAT
         inputs.append(helper.make_tensor_value_info(field.name, dtype, ['B', *field.full_shape]))
         parts.append(f'flat/{field.name}')
-        cast, unit = f'{parts[-1]}/cast', f'{parts[-1]}/unit'
-        weights[f'{field.name}/unit'] = np.array(1 / 255 if field.dtype == 'uint8' else 1.0)
-        nodes += [
-            helper.make_node('Cast', [field.name], [cast], to=TensorProto.FLOAT),
-            helper.make_node('Mul', [cast, f'{field.name}/unit'], [unit]),
-            helper.make_node('Flatten', [unit], [parts[-1]], axis=1),
-        ]
+        weights[f'{field.name}/unit'] = np.array(1 / 255 if is_picture else 1.0)
+        nodes += _read(field.name)
     outputs = [_tensor('action', contract.action_size)]
     if state:
         inputs.append(_tensor('state/memory', memory))
@@ -119,6 +115,16 @@ def random_policy(
     )
     helper.set_model_props(model, card.to_metadata())
     return model
+
+
+def _read(field: str) -> list[onnx.NodeProto]:
+    """Make 'flat/<field>' of a field: floats, in units of '<field>/unit', in one row."""
+    flat = f'flat/{field}'
+    return [
+        helper.make_node('Cast', [field], [f'{flat}/cast'], to=TensorProto.FLOAT),
+        helper.make_node('Mul', [f'{flat}/cast', f'{field}/unit'], [f'{flat}/unit']),
+        helper.make_node('Flatten', [f'{flat}/unit'], [flat], axis=1),
+    ]
 
 
 def _tensor(name: str, size: int) -> onnx.ValueInfoProto:

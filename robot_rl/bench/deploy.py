@@ -19,17 +19,18 @@ from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
 from robot_rl.policies.export import export_onnx
 from robot_rl.specs import PolicyCard
 from robot_rl.specs.base import load_yaml
+from robot_rl.storage.columns import stamp_ns
 from robot_rl.storage.episode import EpisodeReader
 
 TASK, ROBOT = 'ur5e_reach', 'ur5e'
 RATES_HZ = (50, 100, 250, 500)
 # The slowest that an arm is commanded and measured at, whatever the policy's rate.
-ARM_HZ = 100
+SLOWEST_ARM_HZ = 100
 # The real chain, and the link of the empty one that each process is compared with.
 CHAIN = {
     'sim_robot': 'source',
-    'traced_policy': 'policy',
-    'traced_guard': 'guard',
+    'policy': 'policy',
+    'command_guard': 'guard',
     'episode_recorder': 'sink',
 }
 APPLIED, TO_ARM = '/command_guard/applied', '/forward_position_controller/commands'
@@ -84,14 +85,12 @@ def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str
         value, reference = (np.percentile(x.latency, percent) for x in (real, empty))
         yield _row(f'latency_{rate_hz}hz_{statistic}', 'ms', value * 1e3, reference * 1e3)
     for who, wait in (('policy', real.policy_wait), ('guard', real.guard_wait)):
-        period_ms = 1e3 / (rate_hz if who == 'policy' else max(rate_hz, ARM_HZ))
+        period_ms = 1e3 / (rate_hz if who == 'policy' else _arm_hz(rate_hz))
         yield _row(f'{who}_timer_wait_{rate_hz}hz_p50', 'ms', np.median(wait) * 1e3, period_ms)
-    timer = real.late['echo_timer'] * 100
-    for who in ('traced_policy', 'traced_guard'):
-        name = who.removeprefix('traced_')
-        yield _row(f'{name}_late_{rate_hz}hz', '% of periods', real.late[who] * 100, timer)
+    timer = real.late['timer'] * 100
+    for who, node in (('policy', 'policy'), ('guard', 'command_guard')):
+        yield _row(f'{who}_late_{rate_hz}hz', '% of periods', real.late[node] * 100, timer)
     for name, link in CHAIN.items():
-        name = name.replace('traced_', '').replace('guard', 'command_guard')
         value, reference = real.cpu[link] * 100, empty.cpu[link] * 100
         yield _row(f'cpu_{name}_{rate_hz}hz', '% of a core', value, reference)
 
@@ -128,12 +127,12 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
     steps = round((WARM_UP_S + seconds) * rate_hz)
     with Supervisor(folder / 'logs') as supervisor:
         supervisor.start('sim_robot', {'task': task})
-        supervisor.start('traced_policy', {'policy': policy, 'robot': robot})
-        supervisor.start('traced_guard', {'robot': robot})
+        supervisor.start('traced_policy', {'policy': policy, 'robot': robot}, name='policy')
+        supervisor.start('traced_guard', {'robot': robot}, name='command_guard')
         recorder = {'root': str(folder / 'episodes'), 'robot': robot}
         supervisor.start('episode_recorder', recorder)
-        arm_hz = float(max(rate_hz, ARM_HZ))
-        supervisor.start('echo', {'role': 'timer', 'rate_hz': arm_hz}, name='echo_timer')
+        timer = {'role': 'timer', 'rate_hz': _arm_hz(rate_hz)}
+        supervisor.start('echo', timer, name='timer')
         supervisor.wait_ready(60)
         supervisor.start('session', {'task': task, 'policy': policy, 'max_steps': steps})
         while not list(folder.glob('episodes/*.partial')):  # until the episode is being prepared
@@ -141,19 +140,19 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
             time.sleep(0.05)
         with _cpu(supervisor, CHAIN) as cpu:
             (episode,) = supervisor.follow('session', seconds + 60)
-        traces = {
-            name: _last_words(supervisor, name)
-            for name in ('traced_policy', 'traced_guard', 'echo_timer')
-        }
+        traces = {n: _last_words(supervisor, n) for n in ('policy', 'command_guard', 'timer')}
     return _read(traces, EpisodeReader(episode['path']), rate_hz, cpu)
+
+
+def _arm_hz(rate_hz: int) -> float:
+    return float(max(rate_hz, SLOWEST_ARM_HZ))
 
 
 def _files(rate_hz: int, folder: Path) -> tuple[str, str, str]:
     """Write an arm, a task and a policy for this control rate; return their paths."""
     robot, task, policy = (folder / name for name in ('arm.yaml', 'task.yaml', 'policy.onnx'))
-    arm_hz = float(max(rate_hz, ARM_HZ))
     spec = load_yaml(resources.find('config/robots', ROBOT))
-    spec['joint_states_rate_hz'] = spec['controller']['rate_hz'] = arm_hz
+    spec['joint_states_rate_hz'] = spec['controller']['rate_hz'] = _arm_hz(rate_hz)
     robot.write_text(yaml.safe_dump(spec))
     rate = {'rate_hz': float(rate_hz), 'robot': str(robot)}
     task.write_text(yaml.safe_dump(load_yaml(resources.find('config/tasks', TASK)) | rate))
@@ -193,11 +192,11 @@ def _read(
 ) -> RealChain:
     """Follow each sample from its stamp to the arm, without the moments of the start."""
     ticks = {name: np.array(trace['ticks_ns']) for name, trace in traces.items()}
-    begins = ticks['traced_policy'][0] + round(WARM_UP_S * 1e9)
-    ends = ticks['traced_policy'][-1]
+    begins = ticks['policy'][0] + round(WARM_UP_S * 1e9)
+    ends = ticks['policy'][-1]
     samples, commands = (
         {stamp: times for stamp, *times in traces[name]['taken']}
-        for name in ('traced_policy', 'traced_guard')
+        for name in ('policy', 'command_guard')
     )
     latency, policy_wait, guard_wait = [], [], []
     for stamp, arrived in _arrivals(episode).items():
@@ -209,7 +208,7 @@ def _read(
         guard_wait.append(guard_began - command_came)
     late = {}
     for name, times in ticks.items():
-        period_ns = 1e9 / (rate_hz if name == 'traced_policy' else max(rate_hz, ARM_HZ))
+        period_ns = 1e9 / (rate_hz if name == 'policy' else _arm_hz(rate_hz))
         periods = np.diff(times[(times >= begins) & (times <= ends)])
         late[name] = float((periods > LATE * period_ns).mean())
     return RealChain(*(np.array(x) * 1e-9 for x in (latency, policy_wait, guard_wait)), late, cpu)
@@ -226,8 +225,7 @@ def _arrivals(episode: EpisodeReader) -> dict[int, int]:
         if item.topic == TO_ARM:
             to_arm.append((item.publish_time_ns, item.log_time_ns))
         else:
-            stamp = item.message.header.stamp
-            applied.setdefault(stamp.sec * 1_000_000_000 + stamp.nanosec, item.publish_time_ns)
+            applied.setdefault(stamp_ns(item), item.publish_time_ns)
     published, arrived = np.array(sorted(to_arm)).T
     before = np.searchsorted(published, list(applied.values())) - 1
     return dict(zip(applied, arrived[before].tolist(), strict=True))

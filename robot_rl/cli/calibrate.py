@@ -39,12 +39,12 @@ def main(argv: list[str]) -> int:
     # Here, and not above: MuJoCo takes a second, and --help should not.
     from robot_rl.sim.calibration import Recording, calibrate
     from robot_rl.sim.twin import AtHome
-    from robot_rl.storage.motion import motion
+    from robot_rl.storage.recorded_motion import recorded_motion
 
     store = options.open()
     headers = store.episodes(options.query)
     robot = _robot_of(headers)
-    recordings = [Recording(*motion(store.open(header.id))) for header in headers]
+    recordings = [Recording(*recorded_motion(store.open(header.id))) for header in headers]
     found = calibrate(AtHome(robot), recordings)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(_parameters(found, robot, len(headers)), encoding='utf-8')

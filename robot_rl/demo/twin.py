@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.storage.columns import stamp_ns
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.store import Store
 
@@ -60,12 +61,10 @@ def loop_figures(store: Store, headers: Sequence[EpisodeHeader]) -> dict[str, An
     for header in headers:
         ticks, first = [], {}
         for item in store.open(header.id).messages({_ACTION, _APPLIED}):
-            stamp = item.message.header.stamp
-            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
             if item.topic == _ACTION:
-                ticks.append((item.publish_time_ns, stamp_ns))
+                ticks.append((item.publish_time_ns, stamp_ns(item)))
             else:
-                first.setdefault(stamp_ns, item.publish_time_ns)
+                first.setdefault(stamp_ns(item), item.publish_time_ns)
         intervals += np.diff([published for published, _ in ticks]).tolist()
         latencies += [first[stamp] - stamp for _, stamp in ticks if stamp in first]
     topics = [topic for header in headers for topic in header.topics.values()]

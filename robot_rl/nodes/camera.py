@@ -15,15 +15,16 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.time import Time as RosTime
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64MultiArray
 
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
-from robot_rl.nodes.sim_robot import Parameters as SimRobotParameters
 from robot_rl.robots.mjcf import names
 from robot_rl.sim.rendering import Renderer, intrinsics
+from robot_rl.sim.twin import world_of
 from robot_rl.specs import Camera, RobotSpec, Spec
 
 STATE = 'sim_robot/state'
@@ -173,7 +174,7 @@ class CameraNode(Node):
         super().__init__('camera')
         support.declare_parameters(self, Parameters)
         given = support.read_parameters(self, Parameters)
-        world = SimRobotParameters(task=given.task, robot=given.robot).world()
+        world = world_of(given.task, given.robot)
         model = world.model()
         cv2.setNumThreads(1)
         self._state, self._lock, self._closed = State(model), threading.Lock(), False
@@ -183,7 +184,7 @@ class CameraNode(Node):
         self._diagnostics = support.Diagnostics(self, f'{world.robot.name} (simulated)')
         self._heard, self._reported_s = 0, time.monotonic()
         self.create_subscription(Float64MultiArray, STATE, self._on_state, support.SENSOR)
-        self.create_timer(1.0, self._report)
+        self._diagnostics.repeat(self._report)
 
     def start(self, end: End) -> None:
         """Begin: all is done in callbacks."""
@@ -210,8 +211,7 @@ class CameraNode(Node):
         """Return when sim_robot published a state: on /clock, where time comes from there."""
         if self.get_clock().ros_time_is_active:
             return self.get_clock().now().to_msg()
-        seconds, nanoseconds = divmod(about['source_timestamp'], 1_000_000_000)
-        return Time(sec=seconds, nanosec=nanoseconds)
+        return RosTime(nanoseconds=about['source_timestamp']).to_msg()
 
     def _report(self) -> None:
         """Say how many pictures are drawn and how long each takes, camera by camera."""

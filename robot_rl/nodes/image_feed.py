@@ -81,7 +81,7 @@ class Feed:
         with self._lock:
             if self._writer.closed:
                 return
-            self._writer.write(stamp.sec * 1_000_000_000 + stamp.nanosec, picture)
+            self._writer.write(support.nanoseconds(stamp), picture)
         self.refusal, self._any = '', True
         self.age_s = self._node.get_clock().now().nanoseconds * 1e-9 - support.seconds(stamp)
         self._count += 1
@@ -113,7 +113,7 @@ class ImageFeed(Node):
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, self._robot.name)
         self.create_timer(0.05, self._answer)
-        self.create_timer(1.0, self._report)
+        self._diagnostics.repeat(self._report)
 
     def start(self, end: End) -> None:
         """Begin: all is done in callbacks."""

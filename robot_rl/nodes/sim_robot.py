@@ -11,25 +11,23 @@ import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
-from rclpy.parameter import Parameter
+from rclpy.time import Time as RosTime
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robot_rl import registry
 from robot_rl.control.session import SessionInfo
-from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.errors import ContractMismatch
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.quaternions import wxyz_to_xyzw
 from robot_rl.sim.imperfections import Imperfections
 from robot_rl.sim.simulated_arm import SimulatedArm
-from robot_rl.sim.twin import AtHome, World
-from robot_rl.specs import RobotSpec, Spec
+from robot_rl.sim.twin import world_of
+from robot_rl.specs import Spec
 
 # After a longer pause of this process the arm goes on where it was: time is lost, not jumped.
 CATCH_UP_S = 0.1
@@ -105,14 +103,6 @@ class Parameters(Imperfections, Push):
     def part(self, model: type[support.P]) -> support.P:
         """Return those of the parameters that `model` has."""
         return model.parse(self.model_dump(include=set(model.model_fields)))
-
-    def world(self) -> World:
-        """Return what is to be simulated. Raises SpecError, UnknownName."""
-        if not self.robot:
-            return registry.make_task(self.task)
-        robot = RobotSpec.load(self.robot)
-        task = registry.make_task(self.task) if self.task else None
-        return task if task and task.robot == robot else AtHome(robot)
 
 
 class Periodic:
@@ -199,9 +189,7 @@ class SimRobot(Node):
         super().__init__('sim_robot')
         support.declare_parameters(self, Parameters, changeable=Push.model_fields)
         self._given = support.read_parameters(self, Parameters)
-        self._push = self._given.part(Push)
-        self.add_on_set_parameters_callback(self._on_parameters)
-        world = self._given.world()
+        world = world_of(self._given.task, self._given.robot)
         self._robot = world.robot
         self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
         self._lock = threading.Lock()
@@ -299,8 +287,7 @@ class SimRobot(Node):
     def _stamp(self) -> Time:
         if not self._given.publish_clock:
             return self.get_clock().now().to_msg()
-        nanoseconds = round(self._simulated * 1e9)
-        return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+        return RosTime(nanoseconds=round(self._simulated * 1e9)).to_msg()
 
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
@@ -326,15 +313,6 @@ class SimRobot(Node):
         if info.state == 'prepare':
             self._participant.report('ready')
 
-    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        """Take another push; what else may be said here is refused by rclpy as read-only."""
-        changes = {p.name: p.value for p in parameters if p.name in Push.model_fields}
-        try:
-            self._push = self._push.replace(**changes)
-        except SpecError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        return SetParametersResult(successful=True)
-
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._place(self._given.seed)
@@ -351,7 +329,7 @@ class SimRobot(Node):
         return response
 
     def _on_perturb(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        push = self._push
+        push = support.read_parameters(self, Parameters).part(Push)
         with self._lock:
             self._arm.twin.push(push.push_force_n, push.push_torque_nm, push.push_duration_s)
         response.success, response.message = True, push.to_json()

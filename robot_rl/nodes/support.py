@@ -506,6 +506,11 @@ def doubles(values: np.ndarray) -> array.array:
     return array.array('d', np.asarray(values, np.float64).tobytes())
 
 
+def nanoseconds(stamp: Any) -> int:
+    """Return a builtin_interfaces Time or Duration in nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
 def seconds(stamp: Any) -> float:
     """Return a builtin_interfaces Time or Duration in seconds."""
     return stamp.sec + stamp.nanosec * 1e-9

@@ -39,7 +39,8 @@ class Trace:
                 message, about = taken
                 began = self.ticks[-1]
                 came = min(about['received_timestamp'], began)
-                self.taken.setdefault(stamp_ns(message), (came, began))
+                stamp = support.nanoseconds(message.header.stamp)
+                self.taken.setdefault(stamp, (came, began))
             return taken
 
         polled.take = noted
@@ -50,17 +51,21 @@ class Trace:
         print(json.dumps({'ticks_ns': self.ticks, 'taken': taken}), flush=True)
 
 
-class TracedPolicy(PolicyNode):
-    """A policy that says, when it ends, when each sample came and was taken."""
+class Traced:
+    """A node that says, when it ends, when its messages came and its ticks began."""
 
     def __init__(self) -> None:
         self._trace = Trace()
         super().__init__()
 
     def close(self) -> None:
-        """Stop the loop and say what was noted."""
+        """Stop the work and say what was noted."""
         super().close()
         self._trace.tell()
+
+
+class TracedPolicy(Traced, PolicyNode):
+    """Of a policy: the samples of joint states."""
 
     def _create_topics(self, *args: Any) -> None:
         super()._create_topics(*args)
@@ -79,17 +84,8 @@ class TracedPolicy(PolicyNode):
         super()._run(*args)
 
 
-class TracedGuard(CommandGuardNode):
-    """A guard that says, when it ends, when each command came and was taken."""
-
-    def __init__(self) -> None:
-        self._trace = Trace()
-        super().__init__()
-
-    def close(self) -> None:
-        """Stop publishing and say what was noted."""
-        super().close()
-        self._trace.tell()
+class TracedGuard(Traced, CommandGuardNode):
+    """Of a guard: the commands of all sources."""
 
     def _create_topics(self) -> None:
         super()._create_topics()
@@ -99,9 +95,3 @@ class TracedGuard(CommandGuardNode):
     def _hear_sources(self, now: float) -> list[str | None]:
         self._trace.begin()
         return super()._hear_sources(now)
-
-
-def stamp_ns(message: Any) -> int:
-    """Return the stamp of a message's header [ns]."""
-    stamp = message.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec

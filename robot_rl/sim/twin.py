@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike
 
+from robot_rl import registry
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.robots.mjcf import find, load_model, named
 from robot_rl.sim.reach import InitialCondition
@@ -49,6 +50,18 @@ class AtHome:
         """Return the home pose, whatever the seed."""
         del seed
         return InitialCondition(self.robot.home_position)
+
+
+def world_of(task: str, robot: str) -> World:
+    """Return a task by name, or a robot at home where one is named that is not the task's.
+
+    Either may be empty. Raises SpecError, UnknownName.
+    """
+    if not robot:
+        return registry.make_task(task)
+    spec = RobotSpec.load(robot)
+    named_task = registry.make_task(task) if task else None
+    return named_task if named_task and named_task.robot == spec else AtHome(spec)
 
 
 class Jaw(NamedTuple):

@@ -194,3 +194,14 @@ def arm(observer, ur5e) -> Callable[..., Arm]:
         return Arm(observer, list(names or ur5e.joints), list(positions or home))
 
     return make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show what the nodes of a failed test have written."""
+    report = yield
+    supervisor = item.funcargs.get('supervisor')
+    if report.failed and supervisor:
+        for name in supervisor.children:
+            report.sections.append((f'log of {name}', supervisor.log(name)))
+    return report

@@ -36,14 +36,14 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
         *[tuple(start + x * ms for x in (20, 22, 24, 25, 31, 34))],
     ]
     chain = {
-        'traced_policy': [[s, came, began] for s, came, began, *_ in times],
-        'traced_guard': [[s, came, began] for s, _, _, came, began, _ in times],
+        'policy': [[s, came, began] for s, came, began, *_ in times],
+        'command_guard': [[s, came, began] for s, _, _, came, began, _ in times],
     }
     first = start - round(deploy.WARM_UP_S * 1e9)
     ticks = {
-        'traced_policy': [first, start, start + 20 * ms, start + 40 * ms, start + 80 * ms],
-        'traced_guard': [start + 10 * ms * i for i in range(8)],
-        'echo_timer': [start, start + 10 * ms, start + 26 * ms],
+        'policy': [first, start, start + 20 * ms, start + 40 * ms, start + 80 * ms],
+        'command_guard': [start + 10 * ms * i for i in range(8)],
+        'timer': [start, start + 10 * ms, start + 26 * ms],
     }
     traces = {name: {'ticks_ns': ticks[name], 'taken': chain.get(name, [])} for name in ticks}
 
@@ -70,4 +70,4 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
     np.testing.assert_allclose(real.latency, [1e-3 + 1e-3 + 2e-3, 2e-3 + 1e-3 + 3e-3])
     np.testing.assert_allclose(real.policy_wait, [3e-3, 2e-3])
     np.testing.assert_allclose(real.guard_wait, [6e-3, 6e-3])
-    assert real.late == {'traced_policy': 1 / 3, 'traced_guard': 0.0, 'echo_timer': 0.5}
+    assert real.late == {'policy': 1 / 3, 'command_guard': 0.0, 'timer': 0.5}

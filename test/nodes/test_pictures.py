@@ -213,7 +213,7 @@ def test_pictures_that_nobody_hands_over_are_told(blind, publishing, observer):
     publishing(lambda: compressed(picture(0)), 'wrist/image_raw/compressed')
     world = blind(seeing('wrist'), fed=False)
     told = '/wrist/image_raw/compressed is there: the node image_feed, which hands it over, does n'
-    observer.until(lambda: any(told in message.data for message in world.session.answers))
+    assert observer.until(lambda: any(told in message.data for message in world.session.answers))
 
 
 @pytest.fixture

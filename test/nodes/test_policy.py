@@ -133,14 +133,20 @@ def test_joint_states_of_another_arm_keep_it_from_getting_ready(
     assert 'joint_states: none has come' in detail and not world.commands
 
 
-def test_when_joint_states_stop_it_breaks_the_episode_off(supervisor, observer, conductor, world):
-    supervisor.start('policy', {'policy': 'random'})
-    supervisor.wait_ready()
+def under_way(conductor, world, observer):
+    """Return the session and the world of an episode in which the policy commands."""
     session, world = conductor('policy'), world()
-    session.say('prepare', max_steps=100)
+    session.say('prepare', max_steps=1000)
     session.hears('ready')
     session.say('running')
     observer.until(lambda: len(world.commands) >= 3)
+    return session, world
+
+
+def test_when_joint_states_stop_it_breaks_the_episode_off(supervisor, observer, conductor, world):
+    supervisor.start('policy', {'policy': 'random'})
+    supervisor.wait_ready()
+    session, world = under_way(conductor, world, observer)
     world.arm.stop()
     told = session.hears('error')
     assert 'joint_states is 0.' in told and 's old, at most 0.25 s' in told
@@ -262,11 +268,7 @@ def test_each_field_is_held_to_its_own_age_while_the_episode_runs(
     contract = contract.replace(observation=fields)
     supervisor.start('policy', {'policy': str(policy_file(contract)), 'max_age_s': 3.0})
     supervisor.wait_ready()
-    session, world = conductor('policy'), world()
-    session.say('prepare', max_steps=1000)
-    session.hears('ready')
-    session.say('running')
-    observer.until(lambda: len(world.commands) >= 3)
+    session, world = under_way(conductor, world, observer)
     world.targets.cancel()
     told = session.hears('error')
     assert re.search(

@@ -7,7 +7,7 @@ import pytest
 
 from robot_rl.errors import StorageError
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
-from robot_rl.storage.motion import motion
+from robot_rl.storage.recorded_motion import recorded_motion
 
 START_NS = 1_700_000_000_000_000_000
 TOLD = [[0.5, 0.0], [0.53, -0.02], [0.56, -0.04]]
@@ -56,7 +56,7 @@ def episode(tmp_path, header, ros, robot):
 @pytest.mark.parametrize('kind', ['forward_position', 'forward_velocity', 'joint_trajectory'])
 @pytest.mark.parametrize('namespace', ['', '/left'])
 def test_series_are_in_the_order_of_joints_and_of_time(episode, kind, namespace):
-    found = motion(episode(kind, namespace))
+    found = recorded_motion(episode(kind, namespace))
     np.testing.assert_allclose(found.time, [0.0, 0.01, 0.02], atol=1e-9)
     np.testing.assert_allclose(found.position, [[1.2, 1.1], [0.2, 0.1], [2.2, 2.1]])
     np.testing.assert_allclose(found.command_time, [0.005, 0.015, 0.025], atol=1e-9)
@@ -65,7 +65,7 @@ def test_series_are_in_the_order_of_joints_and_of_time(episode, kind, namespace)
 
 def test_commands_of_the_episode_before_are_left_out(episode):
     """The guard held where the former episode ended until the arm stood at the next start."""
-    found = motion(episode('forward_position', told=[[2.0, 0.0], *TOLD[1:]]))
+    found = recorded_motion(episode('forward_position', told=[[2.0, 0.0], *TOLD[1:]]))
     np.testing.assert_allclose(found.command, TOLD[1:])
     # From the last sample before 15 ms on.
     np.testing.assert_allclose(found.time, [0.0, 0.01], atol=1e-9)
@@ -75,12 +75,12 @@ def test_commands_of_the_episode_before_are_left_out(episode):
 
 def test_what_is_missing_is_one_clear_line(episode, tmp_path, header):
     with pytest.raises(StorageError, match=r"joint_states: \['left_shoulder'\] missing"):
-        motion(episode('forward_position', joints=('elbow', 'rail', 'wrist')))
+        recorded_motion(episode('forward_position', joints=('elbow', 'rail', 'wrist')))
     with pytest.raises(StorageError, match='commands holds 1 messages; needed are several'):
-        motion(episode('forward_position', count=1))
+        recorded_motion(episode('forward_position', count=1))
     with pytest.raises(StorageError, match=r'joint_states is stamped .* s from .*another clock'):
-        motion(episode('forward_position', epoch_ns=10**9))
+        recorded_motion(episode('forward_position', epoch_ns=10**9))
     with EpisodeWriter(tmp_path, header(id='other', robot_spec=None)) as writer:
         reader = EpisodeReader(writer.commit())
     with pytest.raises(StorageError, match='no robot_spec'):
-        motion(reader)
+        recorded_motion(reader)

@@ -15,7 +15,7 @@ from robot_rl.storage.episode import EpisodeReader
 SAME_CLOCK_S = 3600.0
 
 
-class Motion(NamedTuple):
+class RecordedMotion(NamedTuple):
     """An episode's commands to the arm, and its joint states; seconds since the first of these.
 
     That is the last one before the first command: how the arm came to where it began is not said.
@@ -29,7 +29,7 @@ class Motion(NamedTuple):
     position: np.ndarray  # [T, n]
 
 
-def motion(episode: EpisodeReader) -> Motion:
+def recorded_motion(episode: EpisodeReader) -> RecordedMotion:
     """Read the commands on the topic of the arm's controller, and the measured positions.
 
     Raises StorageError where there are none, or the header does not say whose they are.
@@ -68,7 +68,7 @@ def motion(episode: EpisodeReader) -> Motion:
     first = commands[0][0]
     start = max((stamp for stamp, _ in states if stamp <= first), default=states[0][0])
     states = [state for state in states if state[0] >= start]
-    return Motion(*_series(commands, start), *_series(states, start))
+    return RecordedMotion(*_series(commands, start), *_series(states, start))
 
 
 def _topics(episode: EpisodeReader) -> tuple[str, str]:

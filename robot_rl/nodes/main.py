@@ -7,11 +7,13 @@ a flag: an exception inside the import of a C extension would look like a broken
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from robot_rl.errors import RobotRLError, UnknownName
@@ -30,6 +32,7 @@ NODES = {
     'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
 }
 _CLOSE_WITHIN_S = 8.0
+_SIGEV_THREAD = 2  # <signal.h>
 
 
 class End:
@@ -63,6 +66,34 @@ class End:
         faulthandler.dump_traceback_later(_CLOSE_WITHIN_S, exit=True)
 
 
+class _Event(ctypes.Structure):
+    """struct sigevent of <signal.h>: call `function(value)` in a thread of its own."""
+
+    _fields_ = (
+        ('value', ctypes.c_void_p),
+        ('number', ctypes.c_int),
+        ('notify', ctypes.c_int),
+        ('function', ctypes.c_void_p),
+        ('rest', ctypes.c_byte * 40),
+    )
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """End the process with `code` after whole `seconds`, unless it has ended before.
+
+    A timer of the C library calls its _exit: what hangs inside an extension may hold Python's
+    lock, without which no thread and no signal handler of Python's runs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    libc = ctypes.CDLL(None, use_errno=True)
+    leave = ctypes.cast(libc._exit, ctypes.c_void_p)
+    event = _Event(value=code, notify=_SIGEV_THREAD, function=leave)
+    timer, when = ctypes.c_void_p(), (ctypes.c_long * 4)(0, 0, round(seconds), 0)
+    libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer))
+    libc.timer_settime(timer, 0, when, None)
+
+
 def _handle(handler: Callable[..., None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
@@ -84,10 +115,9 @@ def run(node: str, args: list[str] | None = None) -> int:
         end.wait()
         return end.code
     code = support.run(node_class, args, end)
-    # All is closed. What DDS does while a process is taken apart hangs once in some fifty times.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code)  # what DDS does while a process is taken apart hangs now and then
 
 
 def sim_robot() -> int:

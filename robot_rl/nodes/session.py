@@ -115,7 +115,7 @@ class SessionNode(Node):
         self._paused = self._given.manual
         self._fields = self._describe()
         self.add_on_set_parameters_callback(self._on_parameters)
-        self._publisher = self.create_publisher(String, support.SESSION_STATE, support.LATCHED)
+        self._publisher = support.alive_publisher(self, support.SESSION_STATE)
         for name in self._given.participants:
             self.create_subscription(
                 String, f'{name}/status', self._listener(name), support.LATCHED_READER

@@ -21,10 +21,12 @@ from typing import IO, Any, Self
 
 import yaml
 
+from robot_rl import resources
 from robot_rl.errors import RobotRLError
 
 PARENT = 'ROBOT_RL_PARENT'  # the pid without which a node does not go on
 READY_FILE = 'ROBOT_RL_READY_FILE'  # a node creates this file once it works
+_PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _POLL_S = 0.02
 
@@ -73,13 +75,13 @@ class Supervisor:
         Messages go over UDP unless the environment says otherwise: a killed process leaves its
         shared memory behind, half a megabyte a node, until the machine has none.
         """
-        transports = {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
+        reach = {'ROS_AUTOMATIC_DISCOVERY_RANGE': self.discovery}
         return (
-            transports
+            {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
             | os.environ
+            | (loopback() if self.discovery == 'LOCALHOST' else reach)
             | {
                 'ROS_DOMAIN_ID': str(self.domain_id),
-                'ROS_AUTOMATIC_DISCOVERY_RANGE': self.discovery,
                 'ROS_LOG_DIR': str(self.log_dir / 'ros'),
                 'RCUTILS_COLORIZED_OUTPUT': '0',
                 'OPENBLAS_NUM_THREADS': '1',
@@ -219,6 +221,18 @@ def _whole_lines(file) -> Iterator[str]:
             return
         if line.strip():
             yield line
+
+
+def loopback() -> dict[str, str]:
+    """Return the environment in which no socket of a node can be reached from another machine.
+
+    With an RMW other than that of Fast DDS, or a profile of the user's, ROS sees to it.
+    """
+    ours = str(resources.find('config/dds', 'loopback', '.xml'))
+    fast_dds = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp').startswith('rmw_fastrtps')
+    if not fast_dds or os.environ.get(_PROFILES, ours) != ours:
+        return {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    return {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SYSTEM_DEFAULT', _PROFILES: ours}
 
 
 @contextlib.contextmanager

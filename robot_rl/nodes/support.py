@@ -29,6 +29,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -37,7 +38,7 @@ from robot_rl.control.clocks import SteadyClock, ticks
 from robot_rl.control.session import SessionInfo
 from robot_rl.errors import RobotRLError, SpecError, did_you_mean
 from robot_rl.nodes import wiring
-from robot_rl.nodes.main import End
+from robot_rl.nodes.main import End, leave_within
 from robot_rl.nodes.supervisor import report_ready
 from robot_rl.specs import Spec
 
@@ -59,27 +60,33 @@ STREAM = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # The newest two: a velocity that is a difference of positions is one of neighbours.
 NEIGHBOURS = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
-# DDS itself says for a process, from a thread of its own, that it is alive: no Python can be late.
-_ALIVE_EVERY_S, _GONE_AFTER_S = 0.05, 0.06
+# How often a process says that it is alive, and for how long it is believed [s].
+_ALIVE_EVERY_S, _GONE_AFTER_S = 0.015, 0.06
+
+_GOODBYE_WITHIN_S = 2.0
 
 
-def _latched(depth: int, lease_s: float | None = None) -> QoSProfile:
-    """Return the QoS of a state that newcomers get as well; `lease_s`: of who is to be alive."""
-    lease = {} if lease_s is None else {'liveliness_lease_duration': Duration(seconds=lease_s)}
+def _latched(depth: int, **liveliness: Any) -> QoSProfile:
+    """Return the QoS of a state that newcomers get as well."""
     return QoSProfile(
         depth=depth,
         reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL,
-        liveliness=LivelinessPolicy.AUTOMATIC,
-        **lease,
+        **liveliness,
     )
 
 
 # The newest one only; who is there gets every one of them.
-LATCHED = _latched(1, _ALIVE_EVERY_S)
+LATCHED = _latched(1)
 LATCHED_READER = _latched(10)
-# How to hear that whoever publishes such a state is gone.
-_WATCHING = _latched(1, _GONE_AFTER_S)
+# How a process is heard to be gone. Automatic liveliness would do it without a thread of ours, but
+# its timer waits in Fast DDS for a lock, and whoever holds that lock may wait for the timer: when
+# another process left, one in some hundred heard nothing any more (Fast DDS issue 6502).
+_ALIVE = _latched(
+    1,
+    liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
+    liveliness_lease_duration=Duration(seconds=_GONE_AFTER_S),
+)
 
 # What a person can mend: one line, no traceback.
 WRONG_INPUT = (
@@ -126,6 +133,8 @@ def run(node_class: Callable[[], WorkNode], args: list[str] | None, end: End) ->
         node.close()
     if spinning is not None:
         spinning.stop()
+    # All of ours is closed. Where several nodes end at once, DDS may hang in saying goodbye.
+    leave_within(_GOODBYE_WITHIN_S, end.code)
     rclpy.try_shutdown()
     return end.code
 
@@ -260,6 +269,21 @@ def _never(message: Any) -> None:
     """Be the callback of a subscription that has none."""
 
 
+def alive_publisher(node: Node, topic: str) -> Publisher:
+    """Create the publisher of a latched state, by which others hear that this process is alive."""
+    publisher = node.create_publisher(String, topic, _ALIVE)
+
+    def say() -> None:
+        try:
+            for _ in ticks(SteadyClock(), _ALIVE_EVERY_S):
+                publisher.assert_liveliness()
+        except (rclpy_implementation.InvalidHandle, rclpy_implementation.RCLError):
+            pass  # the publisher has been destroyed
+
+    threading.Thread(target=say, name='alive', daemon=True).start()
+    return publisher
+
+
 class Answer(Spec):
     """What is said on <node>/status."""
 
@@ -276,7 +300,7 @@ class Participant:
     def __init__(self, node: Node, on_session: Callable[[SessionInfo], None]):
         self._node, self._on_session = node, on_session
         self.info, self.answer = SessionInfo(), Answer()  # as heard, and as said
-        self._status = node.create_publisher(String, f'{node.get_name()}/status', LATCHED)
+        self._status = alive_publisher(node, f'{node.get_name()}/status')
         node.create_subscription(String, SESSION_STATE, self._hear, LATCHED_READER)
 
     def watch(self, node: str, on_change: Callable[[str, bool], None]) -> None:
@@ -285,7 +309,7 @@ class Participant:
         events = SubscriptionEventCallbacks(
             liveliness=lambda change: on_change(node, change.alive_count > 0)
         )
-        self._node.create_subscription(String, topic, _never, _WATCHING, event_callbacks=events)
+        self._node.create_subscription(String, topic, _never, _ALIVE, event_callbacks=events)
 
     def report(self, state: str, detail: str = '') -> None:
         """Say how far this node is with the episode in hand."""

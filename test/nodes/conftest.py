@@ -20,7 +20,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from robot_rl.nodes.supervisor import Supervisor, reserved_domain_id
+from robot_rl.nodes.supervisor import Supervisor, loopback, reserved_domain_id
 from robot_rl.specs import RobotSpec
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -152,8 +152,8 @@ class Arm:
 
 @pytest.fixture
 def domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')  # as the supervisor's nodes
+    for name, value in loopback().items():  # as the supervisor's nodes
+        monkeypatch.setenv(name, value)
     with reserved_domain_id() as domain_id:
         yield domain_id
 

@@ -59,6 +59,20 @@ def test_what_hangs_with_pythons_lock_held_does_not_keep_the_process_alive():
     assert done.returncode == 1 and b'Timeout' in done.stderr
 
 
+@pytest.mark.parametrize('code', [0, 2])
+def test_a_goodbye_that_hangs_in_dds_does_not_change_the_exit_code(code):
+    """Nodes that ended all at once hung, one in some hundred, with Python's lock held."""
+    script = (
+        'import ctypes\n'
+        'from robot_rl.nodes.main import leave_within\n'
+        'print("said", end="")\n'
+        f'leave_within(1, {code})\n'
+        'ctypes.PyDLL(None).sleep(60)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', script], timeout=20, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b'said', b'')
+
+
 def test_a_signal_is_heard_whichever_thread_gets_it_and_whatever_the_main_thread_does():
     """One that came just before the main thread waited was lost: the node went on for ever."""
     script = (

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from robot_rl.errors import StorageError
-from robot_rl.nodes.supervisor import NodeFailure, Supervisor, reserved_domain_id
+from robot_rl.nodes.supervisor import NodeFailure, Supervisor, loopback, reserved_domain_id
 
 READY = 'from robot_rl.nodes import supervisor as s\ns.begin()\ns.report_ready()\n'
 SLEEP = 'import time\ntime.sleep(60)\n'
@@ -42,14 +43,41 @@ def gone(pid: int, deadline_s: float = 20.0) -> bool:
 
 
 def test_children_get_a_domain_and_stay_on_this_machine(supervisor, monkeypatch):
-    monkeypatch.delenv('FASTDDS_BUILTIN_TRANSPORTS', raising=False)
+    monkeypatch.delenv('FASTDDS_DEFAULT_PROFILES_FILE', raising=False)
     start(supervisor, f'import os\nprint(os.environ)\n{READY}{SLEEP}')
     supervisor.wait_ready(20)
     text = (supervisor.log_dir / 'child.out').read_text()
     assert f"'ROS_DOMAIN_ID': '{supervisor.domain_id}'" in text
-    assert "'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'" in text
-    assert "'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'" in text
+    assert "'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SYSTEM_DEFAULT'" in text
+    assert 'config/dds/loopback.xml' in text
     assert 1 <= supervisor.domain_id <= 100
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp'),
+        ('FASTDDS_DEFAULT_PROFILES_FILE', '/etc/a_profile_of_the_users.xml'),
+    ],
+)
+def test_where_our_profile_does_not_count_ros_keeps_the_traffic_here(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert loopback() == {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+
+
+def test_no_socket_of_a_node_is_reachable_from_another_machine(supervisor):
+    """With LOCALHOST alone Fast DDS listens everywhere, and leaves shared memory behind."""
+    child = supervisor.start('command_guard')
+    supervisor.wait_ready()
+    process = Path(f'/proc/{child.pid}')
+    mine = {os.readlink(file) for file in (process / 'fd').iterdir()}
+    rows = [row.split() for row in (process / 'net/udp').read_text().splitlines()[1:]]
+    addresses = [row[1].split(':')[0] for row in rows if f'socket:[{row[9]}]' in mine]
+    assert len(addresses) >= 3
+    assert set(addresses) == {'0100007F'}  # 127.0.0.1, in the kernel's order of bytes
+    names = [(task / 'comm').read_text() for task in (process / 'task').iterdir()]
+    assert any('dds.udp' in name for name in names)
+    assert not any('dds.shm' in name for name in names)
 
 
 def test_a_child_that_does_not_get_ready_is_named(supervisor):

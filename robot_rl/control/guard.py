@@ -92,11 +92,16 @@ class GuardConfig(Spec):
         description='an arm that takes velocities is told this much more for each rad (or m) that '
         'it is measured behind [1/s]',
     )
+    give_back_after_s: pydantic.NonNegativeFloat = pydantic.Field(
+        0.5,
+        description='how long a source must have been quiet before a later one of `sources` is '
+        'heard again: a person who jogs step by step keeps the arm between two steps [s]',
+    )
     sources: tuple[str, ...] = pydantic.Field(
         ('teleop', 'policy'),
         min_length=1,
         description='who may command, each on <source>/command; while an earlier one commands, '
-        'the later ones are not heard',
+        'and give_back_after_s longer, the later ones are not heard',
     )
 
 
@@ -368,8 +373,11 @@ class CommandGuard:
         self._last_intervention = f'{kind}: {why}'
 
     def _overrules(self, source: str) -> bool:
-        """Tell whether a source that comes before `source` commands the arm."""
-        if self._state is not GuardState.ACTIVE:
+        """Tell whether a source that comes before `source` commands the arm, or just did."""
+        if not self._source or self._state is GuardState.ESTOP:
+            return False
+        quiet = self._time - self._received
+        if self._state is not GuardState.ACTIVE and quiet > self.config.give_back_after_s:
             return False
         first = self.config.sources.index(self._source)
         return source in self.config.sources[first + 1 :]

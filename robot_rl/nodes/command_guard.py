@@ -195,8 +195,8 @@ class CommandGuardNode(Node):
         for source, commands in self._commands.items():
             if (message := commands.newest()) is not None:
                 self._heard_at[source] = now
-                stamp_s = support.seconds(message.header.stamp)
-                self._latencies_s.add(self.get_clock().now().nanoseconds * 1e-9 - stamp_s)
+                if stamp_s := support.seconds(message.header.stamp):  # teleop may leave it out
+                    self._latencies_s.add(self.get_clock().now().nanoseconds * 1e-9 - stamp_s)
                 refusals.append(self._command(source, message, now))
         for source, widths in self._widths.items():
             if (message := widths.newest()) is not None:

@@ -535,6 +535,7 @@ def test_teleop_takes_over_and_gives_back_without_a_jump(robot, new):
     now += guard.config.timeout_s  # let go
     published.append(guard.tick(now))
     assert published[-1].source == 'hold'
+    now += guard.config.give_back_after_s
     for k in range(60):
         now += TICK
         if k % 5 == 0:
@@ -547,6 +548,23 @@ def test_teleop_takes_over_and_gives_back_without_a_jump(robot, new):
     # Slowly, at first: the one who takes over is far from where the arm is.
     assert np.abs(speeds[20:60]).max() <= guard.config.ramp_speed + 1e-9
     assert guard.diagnostics()['ramped'] == 2
+
+
+@pytest.mark.parametrize(('rate_hz', 'heard'), [(5, {'teleop', 'hold'}), (1, {'policy', 'hold'})])
+def test_teleop_that_is_slow_does_not_take_turns_with_the_policy(robot, new, rate_hz, heard):
+    """At 5 Hz it was quiet for longer than the timeout, and a policy took over between steps."""
+    guard = new(quick(robot))
+    guard.measured(NAMES, HOME, now=0.0)
+    sources = set()
+    for k in range(300):
+        now = TICK * k
+        follow(guard, now)
+        if k % round(1 / (rate_hz * TICK)) == 0:
+            assert send(guard, HOME + 0.01, now, source='teleop') is None
+        if k % 5 == 0:
+            assert send(guard, HOME - 0.01, now, source='policy') is None
+        sources.add(guard.tick(now).source)
+    assert sources == heard | {'teleop'}
 
 
 def test_who_is_no_source_is_not_heard(started):

@@ -13,7 +13,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PAGE = Path(__file__).parents[2] / 'docs' / 'troubleshooting.md'
@@ -55,10 +55,11 @@ def documented_keys(node: str) -> set[str]:
 
 
 def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, statuses, tmp_path):
-    nodes = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'session']
+    taking_part = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'image_feed']
+    nodes = [*taking_part, 'camera', 'session']
     given = {
         'episode_recorder': {'root': str(tmp_path)},
-        'session': {'manual': True, 'participants': nodes[:-1]},
+        'session': {'manual': True, 'participants': taking_part},
     }
     for node in nodes:
         supervisor.start(node, given.get(node, {}))
@@ -93,6 +94,26 @@ def test_while_an_episode_runs_rates_and_latencies_are_told(supervisor, statuses
     assert float(guard['joint_states.age_ms']) < 500
     assert 50 < int(guard['rate_hz']) <= 110 and guard['wanted_rate_hz'] == '100.0'
     assert statuses.of('session', lambda s: values(s)['state'] == 'running').message == 'running'
+
+
+def test_a_command_without_a_stamp_is_not_taken_for_decades_old(
+    supervisor, observer, statuses, arm
+):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    here = arm().message
+    point = JointTrajectoryPoint(positions=here.position)
+    point.time_from_start.nanosec = 50_000_000
+    commands = observer.publisher(JointTrajectory, 'teleop/command')
+
+    def followed():
+        commands.publish(JointTrajectory(joint_names=here.name, points=[point]))
+        time.sleep(0.02)
+        last = statuses.heard.get('command_guard', [])[-1:]
+        return [status for _, status in last if values(status)['source'] == 'teleop']
+
+    told = values(observer.until(followed)[0])
+    assert int(told['accepted']) > 0 and float(told['command_latency_max_ms']) == 0.0
 
 
 def test_without_joint_states_the_guard_is_stale(supervisor, statuses):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ APPLIED, TO_ARM = '/command_guard/applied', '/forward_position_controller/comman
 LATE = 1.5
 # What a graph does in its first moments counts for nothing.
 WARM_UP_S = 1.0
+TURNS = 4
 
 
 class EmptyChain(NamedTuple):
@@ -66,18 +67,26 @@ def run(seconds: float = 20.0, rates_hz: tuple[int, ...] = RATES_HZ) -> Iterator
     """Yield what the real chain does at each rate of the policy, and the empty one beside it.
 
     A D4PG policy of the default size moves the twin through guard and recorder. The two chains
-    take turns, since at high rates there is not the room for both on a small machine: the empty
-    one runs before and after the real one. Each has half of `seconds` at each rate.
+    take turns, since at high rates there is not the room for both on a small machine, and several
+    times, since one start of the same processes is up to twice as quick as another. Each has half
+    of `seconds` at each rate.
     """
     for rate_hz in rates_hz:
-        each = seconds / 2
+        each, real, empty = seconds / 2 / TURNS, [], []
         with tempfile.TemporaryDirectory() as folder:
-            before = _empty(rate_hz, each / 2, Path(folder, 'before'))
-            real = _real(rate_hz, each, Path(folder, 'real'))
-            after = _empty(rate_hz, each / 2, Path(folder, 'after'))
-        cpu = {link: (before.cpu[link] + after.cpu[link]) / 2 for link in before.cpu}
-        empty = EmptyChain(np.concatenate([before.latency, after.latency]), cpu)
-        yield from _rows(rate_hz, real, empty)
+            for turn in range(TURNS):
+                empty.append(_empty(rate_hz, each, Path(folder, f'empty-{turn}')))
+                real.append(_real(rate_hz, each, Path(folder, f'real-{turn}')))
+        yield from _rows(rate_hz, RealChain(*_pooled(real)), EmptyChain(*_pooled(empty)))
+
+
+def _pooled(turns: Sequence[tuple]) -> Iterator[np.ndarray | dict[str, float]]:
+    """Yield each field of one chain's turns: values one after another, the mean of shares."""
+    for fields in zip(*turns, strict=True):
+        if isinstance(fields[0], dict):
+            yield {name: float(np.mean([share[name] for share in fields])) for name in fields[0]}
+        else:
+            yield np.concatenate(fields)
 
 
 def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ Not a certified safety device: it keeps an ordinary mistake of a policy from bec
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 from collections.abc import Sequence
@@ -284,6 +285,15 @@ class CommandGuard:
             return None
         position, velocity = self._motion.position.copy(), self._motion.velocity.copy()
         return Applied(position, velocity, self._stamp, self.source)
+
+    def rehearse(self, now: float) -> None:
+        """Take the last target and tick once more, without any effect (see RehearsingClock)."""
+        if self._line is None:
+            return
+        double = copy.copy(self)
+        double._counts = dict(self._counts)
+        double.command(self.robot.joints, self._line.goal, self.period_s, 0, self._source, now)
+        double.tick(now)
 
     def block(self, who: str, reason: str, now: float) -> None:
         """Come to rest and refuse all commands until `who` is no reason any more; see unblock."""

@@ -58,6 +58,9 @@ class ControlLoop:
         self.steps = 0
         self._command: np.ndarray | None = None
         self._state: dict[str, np.ndarray] = {}
+        self._last: tuple[Observation, np.ndarray] | None = (
+            None  # as seen, a batch of one; as asked
+        )
 
     def begin(self, measured: ArrayLike) -> None:
         """Start an episode at the measured joint positions [n]: step 0, initial state, no history.
@@ -72,7 +75,7 @@ class ControlLoop:
             )
         self.observations.reset_history()
         self._command = self.limits.clip(measured)
-        self._state = self.policy.initial_state(1)
+        self._state, self._last = self.policy.initial_state(1), None
         self.steps = 0
 
     def tick(self, now_s: float) -> Command:
@@ -83,12 +86,23 @@ class ControlLoop:
         batch = {name: values[None] for name, values in observation.items()}
         actions, state = self.policy.select(batch, self._state)
         requested = actions[0]
-        wanted = joint_target(self.contract, requested, self._command, self.robot)
-        target = limit(wanted, self._command, self.contract.period_s, self.limits)
-        applied = applied_action(self.contract, target, self._command, self.robot)
-        self._command, self._state = target, state
+        target, applied = self._led(requested)
+        self._command, self._state, self._last = target, state, (batch, requested)
         self.steps += 1
         return Command(target, requested, applied, stamp_s, observation)
+
+    def _led(self, requested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where an action leads within the limits, and what these left of it."""
+        wanted = joint_target(self.contract, requested, self._command, self.robot)
+        target = limit(wanted, self._command, self.contract.period_s, self.limits)
+        return target, applied_action(self.contract, target, self._command, self.robot)
+
+    def rehearse(self) -> None:
+        """Decide once more on what was seen last, without any effect (see RehearsingClock)."""
+        if self._last is not None:
+            batch, requested = self._last
+            self.policy.rehearse(batch, self._state)
+            self._led(requested)
 
 
 def require_served(contract: Contract, robot: RobotSpec) -> None:

@@ -47,6 +47,10 @@ class Policy(Protocol):
         """
         ...
 
+    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
+        """Do what select does, without any effect."""
+        ...
+
 
 class _Stateless:
     """What the policies without a file have in common."""
@@ -60,6 +64,9 @@ class _Stateless:
 
     def initial_state(self, batch: int) -> Arrays:
         return {}
+
+    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
+        """Do nothing: what costs nothing needs no rehearsal, and drawing has an effect."""
 
 
 class RandomPolicy(_Stateless):
@@ -139,6 +146,10 @@ class OnnxPolicy:
             if not np.isfinite(values).all():
                 raise PolicyFileError(f'{self.path}: {name} holds NaN or infinite values')
         return action, {name.removeprefix('next_state/'): v for name, v in outputs.items()}
+
+    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
+        """Select, and forget it."""
+        self.select(observation, state)
 
     def _run(self, observation: Mapping[str, np.ndarray], state: Arrays) -> Arrays:
         feed = {

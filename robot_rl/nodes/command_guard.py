@@ -16,6 +16,7 @@ from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from robot_rl.control.clocks import RehearsingClock
 from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
 from robot_rl.control.session import SessionInfo
 from robot_rl.nodes import support
@@ -162,7 +163,7 @@ class CommandGuardNode(Node):
     def _work(self, stop: threading.Event) -> None:
         period_s = self._robot.controller.period_s
         began = last = reported = time.monotonic()
-        for now in support.every(period_s, stop):
+        for now in support.every(period_s, stop, RehearsingClock(self._rehearse)):
             with self._lock:
                 if self._listening and now - began > LISTEN_S:
                     self._stop_listening()
@@ -188,6 +189,10 @@ class CommandGuardNode(Node):
             if now - reported >= 1.0:
                 reported = now
                 self._report()
+
+    def _rehearse(self) -> None:
+        with self._lock:
+            self._guard.rehearse(time.monotonic())
 
     def _hear_sources(self, now: float) -> list[str | None]:
         """Give the newest commands to the guard; return why any is refused."""

@@ -14,6 +14,7 @@ from rclpy.parameter import Parameter
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
+from robot_rl.control.clocks import RehearsingClock
 from robot_rl.control.loop import Command, ControlLoop
 from robot_rl.control.runtime import BUILT_IN, Policy, identify, load_policy
 from robot_rl.control.session import SessionInfo
@@ -288,7 +289,7 @@ class PolicyNode(LifecycleNode):
         loop, before = self._loop, self._late
         period_s, last = loop.contract.period_s, None
         loop.begin(loop.observations.latest('joint_states')['position'])
-        for now in support.every(period_s, stop):
+        for now in support.every(period_s, stop, RehearsingClock(loop.rehearse)):
             if not self._stays(info, ('running',), stop):
                 break
             if loop.steps == info.max_steps:  # the last command has had its period

@@ -202,9 +202,11 @@ class Spinning:
             self._executor.spin_once()
 
 
-def every(period_s: float, stop: threading.Event) -> Iterator[float]:
+def every(
+    period_s: float, stop: threading.Event, clock: SteadyClock | None = None
+) -> Iterator[float]:
     """Yield the steady time [s] at absolute deadlines until `stop` is set."""
-    for now in ticks(SteadyClock(), period_s):
+    for now in ticks(clock or SteadyClock(), period_s):
         if stop.is_set():
             return
         yield now

@@ -750,22 +750,12 @@ def test_no_sequence_of_messages_and_times_gets_past_the_limits(
             continue
         now += elapsed
         watch.passes(elapsed)
-        if kind == 'command':
-            positions, *others = arguments
-            duration, source = others
-            guard.command(NAMES[: len(positions)], positions, duration, 0, source, now)
-        elif kind == 'measured':
-            guard.measured(NAMES, *arguments, now)
-        elif kind == 'follow':
-            if guard.published is not None:
-                guard.measured(NAMES, guard.published, now)
-        elif kind == 'reset':
-            guard.reset()
-        elif kind != 'tick':
-            getattr(guard, kind)(now)
-        watch.starts()
         if kind == 'tick':
+            watch.starts()
             watch.sees(guard.tick(now))
+        else:
+            tell(guard, now, kind, *arguments)
+            watch.starts()
     # Nothing comes any more: at rest within 2 v / a.
     finite = np.isfinite(robot.max_acceleration)
     ratio = (robot.max_velocity / robot.max_acceleration)[finite]
@@ -775,6 +765,39 @@ def test_no_sequence_of_messages_and_times_gets_past_the_limits(
         watch.passes(TICK)
         watch.sees(guard.tick(now))
     assert watch.velocity is None or np.abs(watch.velocity).max() < 1e-3
+
+
+def tell(guard, now, kind, *arguments):
+    """Give one message to a guard; return what it says."""
+    if kind == 'command':
+        positions, duration, source = arguments
+        return guard.command(NAMES[: len(positions)], positions, duration, 0, source, now)
+    if kind == 'measured':
+        return guard.measured(NAMES, *arguments, now)
+    if kind == 'follow':
+        return guard.published is not None and guard.measured(NAMES, guard.published, now)
+    return guard.reset() if kind == 'reset' else getattr(guard, kind)(now)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.lists(messages, max_size=40))
+def test_a_rehearsal_changes_nothing(robot, chain, data, sequence):
+    robot = data.draw(robots(robot))
+    guards = CommandGuard(robot, chain), CommandGuard(robot, chain)
+    for guard in guards:
+        guard.measured(NAMES, robot.home_position, 0.0)
+    now = 0.0
+    for kind, elapsed, *arguments in sequence:
+        if kind == 'stream':  # an arm that steps on from where it has led
+            step, kind = np.array(elapsed), 'command'
+            arguments, elapsed = (robot.home_position + step, PERIOD, 'policy'), TICK
+        guards[0].rehearse(now)
+        now += elapsed
+        said = [tell(guard, now, kind, *arguments) for guard in guards]
+        guards[0].rehearse(now + TICK)
+        assert str(said[0]) == str(said[1])
+        assert str(guards[0].tick(now)) == str(guards[1].tick(now))
+        assert guards[0].diagnostics() == guards[1].diagnostics()
 
 
 class Watch:

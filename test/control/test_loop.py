@@ -57,6 +57,25 @@ def test_deltas_add_to_the_last_command_and_never_to_the_measurement(contract, r
     np.testing.assert_allclose(observation['command'][0, 1], START + np.array([0.08, -0.12, 0.16]))
 
 
+@pytest.mark.parametrize('kind', ['recurrent', 'random'])
+def test_a_rehearsal_changes_nothing(policy_file, contract, robot, chain, kind):
+    path = policy_file(contract, memory=4, seed=2) if kind == 'recurrent' else None
+
+    def commands(rehearses: bool):
+        policy = OnnxPolicy(path) if path else RandomPolicy(contract, seed=3)
+        loop = ControlLoop(contract, robot, chain, policy)
+        loop.begin(START)
+        for k in range(5):
+            feed(loop, 0.05 * k, position=START + 0.01 * k)
+            if rehearses:
+                loop.rehearse()
+            yield loop.tick(0.05 * k)
+
+    for plain, rehearsed in zip(commands(False), commands(True), strict=True):
+        np.testing.assert_array_equal(plain.target, rehearsed.target)
+        np.testing.assert_array_equal(plain.requested, rehearsed.requested)
+
+
 def test_requested_and_applied_differ_where_limits_bite(contract, robot, chain):
     # shoulder: 1 rad/s allows 0.05 in a period; the bounds of the contract are wider here
     field = contract.action[0].replace(lower=(-0.2,) * 3, upper=(0.2,) * 3)

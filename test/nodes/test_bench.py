@@ -12,7 +12,7 @@ from robot_rl.bench import deploy
 
 @pytest.mark.slow
 def test_every_figure_stands_beside_that_of_the_empty_chain():
-    rows = {row['metric']: row for row in deploy.run(6.0, rates_hz=(50, 250))}
+    rows = {row['metric']: row for row in deploy.run(8.0, rates_hz=(50, 250))}
     nodes = ('sim_robot', 'policy', 'command_guard', 'episode_recorder')
     for rate in (50, 250):
         latencies = [rows[f'latency_{rate}hz_{statistic}'] for statistic in ('p50', 'p99')]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -11,7 +12,7 @@ from robot_rl.control.actions import applied_action, joint_target, require_suppo
 from robot_rl.control.limiter import Limits, limit, require_finite
 from robot_rl.control.observation import Chain, Observation, ObservationAssembler
 from robot_rl.control.runtime import Policy
-from robot_rl.errors import ContractMismatch
+from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.specs import Contract, RobotSpec, require_fit
 from robot_rl.specs.contract import QUANTITIES
 
@@ -101,7 +102,8 @@ class ControlLoop:
         """Decide once more on what was seen last, without any effect (see RehearsingClock)."""
         if self._last is not None:
             batch, requested = self._last
-            self.policy.rehearse(batch, self._state)
+            with contextlib.suppress(RobotRLError):  # the tick will say it, if it is still so
+                self.policy.rehearse(batch, self._state)
             self._led(requested)
 
 

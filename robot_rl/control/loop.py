@@ -59,9 +59,8 @@ class ControlLoop:
         self.steps = 0
         self._command: np.ndarray | None = None
         self._state: dict[str, np.ndarray] = {}
-        self._last: tuple[Observation, np.ndarray] | None = (
-            None  # as seen, a batch of one; as asked
-        )
+        # What was seen last, as a batch of one, and what the policy asked for.
+        self._last: tuple[Observation, np.ndarray] | None = None
 
     def begin(self, measured: ArrayLike) -> None:
         """Start an episode at the measured joint positions [n]: step 0, initial state, no history.

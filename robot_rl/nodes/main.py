@@ -78,8 +78,8 @@ class _Event(ctypes.Structure):
     )
 
 
-def leave_within(seconds: float, code: int) -> None:
-    """End the process with `code` after whole `seconds`, unless it has ended before.
+def leave_within(seconds: int, code: int) -> None:
+    """End the process with `code` after some seconds, unless it has ended before.
 
     A timer of the C library calls its _exit: what hangs inside an extension may hold Python's
     lock, without which no thread and no signal handler of Python's runs.
@@ -89,7 +89,7 @@ def leave_within(seconds: float, code: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     leave = ctypes.cast(libc._exit, ctypes.c_void_p)
     event = _Event(value=code, notify=_SIGEV_THREAD, function=leave)
-    timer, when = ctypes.c_void_p(), (ctypes.c_long * 4)(0, 0, round(seconds), 0)
+    timer, when = ctypes.c_void_p(), (ctypes.c_long * 4)(0, 0, seconds, 0)
     libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer))
     libc.timer_settime(timer, 0, when, None)
 
@@ -114,9 +114,7 @@ def run(node: str, args: list[str] | None = None) -> int:
     if end.asked:
         end.wait()
         return end.code
-    code = support.run(node_class, args, end)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = support.run(node_class, args, end)  # which has flushed what was said
     os._exit(code)  # what DDS does while a process is taken apart hangs now and then
 
 

@@ -63,7 +63,8 @@ NEIGHBOURS = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 # How often a process says that it is alive, and for how long it is believed [s].
 _ALIVE_EVERY_S, _GONE_AFTER_S = 0.015, 0.06
 
-_GOODBYE_WITHIN_S = 2.0
+# How long DDS may take to say goodbye [s].
+_GOODBYE_WITHIN_S = 2
 
 
 def _latched(depth: int, **liveliness: Any) -> QoSProfile:
@@ -80,8 +81,8 @@ def _latched(depth: int, **liveliness: Any) -> QoSProfile:
 LATCHED = _latched(1)
 LATCHED_READER = _latched(10)
 # How a process is heard to be gone. Automatic liveliness would do it without a thread of ours, but
-# its timer waits in Fast DDS for a lock, and whoever holds that lock may wait for the timer: when
-# another process left, one in some hundred heard nothing any more (Fast DDS issue 6502).
+# its timer waits in Fast DDS for a lock, and whoever holds that lock may wait for the timer: of
+# processes that ended together, one in some hundred hung (Fast DDS issue 6502).
 _ALIVE = _latched(
     1,
     liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,

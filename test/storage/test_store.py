@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.storage import index as index_module
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
-from robot_rl.storage.store import Store
+from robot_rl.storage.store import INDEX_FILE, Store
 
 DAY_NS = 86_400 * 10**9
 QUERIES = [
@@ -105,7 +105,7 @@ def test_every_query_equals_a_walk_over_the_headers(store):
 
 def test_a_deleted_damaged_or_older_index_gives_the_same_answers(store, monkeypatch):
     before = answers(store)
-    files = ['index.sqlite', 'index.sqlite-wal', 'index.sqlite-shm']
+    files = [INDEX_FILE, f'{INDEX_FILE}-wal', f'{INDEX_FILE}-shm']
     for file in files:
         (store.root / file).unlink(missing_ok=True)
     assert answers(Store(store.root)) == before
@@ -113,11 +113,11 @@ def test_a_deleted_damaged_or_older_index_gives_the_same_answers(store, monkeypa
     assert answers(store) == before
     for file in files:
         (store.root / file).unlink(missing_ok=True)
-    (store.root / 'index.sqlite').write_text('no database ' * 1000)
+    (store.root / INDEX_FILE).write_text('no database ' * 1000)
     assert answers(Store(store.root)) == before
-    monkeypatch.setattr(index_module, '_VERSION', 2)
+    monkeypatch.setattr(index_module, '_VERSION', 99)
     monkeypatch.setattr(
-        index_module, '_SCHEMA', index_module._SCHEMA.replace('version = 1', 'version = 2')
+        index_module, '_SCHEMA', index_module._SCHEMA.replace('version = 2', 'version = 99')
     )
     assert answers(Store(store.root)) == before
 
@@ -126,10 +126,10 @@ def test_an_index_damaged_inside_is_told_and_mended_by_reindex(store):
     before = answers(store)
     store._index._connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
     store._index._connection.close()
-    data = bytearray((store.root / 'index.sqlite').read_bytes())
+    data = bytearray((store.root / INDEX_FILE).read_bytes())
     for page in range(4096, len(data), 4096):
         data[page : page + 16] = b'\xff' * 16
-    (store.root / 'index.sqlite').write_bytes(data)
+    (store.root / INDEX_FILE).write_bytes(data)
     broken = Store(store.root)
     with pytest.raises(StorageError, match=r'index\.sqlite: .*robot-rl episodes reindex'):
         broken.episodes()
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
 
 def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     before = answers(store)
-    for file in store.root.glob('index.sqlite*'):
+    for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()
     monkeypatch.setattr(os, 'access', lambda *args: False)
 
@@ -228,7 +228,7 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     assert answers(reader) == before
     with pytest.raises(StorageError, match=r'e0: cannot be changed \(Read-only'):
         reader.label('e0', True)
-    assert not list(store.root.glob('index.sqlite*'))
+    assert not list(store.root.glob(f'{INDEX_FILE}*'))
 
 
 actions = st.lists(
@@ -259,7 +259,7 @@ def test_whatever_happens_the_index_answers_as_a_new_one_would(actions, header, 
         elif action == 'remove' and path.exists():
             shutil.rmtree(path)
     found = answers(store)
-    for file in store.root.glob('index.sqlite*'):
+    for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()
     assert answers(Store(store.root)) == found
 
@@ -314,7 +314,7 @@ def test_an_editor_that_dies_leaves_no_stale_index(store, monkeypatch):
     monkeypatch.undo()
     assert 'late' in read_header(store.root / 'e3').tags
     assert [h.id for h in Store(store.root).episodes('tag=late')] == ['e3']
-    assert store._index.edits() == []
+    assert store._index.notes() == []
 
 
 OPENER = 'import sys; from robot_rl.storage.store import Store; Store(sys.argv[1]).episodes()'

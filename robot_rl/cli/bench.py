@@ -21,8 +21,11 @@ _OF_LEARNER = ('agents', 'peers', 'device')
 class Options(Spec):
     """Which benchmark to run and for how long."""
 
-    name: Annotated[Literal['learner', 'sim', 'deploy'], tyro.conf.Positional] = pydantic.Field(
-        description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS'
+    name: Annotated[Literal['learner', 'sim', 'deploy', 'index'], tyro.conf.Positional] = (
+        pydantic.Field(
+            description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS; '
+            'index: queries of 100,000 episodes'
+        )
     )
     seconds: pydantic.PositiveFloat = pydantic.Field(
         20.0, description='how long to measure [s], about; learner: each agent; deploy: each rate'

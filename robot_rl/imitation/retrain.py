@@ -14,7 +14,8 @@ from robot_rl.errors import StorageError
 from robot_rl.imitation.data import load_episodes, make_steps
 from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.agent import CriticConfig, fit_support
-from robot_rl.policies.export import export_onnx, git_revision
+from robot_rl.policies.export import export_onnx
+from robot_rl.resources import git_revision
 from robot_rl.sim.reach import ReachTask
 from robot_rl.specs import PolicyCard, Spec
 from robot_rl.storage.store import Store

@@ -18,8 +18,9 @@ class Claim:
     """
 
     def __init__(self, path: Path):
+        self._handle: int | None = None
         try:
-            self._handle: int | None = os.open(path, os.O_RDONLY)
+            self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise StorageError(f'{path}: cannot be opened ({error.strerror})') from None
         try:
@@ -37,6 +38,9 @@ class Claim:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+    def __del__(self) -> None:
+        self.release()
 
     def __enter__(self) -> Claim:
         return self

@@ -104,21 +104,22 @@ def _take(store: Store, source: Path, carry: Carry, done: Transfer) -> None:
     if source.name != header.id + suffix:
         raise StorageError(f'{source}: holds episode {header.id}; rename the directory')
     identity = _identity(source, header)
-    for id in (header.id, f'{header.id}-{identity[:12]}'):
+    origin = header.extra.get(_ELSEWHERE, header.id)  # it may have come from here
+    free, taken = f'{origin}-{identity[:12]}', store.root / f'{header.id}{suffix}'
+    for id in (header.id, origin, free):
         target = store.root / f'{id}{suffix}'
-        if not target.exists():
-            break
-        if _identity(target, read_header(target)) == identity:
+        if target.is_dir() and _identity(target, read_header(target)) == identity:
             _annotate(store, source, target, header)
             done.same.append(header.id)
             return
-    if id == header.id:
-        _place(source, target, header, carry)
-        done.added.append(id)
+    if not taken.exists():
+        _place(source, taken, header, carry)
+        done.added.append(header.id)
     else:
-        elsewhere = header.extra | {_ELSEWHERE: header.id}
-        _place(source, target, header.replace(id=id, extra=elsewhere), carry)
-        done.renamed[header.id] = id
+        elsewhere = header.extra | {_ELSEWHERE: origin}
+        renamed = header.replace(id=free, extra=elsewhere)
+        _place(source, store.root / f'{free}{suffix}', renamed, carry)
+        done.renamed[header.id] = free
 
 
 def _identity(path: Path, header: EpisodeHeader) -> str:

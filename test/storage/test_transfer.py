@@ -86,11 +86,11 @@ def test_a_compressed_archive_is_read(stores, tmp_path, record_short, kind):
     here, there = stores
     record_short(here.root, id='a')
     export(here, tmp_path / 'a.tar')
-    new = tarfile.open(tmp_path / f'a.tar.{kind}', f'w:{kind}')
-    with new, tarfile.open(tmp_path / 'a.tar') as old:
+    packed = tmp_path / f'a.tar.{kind}'
+    with tarfile.open(packed, f'w:{kind}') as new, tarfile.open(tmp_path / 'a.tar') as old:
         for member in old:
             new.addfile(member, old.extractfile(member))
-    assert import_archive(there, tmp_path / f'a.tar.{kind}').added == ['a']
+    assert import_archive(there, packed).added == ['a']
 
 
 def test_a_damaged_episode_is_not_exported_and_is_told(stores, tmp_path, record_short):

@@ -73,8 +73,10 @@ class GcOptions(common.StoreOptions):
 def verify(options: VerifyOptions) -> int:
     """Check the episodes that match; without a query, whatever is not being recorded."""
     store = options.open()
-    paths = [store.root / header.id for header in store.episodes(options.query)]
-    paths += [store.root / name for name in sorted(store.damaged)]
+    # By id: the header of an episode may have been damaged since it was indexed.
+    ids = store.episodes(options.query).ids
+    broken = {name.split('/')[0] for name in store.damaged}
+    paths = [store.root / id for id in [*ids, *sorted(broken - set(ids))]]
     if not options.query:
         paths += [path for path in store.unfinished() if path.name.endswith(DISCARDED)]
     checks = [checksums.check(path) for path in paths]
@@ -121,7 +123,7 @@ def recover(options: RecoverOptions) -> int:
 def export(options: ExportOptions) -> int:
     """Write the episodes that match to an archive."""
     store = options.open()
-    paths = [store.root / header.id for header in store.episodes(options.query)]
+    paths = [store.root / id for id in store.episodes(options.query).ids]
     if not paths:
         raise RobotRLError(f'{store.root}: no episode matches; nothing to export')
     ids, damaged = archives.export(paths, options.archive)
@@ -182,7 +184,7 @@ def _listed(store: Store, options: GcOptions) -> list[garbage.Garbage]:
         raise RobotRLError('gc: --episodes needs ids, or a query like tag=spoilt')
     ids = [word for word in options.query if '=' not in word]
     query = [word for word in options.query if '=' in word]
-    found = [header.id for header in store.episodes(query)] if query else []
+    found = store.episodes(query).ids if query else []
     return garbage.episodes(store, dict.fromkeys([*ids, *found]))
 
 

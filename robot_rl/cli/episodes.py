@@ -121,10 +121,25 @@ def _list(options: ListOptions) -> None:
 def _show(options: ShowOptions) -> None:
     store = options.open()
     reader = store.open(options.id)
-    data = reader.header.to_dict() | {'path': str(reader.path), 'damage': reader.damage()}
-    brief = _summary(store, reader.header) | {'path': str(reader.path), 'damage': data['damage']}
+    broken: dict[str, str] = {}
+    found = {
+        'path': str(reader.path),
+        'damage': reader.damage(),
+        'rewards': [
+            {'id': info.id, 'task': info.task, 'kind': info.kind, 'author': info.author}
+            for info in reader.rewards(broken)
+        ],
+        'damaged_rewards': broken,
+    }
+    if options.out:
+        from robot_rl.cli import episode_pictures
+
+        notes: list[str] = []
+        drawn = episode_pictures.draw(reader, options.out, notes.append)
+        found |= {'drawn': [str(path) for path in drawn], 'not_drawn': list(dict.fromkeys(notes))}
+    brief = _summary(store, reader.header) | found
     text = yaml.safe_dump(brief, sort_keys=False, allow_unicode=True, width=99).rstrip()
-    common.emit(data, options.as_json, text)
+    common.emit(reader.header.to_dict() | found, options.as_json, text)
 
 
 def _stats(options: StatsOptions) -> None:

@@ -10,14 +10,12 @@ from typing import NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader, read_header
+from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.streams import StoredFile
 
 # What can be computed again, unless the manifest says that it is the primary data; and what a
 # process that died left of replacing a file.
 _DERIVED = (CACHE_FILE, f'{Path(CACHE_FILE).stem}.*.npz', '*.json.new', '*.npy.new')
-
-# Sketched or predicted after the episode was committed: each sequence has a sidecar with its hash.
-REWARDS_FOLDER = 'rewards'
 
 
 class Damage(NamedTuple):

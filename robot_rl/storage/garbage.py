@@ -101,8 +101,8 @@ def _leftovers(store: Store) -> Iterator[Garbage]:
 
 
 def _derived(store: Store) -> Iterator[Garbage]:
-    for header in store.episodes():
-        path = store.root / header.id
+    for id in store.episodes().ids:
+        path = store.root / id
         try:
             names = derived_files(path, read_header(path))
             names = [name for name in names if not name.endswith('.new')]  # is being written?

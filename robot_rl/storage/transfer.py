@@ -14,7 +14,6 @@ from typing import NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage import archives
 from robot_rl.storage.checksums import (
-    REWARDS_FOLDER,
     all_files,
     check,
     derived_files,
@@ -30,6 +29,7 @@ from robot_rl.storage.episode import (
     sync_directory,
     write_header,
 )
+from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.store import Store
 
 # Where episodes wait in a store until they are whole; no query finds what is in it.
@@ -163,6 +163,8 @@ def _annotate(store: Store, source: Path, target: Path, header: EpisodeHeader) -
     for name in sorted(rewards, key=lambda name: name.endswith('.json')):
         if not (target / name).exists():
             _copy_file(source / name, target / name)
+    if rewards:
+        store.refresh(target.name)
 
 
 def _copy_file(source: Path, target: Path) -> None:

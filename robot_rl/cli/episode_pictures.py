@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,12 @@ import numpy as np
 
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.storage import streams
-from robot_rl.storage.columns import aligned_columns, joint_state, stamp_ns
+from robot_rl.storage.columns import (
+    aligned_columns,
+    joint_state,
+    point_positions,
+    stamp_ns,
+)
 from robot_rl.storage.episode import EpisodeReader
 
 _STATE = 'sensor_msgs/msg/JointState'
@@ -43,7 +49,7 @@ def draw(
     columns = _attempt(lambda: aligned_columns(episode), told, {})
     signals, commands = _from_columns(episode, columns) if columns else ([], [])
     if not columns:
-        signals, commands = _attempt(lambda: _from_streams(episode, told), told, ([], []))
+        signals, commands = _from_streams(episode, told)
     drawn = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,36 +102,47 @@ def _from_streams(
     episode: EpisodeReader, told: Callable[[str], None]
 ) -> tuple[list[Curves], list[Curves]]:
     """Return joint states and commanded positions as they came, where there are no columns."""
+    signals, commands = [], []
+    for (topic, quantity), found in _samples(episode, told).items():
+        names = list(found[0].names)
+        fitting = [sample for sample in found if list(sample.names) == names]
+        curves = Curves(
+            np.array([sample.seconds for sample in fitting]),
+            np.array([sample.values for sample in fitting]),
+            names,
+            f'{topic} {quantity}'.strip(),
+            '--' if 'applied' in topic else '-',
+        )
+        (signals if quantity else commands).append(curves)
+    return signals, sorted(commands, key=lambda curves: curves.style)  # requested, then applied
+
+
+class _Sample(NamedTuple):
+    seconds: float
+    values: np.ndarray
+    names: Sequence[str]
+
+
+def _samples(
+    episode: EpisodeReader, told: Callable[[str], None]
+) -> dict[tuple[str, str], list[_Sample]]:
+    """Return {(topic, quantity): samples}; a command has one quantity, without a name."""
     kinds = {topic: kind for topic, kind in episode.types().items() if kind in (_STATE, _COMMAND)}
-    samples: dict[tuple[str, str], list[tuple[float, np.ndarray, Sequence[str]]]] = {}
-    start_ns = episode.header.start_time_ns
+    samples: dict[tuple[str, str], list[_Sample]] = defaultdict(list)
     try:
         for item in episode.messages(kinds):
-            seconds = (stamp_ns(item) - start_ns) * 1e-9
+            seconds = (stamp_ns(item) - episode.header.start_time_ns) * 1e-9
             if item.type == _STATE:
                 names = item.message.name
                 for quantity, values in joint_state(item.message, names).items():
-                    samples.setdefault((item.topic, quantity), []).append((seconds, values, names))
+                    samples[item.topic, quantity].append(_Sample(seconds, values, names))
             elif item.message.points:
-                values = np.array(item.message.points[0].positions)
-                entry = (seconds, values, item.message.joint_names)
-                samples.setdefault((item.topic, ''), []).append(entry)
+                names = item.message.joint_names
+                values = point_positions(item.message, names)
+                samples[item.topic, ''].append(_Sample(seconds, values, names))
     except (StorageError, ValueError) as error:
-        told(str(error))
-    signals, commands = [], []
-    for (topic, quantity), found in samples.items():
-        names = found[0][2]
-        rows = [row for row in found if list(row[2]) == list(names) and len(row[1]) == len(names)]
-        if rows:
-            values = np.array([row[1] for row in rows])
-            curves = Curves(
-                np.array([row[0] for row in rows]), values, names, f'{topic} {quantity}'.strip()
-            )
-            (signals if quantity else commands).append(curves)
-    applied = [c for c in commands if 'applied' in c.label]
-    return signals, [c for c in commands if c not in applied] + [
-        c._replace(style='--') for c in applied
-    ]
+        told(f'{episode.path}: {error}' if isinstance(error, ValueError) else str(error))
+    return samples
 
 
 def _by_name(commands: Sequence[Curves]) -> list[list[Curves]]:
@@ -136,7 +153,7 @@ def _by_name(commands: Sequence[Curves]) -> list[list[Curves]]:
             Curves(
                 curves.x,
                 curves.values[:, [list(curves.names).index(name)]],
-                [f'{curves.label}'],
+                [curves.label],
                 name,
                 curves.style,
             )
@@ -260,7 +277,7 @@ def _decoded(item: streams.StreamMessage) -> np.ndarray:
     if item.type == _RAW:
         size = message.height, message.width
         picture = unpacked(message.data, message.encoding, size, message.step, (*size, 3))
-        return picture[..., ::-1]
+        return np.ascontiguousarray(picture[..., ::-1])
     data = np.frombuffer(bytes(message.data), np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:

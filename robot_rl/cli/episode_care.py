@@ -12,6 +12,7 @@ import tyro
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.storage import archives, checksums, garbage, recovery, transfer
+from robot_rl.storage.claims import in_use
 from robot_rl.storage.episode import DISCARDED, PARTIAL
 from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import Store
@@ -106,7 +107,8 @@ def recover(options: RecoverOptions) -> int:
         names = [name.removesuffix(PARTIAL) + PARTIAL for name in options.names]
         paths = [store.open(name).path for name in names]
     else:
-        paths = [path for path in store.unfinished() if path.name.endswith(PARTIAL)]
+        cut = (path for path in store.unfinished() if path.name.endswith(PARTIAL))
+        paths = [path for path in cut if not in_use(path)]
     recovered, refused = [], []
     for path in paths:
         try:

@@ -47,3 +47,12 @@ class Claim:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def in_use(path: Path) -> bool:
+    """Return whether another process has a claim on `path`, or nobody can have one."""
+    try:
+        Claim(path).release()
+    except StorageError:
+        return True
+    return False

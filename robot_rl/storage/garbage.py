@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage import streams
 from robot_rl.storage.checksums import all_files, derived_files
-from robot_rl.storage.claims import Claim
+from robot_rl.storage.claims import Claim, in_use
 from robot_rl.storage.episode import (
     DISCARDED,
     PARTIAL,
@@ -86,7 +86,7 @@ def delete(store: Store, listed: Iterable[Garbage]) -> list[str]:
 def _unfinished(store: Store) -> Iterator[Garbage]:
     """Yield discarded recordings, and partial ones of which no message reached the disk."""
     for path in store.unfinished():
-        if path.is_symlink() or _in_use(path):
+        if path.is_symlink() or in_use(path):
             continue
         if path.name.endswith(DISCARDED):
             yield _listed(path, 'discarded')
@@ -123,14 +123,6 @@ def _has_data(path: Path) -> bool:
         return (path / STREAMS_FILE).exists() and (
             (path / STREAMS_FILE).stat().st_size > _STARTED_BYTES
         )
-
-
-def _in_use(path: Path) -> bool:
-    try:
-        Claim(path).release()
-    except StorageError:
-        return True
-    return False
 
 
 def _listed(path: Path, kind: Kind, names: Iterable[str] | None = None) -> Garbage:

@@ -137,8 +137,9 @@ def test_recover_mends_what_was_cut_and_says_what_it_cannot(store, run):
         with EpisodeWriter(store, EpisodeHeader(id=id)) as writer:
             for i in range(messages):
                 writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', 10**9 + i, None, i + 1)
-    code, out, err = run('recover', '--json')
-    assert (code, json.loads(out)['recovered']) == (1, ['cut'])
+    with EpisodeWriter(store, EpisodeHeader(id='live')):
+        code, out, err = run('recover', '--json')
+    assert (code, json.loads(out)['recovered'], err.count('\n')) == (1, ['cut'], 1)
     assert err.startswith(f'robot-rl: {store / "empty.partial"}: no message reached the disk')
     (episode,) = json.loads(run('ls', 'id=cut', '--json')[1])['episodes']
     assert episode['topics']['/n']['count'] == 3 and episode['termination'].startswith('cut: ')

@@ -17,6 +17,7 @@ import pydantic
 from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage import rewards, streams
+from robot_rl.storage.claims import Claim
 from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
 from robot_rl.storage.rewards import Int64, RewardInfo
 from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, TopicReport
@@ -110,6 +111,7 @@ class EpisodeWriter:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.path.mkdir()
+            self._claim = Claim(self.path)  # nobody mends or clears away what is being recorded
             # A killed recorder must not take along what is known at the start.
             write_header(self.path, header)
         except OSError as error:
@@ -146,7 +148,10 @@ class EpisodeWriter:
 
     def close(self) -> None:
         """End the recording where it is; what was not committed stays '<id>.partial'."""
-        self._streams.close()
+        try:
+            self._streams.close()
+        finally:
+            self._claim.release()
 
     def _finish(self, suffix: str, fields: dict[str, Any]) -> Path:
         fields = {'end_time_ns': self._streams.last_time_ns, **fields}
@@ -160,6 +165,7 @@ class EpisodeWriter:
             sync_directory(self.root)
         except OSError as error:
             raise StorageError(f'{self.path}: cannot be committed ({error.strerror})') from None
+        self._claim.release()
         self.path = final
         return final
 

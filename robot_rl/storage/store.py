@@ -1,4 +1,4 @@
-"""NeverEnding storage: a folder of episodes. Nothing in it is ever deleted."""
+"""NeverEnding storage: a folder of episodes. Only storage.garbage ever deletes any of it."""
 
 from __future__ import annotations
 

@@ -77,11 +77,14 @@ def brute_force(recording):
     """Walk the rows one by one over the plain lists."""
     stamps = [stamp for stamp, _, _ in recording.ticks]
     after = min(recording.states, key=lambda state: abs(state[0] - stamps[-1] - 50 * MS))[0]
-    rows = {'time': [], 'q': [], 'qd': [], 'place': [], 'turn': []}
-    for now in [*stamps, after]:
-        state = [values for stamp, values in recording.states if stamp <= now][-1]
-        pose = [values for stamp, values in recording.poses if stamp <= now][-1]
-        rows['time'].append(now * 1e-9)
+    rows = {'time': [], 'q': [], 'qd': [], 'place': [], 'turn': [], 'pose_time': []}
+    decided = [START_NS + (503 + 50 * tick) * MS for tick in range(len(stamps))]
+    for stamp, now in zip([*stamps, after], [*decided, after], strict=True):
+        state = [values for at, values in recording.states if at <= stamp][-1]
+        # What came before the action did, also what was stamped after the joint states.
+        at, pose = [pose for pose in recording.poses if pose[0] <= now][-1]
+        rows['time'].append(stamp * 1e-9)
+        rows['pose_time'].append(at * 1e-9)
         rows['q'].append([state[name][0] for name in JOINTS])
         rows['qd'].append([state[name][1] for name in JOINTS])
         rows['place'].append(pose[:3])
@@ -106,11 +109,12 @@ def test_columns_equal_a_walk_over_the_messages(tmp_path, ros, rng, header, name
         'qd': 'joint_states.velocity',
         'place': 'target_pose.position',
         'turn': 'target_pose.orientation',
+        'pose_time': 'target_pose.time',
         'command': 'command.position',
         'requested': 'action/requested',
         'applied': 'action/applied',
     }
-    assert set(found) == set(names.values())
+    assert set(found) == {*names.values(), 'joint_states.time'}
     for short, name in names.items():
         assert found[name].dtype == np.float64
         np.testing.assert_allclose(found[name], expected[short], rtol=0, atol=1e-12, err_msg=name)
@@ -245,7 +249,9 @@ def test_a_missing_topic_is_named(tmp_path, recording, header, topic, said):
 def test_a_goal_that_came_too_late_is_told(tmp_path, recording, header):
     late = [i for i, item in enumerate(recording.sent) if item[1] == 'target_pose'][:-3]
     reader = recording.write(tmp_path, header(), drop=set(late))
-    with pytest.raises(StorageError, match=r"'target_pose\.position' has no value at some"):
+    with pytest.raises(
+        StorageError, match=r"'target_pose\.position' has no value at 11 of 13 ticks"
+    ):
         aligned_columns(reader)
 
 
@@ -345,7 +351,12 @@ def test_a_message_without_a_stamp_counts_from_its_publication(tmp_path, ros, rn
             message.header.stamp.sec = message.header.stamp.nanosec = 0
     reader = recording.write(tmp_path, header())
     found = aligned_columns(reader)
-    published = [stamp + 300_000 for stamp, _ in recording.poses]
-    rows = np.searchsorted(published, np.round(found['time'] * 1e9).astype(int)) - 1
-    expected = np.array([recording.poses[row][1][:3] for row in rows])
+    published = {stamp + 300_000: values for stamp, values in recording.poses}
+    times = np.round(found['target_pose.time'] * 1e9 - START_NS).astype(int)
+    expected = [
+        values[:3]
+        for time in times
+        for at, values in published.items()
+        if abs(at - START_NS - time) < 1000
+    ]
     np.testing.assert_allclose(found['target_pose.position'], expected)

@@ -11,13 +11,9 @@ import numpy as np
 
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.storage import streams
-from robot_rl.storage.columns import (
-    aligned_columns,
-    joint_state,
-    point_positions,
-    stamp_ns,
-)
+from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.samples import joint_state, point_positions, stamp_ns
 
 _STATE = 'sensor_msgs/msg/JointState'
 _COMMAND = 'trajectory_msgs/msg/JointTrajectory'
@@ -271,7 +267,7 @@ def _decoded(item: streams.StreamMessage) -> np.ndarray:
     """Return a picture in its own size, BGR. Raises StorageError where it is none."""
     import cv2
 
-    from robot_rl.control.images import unpacked
+    from robot_rl.images import unpacked
 
     message = item.message
     if item.type == _RAW:

@@ -15,7 +15,7 @@ from robot_rl.storage.streams import StoredFile
 
 # What can be computed again, unless the manifest says that it is the primary data; and what a
 # process that died left of replacing a file.
-_DERIVED = (CACHE_FILE, f'{Path(CACHE_FILE).stem}.*.npz', '*.json.new', '*.npy.new')
+_DERIVED = (CACHE_FILE, f'{CACHE_FILE}.*.new', '*.json.new', '*.npy.new')
 
 
 class Damage(NamedTuple):

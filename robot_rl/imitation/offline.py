@@ -50,10 +50,10 @@ def shuffle_rewards(steps: Steps, seed: int = 0) -> Steps:
     The rewards keep their distribution and lose their meaning; observations, actions and episode
     ends stay as they are. LAST rows, which have no reward, are left out.
     """
-    valid = steps.columns[STEP_TYPE] != LAST
-    rewards = steps.columns[REWARD].copy()
+    valid = steps.flat[STEP_TYPE] != LAST
+    rewards = steps.flat[REWARD].copy()
     rewards[valid] = np.random.default_rng(seed).permutation(rewards[valid])
-    return Steps(steps.columns | {REWARD: rewards}, steps.size, steps.head)
+    return steps.with_column(REWARD, rewards)
 
 
 def _require_finite(steps: Steps) -> None:

@@ -8,6 +8,7 @@ valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -103,5 +104,11 @@ class Steps:
         lane, row = np.divmod(rows, self.length)
         return lane, (row - self.head + self.size) % self.length
 
+    def with_column(self, name: str, values: np.ndarray) -> Self:
+        """Return the same steps with another flat column [N * T, ...] in the place of `name`."""
+        other = copy.copy(self)
+        other.flat = self.flat | {name: values}
+        return other
+
     def _names(self, prefix: str) -> list[str]:
-        return [name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)]
+        return [name.removeprefix(prefix) for name in self.flat if name.startswith(prefix)]

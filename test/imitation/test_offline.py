@@ -97,11 +97,11 @@ def test_crr_weight_is_that_of_the_paper():
 def test_shuffling_permutes_rewards_and_nothing_else():
     steps = bandit(episodes=50)
     shuffled = shuffle_rewards(steps, seed=3)
-    valid = steps.columns['step_type'] != LAST
-    for name, column in steps.columns.items():
+    valid = steps.flat['step_type'] != LAST
+    for name, column in steps.flat.items():
         if name != 'reward':
-            np.testing.assert_array_equal(shuffled.columns[name], column)
-    before, after = steps.columns['reward'], shuffled.columns['reward']
+            np.testing.assert_array_equal(shuffled.flat[name], column)
+    before, after = steps.flat['reward'], shuffled.flat['reward']
     np.testing.assert_array_equal(np.sort(before[valid]), np.sort(after[valid]))
     np.testing.assert_array_equal(before[~valid], after[~valid])
     assert (before[valid] != after[valid]).any()

@@ -150,7 +150,7 @@ def _episode(number: int, jpegs: list[bytes] | None = None) -> dict[str, np.ndar
     if jpegs:
         first = number * EPISODE
         seen = [jpegs[row % len(jpegs)] for row in range(first, first + EPISODE)]
-        columns[OBSERVATION + CAMERA] = Pictures.of(seen, PICTURE)
+        columns[OBSERVATION + CAMERA] = Pictures.of(seen, np.arange(EPISODE), PICTURE[:2])
     return columns
 
 

@@ -95,11 +95,11 @@ class Part:
             )
         return scaled / scaled.sum()
 
-    def weights(self, rows: np.ndarray) -> np.ndarray:
-        """Return the importance weights [B] float32 of drawn `rows` [B]; without priorities 1."""
+    def weights(self, steps: Steps, lane: np.ndarray, age: np.ndarray) -> np.ndarray:
+        """Return the importance weights [B] float32 of drawn starts; without priorities 1."""
         if self.priorities is None:
-            return np.ones(len(rows), np.float32)
-        return self.priorities.weights(rows)
+            return np.ones(len(lane), np.float32)
+        return self.priorities.weights(steps.rows(lane, age))
 
     def update_priorities(self, rows: np.ndarray, priorities: np.ndarray) -> None:
         """Give those of `rows` [M] that belong to this part their new priorities [M]."""
@@ -139,20 +139,20 @@ class Mixture:
         self.shares = shares / shares.sum()
         self._drawn = np.zeros(len(self.parts), np.int64)
 
-    def counts(self, rng: np.random.Generator, size: int) -> np.ndarray:
+    def counts(self, rng: np.random.Generator, size: int) -> list[int]:
         """Return how many of `size` elements come from each part [P], and take note of it."""
-        if len(self.parts) == 1:
-            counts = np.array([size])
-        elif self.mixing == 'bernoulli':
-            # Independent draws, counted: which element is whose does not matter in a batch.
-            counts = rng.multinomial(size, self.shares)
-        else:
-            quota = self.shares * size
-            counts = np.floor(quota + 1e-9).astype(np.int64)  # 0.7 * 10 is a hair below 7
-            owed = self.shares * (self._drawn.sum() + size) - self._drawn - counts
-            counts[np.argsort(-owed, kind='stable')[: size - counts.sum()]] += 1
+        counts = self._counts(rng, size) if len(self.parts) > 1 else [size]
         self._drawn += counts
         return counts
+
+    def _counts(self, rng: np.random.Generator, size: int) -> list[int]:
+        if self.mixing == 'bernoulli':
+            # Independent draws, counted: which element is whose does not matter in a batch.
+            return rng.multinomial(size, self.shares).tolist()
+        counts = np.floor(self.shares * size + 1e-9).astype(np.int64)  # 0.7 * 10 is below 7
+        owed = self.shares * (self._drawn.sum() + size) - self._drawn - counts
+        counts[np.argsort(-owed, kind='stable')[: size - counts.sum()]] += 1
+        return counts.tolist()
 
     def fractions(self) -> dict[str, float]:
         """Return each part's share of all elements drawn so far, as it came out."""

@@ -1,71 +1,106 @@
-"""Columns of pictures: JPEG bytes one after another with offsets, decoded when they are taken."""
+"""Pictures as a column: files in one blob, decoded when they are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any, Self
 
-import cv2
 import numpy as np
 
 from robot_rl.errors import StorageError
 
 
 class Pictures:
-    """M pictures of `shape` (height, width, 3); picture i is bytes offsets[i] to offsets[i + 1].
+    """A column [T, height, width, 3] uint8 RGB whose pictures are kept as JPEG or PNG files.
 
-    `read(begin, end)` returns bytes of the column, wherever they lie. A row without a picture
-    has no bytes and is black.
+    `blob` [bytes] uint8 holds M files, file i from `offsets[i]` to `offsets[i + 1]` (int64,
+    [M + 1]); row t shows file `rows[t]` (int64, [T]), so that a picture which several rows show
+    is kept once.
+    Files are of `size` (height, width).
+
+    Indexed like an array: a slice is a view and decodes nothing; a number, an array of numbers of
+    any shape and np.asarray() decode. Raises StorageError where a file cannot be decoded.
     """
 
     dtype = np.dtype(np.uint8)
+    ndim = 4
 
     def __init__(
-        self,
-        read: Callable[[int, int], bytes | np.ndarray],
-        offsets: np.ndarray,
-        shape: tuple[int, int, int],
-        origin: str = 'pictures',
+        self, blob: np.ndarray, offsets: np.ndarray, rows: np.ndarray, size: tuple[int, int]
     ):
-        self.offsets, self.shape = offsets, (len(offsets) - 1, *shape)
-        self._read, self._origin = read, origin
+        self.blob, self.offsets, self.rows = blob, offsets, rows
+        self.size = (int(size[0]), int(size[1]))
 
     @classmethod
-    def of(cls, jpegs: list[bytes], shape: tuple[int, int, int]) -> Pictures:
-        """Return a column of JPEG files that are in memory."""
-        data = b''.join(jpegs)
-        offsets = np.cumsum([0, *map(len, jpegs)], dtype=np.int64)
-        return cls(lambda begin, end: data[begin:end], offsets, shape)
+    def of(cls, files: Sequence[bytes], rows: np.ndarray, size: tuple[int, int]) -> Self:
+        """Return a column whose row t shows `files[rows[t]]`; files that no row shows are left."""
+        shown, rows = np.unique(rows, return_inverse=True)
+        kept = [files[number] for number in shown]
+        offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
+        blob = np.frombuffer(b''.join(kept), np.uint8)
+        return cls(blob, offsets, rows.reshape(-1).astype(np.int64), size)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Pictures]) -> Self:
+        """Return one column of several, one after another. Raises StorageError for other sizes."""
+        sizes = {part.size for part in parts}
+        if len(sizes) != 1:
+            raise StorageError(f'pictures: sizes {sorted(sizes)} do not make one column')
+        files = np.cumsum([0, *(len(part.offsets) - 1 for part in parts)])
+        bytes_ = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+        ends = [part.offsets[1:] + start for part, start in zip(parts, bytes_[:-1], strict=True)]
+        rows = [part.rows + start for part, start in zip(parts, files[:-1], strict=True)]
+        return cls(
+            np.concatenate([part.blob for part in parts]),
+            np.concatenate([[0], *ends]).astype(np.int64),
+            np.concatenate(rows).astype(np.int64),
+            parts[0].size,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[T, height, width, 3] of the decoded pictures."""
+        return len(self.rows), *self.size, 3
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.rows)
 
-    def bytes(self, begin: int, end: int) -> bytes | np.ndarray:
-        """Return the JPEG bytes of rows [begin, end), one after another."""
-        return self._read(int(self.offsets[begin]), int(self.offsets[end]))
+    def file(self, row: int) -> bytes:
+        """Return the file that a row shows, as it is kept."""
+        number = self.rows[row]
+        return self.blob[self.offsets[number] : self.offsets[number + 1]].tobytes()
+
+    def __getitem__(self, index: slice | int | np.ndarray) -> Pictures | np.ndarray:
+        """Return a view of a slice of rows; of any other index the pictures [..., h, w, 3]."""
+        rows = self.rows[index]
+        if isinstance(index, slice):
+            return Pictures(self.blob, self.offsets, rows, self.size)
+        numbers, places = np.unique(rows, return_inverse=True)
+        decoded = np.empty((len(numbers), *self.size, 3), np.uint8)
+        for picture, number in zip(decoded, numbers, strict=True):
+            picture[:] = self._decoded(number)
+        return decoded[places.reshape(np.shape(rows))]
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """Return the pictures of `rows` [...] as RGB uint8 [..., height, width, 3].
+        """Return the pictures of `rows` [...], as np.ndarray.take does: [..., h, w, 3]."""
+        return self[rows]
 
-        A row that is asked for several times is decoded once. Raises StorageError for bytes that
-        are no picture of this shape.
-        """
-        wanted, place = np.unique(rows, return_inverse=True)
-        decoded = np.zeros((len(wanted), *self.shape[1:]), np.uint8)
-        for picture, row in zip(decoded, wanted.tolist(), strict=True):
-            self._decode(row, picture)
-        return decoded[place.reshape(np.shape(rows))]
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Decode all rows, for np.asarray()."""
+        if copy is False:
+            raise ValueError('pictures are decoded: there is no array that could be shared')
+        return self[np.arange(len(self))].astype(dtype or np.uint8, copy=False)
 
-    def _decode(self, row: int, into: np.ndarray) -> None:
-        data = np.frombuffer(self.bytes(row, row + 1), np.uint8)
-        if not data.size:
-            return
+    def _decoded(self, number: int) -> np.ndarray:
+        import cv2  # it takes a while: only who looks imports it
+
+        file = self.blob[self.offsets[number] : self.offsets[number + 1]]
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         try:
-            picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            picture = cv2.imdecode(file, flags) if len(file) else None
         except cv2.error:
             picture = None
-        if picture is None or picture.shape != into.shape:
-            found = 'no picture' if picture is None else f'a picture of {list(picture.shape)}'
-            raise StorageError(
-                f'{self._origin}: row {row} is {found}, expected one of {list(into.shape)}'
-            )
-        cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=into)
+        if picture is None or picture.shape[:2] != self.size:
+            found = 'no JPEG or PNG' if picture is None else f'of size {list(picture.shape[:2])}'
+            raise StorageError(f'picture {number} of a column: {found}, expected {self.size}')
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

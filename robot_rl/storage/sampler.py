@@ -154,16 +154,18 @@ class WindowSampler:
         steps, (lane, age, count) = self.steps, windows
         ages = age + np.arange(self.n_step)[:, None]
         rows = steps.rows(lane, np.minimum(ages, steps.size - 1))
-        start, end = rows[0], steps.rows(lane, age + count)
         reward, discount = self._returns(rows, count[None])
+        # Both observations at once: half the reads.
+        ends = np.array([rows[0], steps.rows(lane, age + count)])
+        seen = {name: self._take(column, ends) for name, column in self._observations}
         return Transitions(
-            {name: self._take(column, start) for name, column in self._observations},
-            self._take(ACTION, start),
+            {name: values[0] for name, values in seen.items()},
+            self._take(ACTION, rows[0]),
             reward[0],
             discount[0],
-            {name: self._take(column, end) for name, column in self._observations},
-            np.ones(len(start), np.float32),
-            start,
+            {name: values[1] for name, values in seen.items()},
+            np.ones(len(lane), np.float32),
+            rows[0],
         )
 
     def sequences(self, batch_size: int, length: int, burn_in: int = 0) -> Sequences:
@@ -224,14 +226,13 @@ class WindowSampler:
 
     def _draw(self, batch_size: int) -> tuple[Windows, np.ndarray]:
         """Draw each part's windows; return them with their importance weights [B] float32."""
-        counts = self.mixture.counts(self.rng, batch_size).tolist()
+        counts = self.mixture.counts(self.rng, batch_size)
         windows, weights = [], []
         for part, count in zip(self.mixture.parts, counts, strict=True):
             if count or batch_size == 0:
                 windows.append(self._draw_part(part, count))
-                rows = self.steps.rows(windows[-1].lane, windows[-1].age)
-                weights.append(part.weights(rows))
-        return _together(windows), np.concatenate(weights)
+                weights.append(part.weights(self.steps, windows[-1].lane, windows[-1].age))
+        return _together(windows), weights[0] if len(weights) == 1 else np.concatenate(weights)
 
     def _draw_part(self, part: Part, count: int) -> Windows:
         """Draw starts over all rows of a part and refuse those that cannot be served."""

@@ -24,18 +24,19 @@ from robot_rl.storage.steps import DISCOUNT, REWARD, STEP_TYPE, Steps
 
 HEADER_FILE = 'shard.json'
 PARTIAL = '.partial'
-SHARD_BYTES = 2**28
+# What is mapped takes no memory, and from one file a batch is gathered at once: it is large.
+SHARD_BYTES = 2**34
 # Read for every window that is considered: a few bytes a row, which are kept in memory.
 _IN_MEMORY = (STEP_TYPE, REWARD, DISCOUNT)
-_OFFSETS = '.offsets'
+_OFFSETS, _ROWS = '.offsets', '.rows'
 
 
 class StoredColumn(Spec):
     """How one column lies in its file."""
 
-    # 'array': dtype and shape of a row; 'jpeg': bytes, offsets in a file beside it, and the shape
-    # of the decoded picture.
-    kind: Literal['array', 'jpeg'] = 'array'
+    # 'pictures' are the parts of storage.pictures.Pictures, a file each; `shape` is that of a
+    # decoded one.
+    kind: Literal['array', 'pictures'] = 'array'
     dtype: str
     shape: tuple[pydantic.NonNegativeInt, ...]
 
@@ -75,10 +76,11 @@ class ShardWriter:
         self._ends: list[int] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if any(self.folder.iterdir()):
-                raise StorageError(f'{self.folder}: not empty; name a new folder for the shards')
+            empty = not any(self.folder.iterdir())
         except OSError as error:
             raise StorageError(f'{self.folder}: cannot be written ({error.strerror})') from None
+        if not empty:
+            raise StorageError(f'{self.folder}: not empty; name a new folder for the shards')
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -106,10 +108,10 @@ class ShardWriter:
             for name, values in episode.items():
                 self._write(name, values)
             self._ends.append((self._ends[-1] if self._ends else 0) + length)
-            if sum(file.tell() for file in self._files.values()) >= self._shard_bytes:
-                self._finish()
         except OSError as error:
             raise StorageError(f'{self._path}: cannot be written ({error.strerror})') from None
+        if sum(file.tell() for file in self._files.values()) >= self._shard_bytes:
+            self._finish()
         self.rows += length
         return self.rows - length, self.rows
 
@@ -120,18 +122,23 @@ class ShardWriter:
     def _begin(self) -> None:
         self._path.mkdir()
         for name, column in self._columns.items():
-            self._files[name] = (self._path / _file(name)).open('wb')
-            if column.kind == 'jpeg':
-                self._files[name + _OFFSETS] = (self._path / _file(name + _OFFSETS)).open('wb')
-                self._files[name + _OFFSETS].write(np.zeros(1, np.int64).tobytes())
+            parts = (name, name + _OFFSETS, name + _ROWS)
+            for part in parts if column.kind == 'pictures' else parts[:1]:
+                self._files[part] = (self._path / _file(part)).open('wb')
+            if column.kind == 'pictures':
+                self._files[name + _OFFSETS].write(np.zeros(1, np.int64).data)
 
     def _write(self, name: str, values: np.ndarray | Pictures) -> None:
         if not isinstance(values, Pictures):
             self._files[name].write(np.ascontiguousarray(values).data)
             return
-        offsets = values.offsets[1:] - values.offsets[0] + self._files[name].tell()
-        self._files[name + _OFFSETS].write(offsets.astype(np.int64).data)
-        self._files[name].write(values.bytes(0, len(values)))
+        blob, offsets, rows = (self._files[name + part] for part in ('', _OFFSETS, _ROWS))
+        shown, numbers = np.unique(values.rows, return_inverse=True)  # of a slice not all are
+        before = offsets.tell() // 8 - 1
+        for number in shown.tolist():
+            blob.write(values.blob[values.offsets[number] : values.offsets[number + 1]])
+            offsets.write(np.array([blob.tell()], np.int64).data)
+        rows.write((before + numbers.reshape(-1)).astype(np.int64).data)
 
     def _finish(self) -> None:
         """Make the shard in hand one that is opened, where there is one."""
@@ -161,8 +168,6 @@ class ShardedColumn:
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
         """Return `rows` [...] as [..., *shape of a row], which is what a NumPy array does."""
-        if len(self._parts) == 1:
-            return self._parts[0].take(rows, axis=0)
         wanted = np.ravel(rows)
         taken = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self._ends, wanted, side='right')
@@ -170,6 +175,10 @@ class ShardedColumn:
             here, part = shards == shard, self._parts[shard]
             taken[here] = part.take(wanted[here] - (self._ends[shard] - len(part)), axis=0)
         return taken.reshape(*np.shape(rows), *self.shape[1:])
+
+
+def _joined(parts: list[np.ndarray | Pictures]) -> np.ndarray | Pictures | ShardedColumn:
+    return parts[0] if len(parts) == 1 else ShardedColumn(parts)
 
 
 class ShardedSteps(Steps):
@@ -197,7 +206,7 @@ class ShardedSteps(Steps):
         if missing:
             raise StorageError(f'{folder}: columns {sorted(missing)} are missing')
         self.flat = {
-            name: ShardedColumn([_map(*shard, name) for shard in zip(paths, headers, strict=True)])
+            name: _joined([_map(*shard, name) for shard in zip(paths, headers, strict=True)])
             for name in headers[0].columns
         }
         for name in _IN_MEMORY:
@@ -218,7 +227,7 @@ def chunks(column: np.ndarray | ShardedColumn, rows: int = 65536) -> Iterator[np
 def _columns_of(episode: Mapping[str, np.ndarray | Pictures]) -> dict[str, StoredColumn]:
     return {
         name: StoredColumn(
-            kind='jpeg' if isinstance(values, Pictures) else 'array',
+            kind='pictures' if isinstance(values, Pictures) else 'array',
             dtype=np.dtype(values.dtype).str,
             shape=values.shape[1:],
         )
@@ -253,12 +262,14 @@ def _map(path: Path, header: ShardHeader, name: str) -> np.ndarray | Pictures:
     column, rows = header.columns[name], header.ends[-1]
     if column.kind == 'array':
         return _mapped(path / _file(name), np.dtype(column.dtype), (rows, *column.shape))
-    offsets = _mapped(path / _file(name + _OFFSETS), np.dtype(np.int64), (rows + 1,))
-    file = path / _file(name)
-    if offsets[0] or (np.diff(offsets) < 0).any():
-        raise StorageError(f'{path / _file(name + _OFFSETS)}: no offsets; make the shards anew')
+    file, offsets_file = path / _file(name), path / _file(name + _OFFSETS)
+    shown = _mapped(path / _file(name + _ROWS), np.dtype(np.int64), (rows,))
+    files = int(shown.max()) + 1
+    offsets = _mapped(offsets_file, np.dtype(np.int64), (files + 1,))
+    if shown.min() < 0 or offsets[0] or (np.diff(offsets) < 0).any():
+        raise StorageError(f'{offsets_file}: these are no offsets; make the shards anew')
     _require_size(file, int(offsets[-1]))
-    return Pictures(_Bytes(file).read, offsets, column.shape, str(file))
+    return Pictures(_Bytes(file), offsets, shown, column.shape[:2])
 
 
 def _mapped(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -266,7 +277,8 @@ def _mapped(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     _require_size(file, size)
     if not size:
         return np.zeros(shape, dtype)  # nothing cannot be mapped
-    return np.memmap(file, dtype, 'r', shape=shape)
+    # As a plain array: what is taken from it is one as well, and sooner.
+    return np.asarray(np.memmap(file, dtype, 'r', shape=shape))
 
 
 def _require_size(file: Path, size: int) -> None:
@@ -280,10 +292,11 @@ def _require_size(file: Path, size: int) -> None:
 
 
 class _Bytes:
-    """A file that is read in pieces: what is read once is not kept in this process's memory."""
+    """The bytes of a file, read piece by piece: what was read is not kept in this process."""
 
     def __init__(self, path: Path):
-        self._path, self._file = path, path.open('rb')
+        self._file = path.open('rb')
 
-    def read(self, begin: int, end: int) -> bytes:
-        return os.pread(self._file.fileno(), end - begin, begin)
+    def __getitem__(self, piece: slice) -> np.ndarray:
+        size = int(piece.stop - piece.start)
+        return np.frombuffer(os.pread(self._file.fileno(), size, int(piece.start)), np.uint8)

@@ -22,7 +22,6 @@ import numpy as np
 from robot_rl.bench import storage_lerobot
 from robot_rl.errors import RobotRLError
 from robot_rl.storage.pictures import Pictures
-from robot_rl.storage.prefetch import Prefetch
 from robot_rl.storage.sampler import Sequences, Transitions, WindowSampler
 from robot_rl.storage.shards import ShardedSteps, ShardWriter
 from robot_rl.storage.steps import (
@@ -74,16 +73,13 @@ def _low_dimensional(folder: Path, seconds: float, lerobot: str) -> Iterator[dic
     }
     _rates(draws, seconds / 4)
     yield from _memory_rows('low_dimensional', STEPS, idle)
-    flat = {name: column.take(np.arange(STEPS)) for name, column in sampler.steps.flat.items()}
+    flat = {name: column.take(np.arange(STEPS), 0) for name, column in sampler.steps.flat.items()}
     limits = {'transitions': _gather_transitions(flat), 'sequences': _gather_sequences(flat)}
     for kind, draw in draws.items():
         ours, limit = _rates({'ours': draw, 'limit': limits[kind]}, seconds).values()
         name, megabytes = f'low_dimensional_{kind}', _bytes(draw()) / 1e6
         yield _row(f'{name}_windows', '1/s', ours * BATCH, limit * BATCH)
         yield _row(f'{name}_bytes', 'MB/s', ours * megabytes, limit * megabytes)
-    with Prefetch(draws['sequences']) as batches:
-        (ahead,) = _rates({'ahead': lambda: next(batches)}, seconds / 4).values()
-    yield _row('low_dimensional_sequences_prefetched', '1/s', ahead * BATCH, ours * BATCH)
     if lerobot:
         seen = list(range(-BURN_IN, LENGTH + N_STEP))
         spec = {

@@ -81,6 +81,10 @@ class Pictures:
             picture[:] = self._decoded(number)
         return decoded[places.reshape(np.shape(rows))]
 
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Return the pictures of `rows` [...], as np.ndarray.take does: [..., h, w, 3]."""
+        return self[rows]
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Decode all rows, for np.asarray()."""
         if copy is False:

@@ -108,12 +108,14 @@ class _Reading(NamedTuple):
     def read(self, streams: Streams) -> np.ndarray:
         """Return the values [..., *shape], the elements in the field's order, as its dtype."""
         try:
-            values = np.asarray(streams[self.stream][self.quantity])
+            values = streams[self.stream][self.quantity]
         except KeyError:
             found = [f'{stream}.{quantity}' for stream in streams for quantity in streams[stream]]
             raise ContractMismatch(
                 f'observation {self.name}: no {self.source!r}; found {", ".join(found) or "none"}'
             ) from None
+        if not hasattr(values, 'astype'):  # as a column of recorded pictures has, undecoded
+            values = np.asarray(values)
         if self.index is not None:
             values = values[..., self.index]
         if values.shape[values.ndim - len(self.shape) :] != self.shape:

@@ -263,13 +263,13 @@ def _map(path: Path, header: ShardHeader, name: str) -> np.ndarray | Pictures:
     if column.kind == 'array':
         return _mapped(path / _file(name), np.dtype(column.dtype), (rows, *column.shape))
     file, offsets_file = path / _file(name), path / _file(name + _OFFSETS)
-    shown = _mapped(path / _file(name + _ROWS), np.dtype(np.int64), (rows,))
+    shown = _mapped(path / _file(name + _ROWS), np.dtype(np.int64), (rows, *column.shape[:-3]))
     files = int(shown.max()) + 1
     offsets = _mapped(offsets_file, np.dtype(np.int64), (files + 1,))
     if shown.min() < 0 or offsets[0] or (np.diff(offsets) < 0).any():
         raise StorageError(f'{offsets_file}: these are no offsets; make the shards anew')
     _require_size(file, int(offsets[-1]))
-    return Pictures(_Bytes(file), offsets, shown, column.shape[:2])
+    return Pictures(_Bytes(file), offsets, shown, column.shape[-3:-1])
 
 
 def _mapped(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,13 +4,17 @@ import mujoco
 import numpy as np
 import pytest
 
+from robot_rl.control.observation import History
 from robot_rl.control.runtime import RandomPolicy
 from robot_rl.errors import StorageError
+from robot_rl.images import lossless
 from robot_rl.imitation.data import Episode, find_episodes, mixed_parts, write_steps
 from robot_rl.registry import make_task
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.recorded import steps_of, with_tool
+from robot_rl.specs import ObservationField
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.store import Store
 
 
@@ -51,6 +55,33 @@ def test_recorded_columns_give_the_environments_observations_and_rewards(task, s
     assert recorded['step_type'].tolist() == [int(step.step_type[0]) for step in steps]
     np.testing.assert_array_equal(recorded['action'][:-1], columns['action/requested'])
     assert recorded['discount'].tolist() == [1.0] * len(steps)
+
+
+def test_recorded_pictures_are_not_decoded_and_their_history_is_that_of_the_loop(task, simulated):
+    columns, _ = simulated
+    seen = np.random.default_rng(0).integers(0, 256, (61, 8, 6, 3), dtype=np.uint8)
+    column = Pictures.of([lossless(picture) for picture in seen], np.arange(61), (8, 6))
+    camera = ObservationField(
+        name='camera',
+        source='wrist.image',
+        shape=(8, 6, 3),
+        dtype='uint8',
+        encoding='jpeg',
+        history=3,
+    )
+    own = task.contract()
+    contract = own.replace(observation=(*own.observation, camera))
+    recorded = steps_of(task, with_tool(task, columns) | {'wrist.image': column}, contract)
+    stacked = recorded['observation/camera']
+    assert isinstance(stacked, Pictures) and stacked.blob is column.blob
+    history = History(contract)
+    for row in range(61):
+        live = history.push({'camera': seen[row]} | _blank(own))['camera']
+        np.testing.assert_array_equal(np.asarray(stacked[row]), live)
+
+
+def _blank(contract):
+    return {name: np.zeros(shape) for name, shape in contract.observation_shapes.items()}
 
 
 def test_imitation_learns_from_what_was_applied(task, simulated):

@@ -28,16 +28,19 @@ def test_a_column_is_indexed_as_the_array_that_it_stands_for(column):
     assert pictures.shape == array.shape and len(pictures) == 7 and pictures.dtype == array.dtype
     assert len(pictures.offsets) == 4  # three files: each once, and not the one nobody shows
     np.testing.assert_array_equal(np.asarray(pictures), array)
-    for index in (
-        2,
-        -1,
-        np.array([5, 0, 5]),
-        np.array([[1, 2], [6, 4]]),
-        [3],
-        array[:, 0, 0, 0] > 99,
-    ):
-        np.testing.assert_array_equal(pictures[index], array[index])
-    assert isinstance(pictures[1:], Pictures)
+    assert isinstance(pictures[2], np.ndarray)
+    many = np.array([5, 0, 5]), np.array([[1, 2], [6, 4]]), [3], array[:, 0, 0, 0] > 99
+    for index in (2, -1, *many):
+        assert pictures[index].shape == array[index].shape
+        np.testing.assert_array_equal(np.asarray(pictures[index]), array[index])
+    for index in many[:3]:
+        np.testing.assert_array_equal(pictures.take(index), array.take(index, axis=0))
+    assert isinstance(pictures[1:], Pictures) and isinstance(pictures[many[1]], Pictures)
+    stacked = pictures[many[1]]  # a history of two
+    np.testing.assert_array_equal(stacked[1, 0], array[6])
+    np.testing.assert_array_equal(stacked.take(np.array([1, 1])), array[[[6, 4], [6, 4]]])
+    assert pictures.astype(np.uint8) is pictures
+    np.testing.assert_array_equal(pictures.astype(np.float32), array.astype(np.float32))
     np.testing.assert_array_equal(pictures[1:][::2][1], array[1:][::2][1])
     np.testing.assert_array_equal(np.asarray(pictures[4:4]), array[4:4])
     joined = Pictures.concatenate([pictures[3:], pictures])

@@ -110,6 +110,18 @@ def test_a_slice_of_pictures_brings_only_the_files_that_it_shows(tmp_path):
     np.testing.assert_array_equal(camera.take(np.arange(2)), decoded[1:3])
 
 
+def test_a_history_of_pictures_is_rows_and_no_second_copy(tmp_path):
+    rng = np.random.default_rng(3)
+    column, decoded = pictures_of(rng, [0, 1, 2, 2])
+    history = np.array([[0, 0], [0, 1], [1, 2], [2, 3]])
+    steps = episode(rng, 3) | {'observation/camera': column[history]}
+    write(tmp_path / 's', [steps, steps])
+    camera = ShardedSteps(tmp_path / 's').flat['observation/camera']
+    assert camera.shape == (8, 2, 8, 12, 3) and len(camera.offsets) == 2 * 3 + 1
+    rows = np.array([[3, 6], [1, 7]])
+    np.testing.assert_array_equal(camera.take(rows), decoded[np.tile(history, (2, 1))][rows])
+
+
 def test_what_cannot_be_shards_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     with pytest.raises(StorageError, match='no shards here'):

@@ -6,6 +6,7 @@ Not a certified safety device: it keeps an ordinary mistake of a policy from bec
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import functools
 from collections import deque
@@ -34,6 +35,9 @@ PERIODS_KNOWN = 3
 SETTLED_AFTER_S = 0.1
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
+# This share of its acceleration an arm that takes velocities has for making up for lag. Without
+# any, what is out of step stays so for as long as the command speeds up or brakes.
+LAG_SHARE = 0.2
 # So many joint states in a row, off the path of the command, are no slip.
 ASTRAY_SAMPLES = 3
 # A late tick may make up for at most this many periods in one step.
@@ -83,7 +87,7 @@ class GuardConfig(Spec):
         'is, and commanded no more before the next episode or ~/reset [rad or m]',
     )
     tracking_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.15,
+        0.2,
         description='how far an arm may lag behind its command: what wires, drives and the '
         'controller take together',
     )
@@ -165,6 +169,9 @@ class CommandGuard:
         self.config = config or GuardConfig()
         self.period_s = 1.0 / robot.controller.rate_hz
         self.limits = Limits.from_spec(robot)
+        if robot.controller.kind == 'forward_velocity':
+            left = (1 - LAG_SHARE) * robot.max_acceleration
+            self.limits = dataclasses.replace(self.limits, max_acceleration=left)
         self._slow = self.limits.slowed(self.config.ramp_speed)
         self._state = GuardState.IDLE
         self._counts = dict.fromkeys(
@@ -363,7 +370,7 @@ class CommandGuard:
         wanted = np.clip(wanted, -self.limits.max_velocity, self.limits.max_velocity)
         dt = min(self._time - self._told_at, LATE_PERIODS * self.period_s)
         if dt > 0:
-            change = self.limits.max_acceleration * dt
+            change = self.robot.max_acceleration * dt
             self._told = np.clip(wanted, self._told - change, self._told + change)
             self._told_at = self._time
         return self._told

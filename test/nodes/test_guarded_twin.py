@@ -189,7 +189,7 @@ def test_a_person_who_leads_all_the_time_does_not_keep_an_episode_from_being_rea
     supervisor.start('command_guard')
     supervisor.wait_ready()
     person = person()
-    person.lead(speed=0.05)
+    person.lead(speed=0.6)
     observer.until(person.heard, 'nobody hears the person')
     session = conductor('command_guard')
     session.say('prepare')

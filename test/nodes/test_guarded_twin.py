@@ -49,7 +49,8 @@ class Person:
 
     def let_go(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
 
     def heard(self) -> bool:
         return bool(self.applied) and self.applied[-1].header.frame_id == 'teleop'
@@ -107,6 +108,7 @@ def test_a_guard_that_is_ended_in_motion_brakes_the_arm_first(
     observer.until(lambda: person.states[-1].velocity[0] < 1e-3, 'it never stands')
     # What the arm was told: slower by what its limits allow in the period before.
     told = [m.points[0] for m in person.applied if m.header.frame_id == 'hold']
+    assert told, 'it was not braked'
     speeds = np.array([point.velocities[0] for point in told])
     assert speeds[0] > 0 and (np.diff(speeds) <= 1e-9).all()
     assert speeds[-1] <= ur5e.max_acceleration[0] * 0.02

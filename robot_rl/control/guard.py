@@ -31,8 +31,6 @@ BEHIND = 1e-3
 SHORTEST_S = 1e-6
 # An arm is where it was measured for so many periods of its joint states.
 PERIODS_KNOWN = 3
-# How long after its command an arm comes to rest, at the latest [s].
-SETTLED_AFTER_S = 0.1
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
 # This share of its acceleration an arm that takes velocities has for making up for lag. Without
@@ -88,8 +86,8 @@ class GuardConfig(Spec):
     )
     tracking_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
         0.2,
-        description='how far an arm may lag behind its command: what wires, drives and the '
-        'controller take together',
+        description='how long after its command an arm is where it was told, at the latest: what '
+        'wires, drives and the controller take together [s]',
     )
     ramp_speed: pydantic.PositiveFloat = pydantic.Field(
         0.25, description='speed of the fastest joint during a ramp [rad/s or m/s]'
@@ -426,7 +424,7 @@ class CommandGuard:
     def _stands(self) -> bool:
         """Tell whether the command has been at rest for so long that the arm is as well."""
         at_rest = self._state is not GuardState.ACTIVE and not self.moves
-        return at_rest and self._time - self._moved_at >= SETTLED_AFTER_S
+        return at_rest and self._time - self._moved_at >= self.config.tracking_delay_s
 
     def _intervene(self, kind: str, why: str) -> None:
         self._counts[kind] += 1

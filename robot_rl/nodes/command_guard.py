@@ -238,11 +238,12 @@ class CommandGuardNode(Node):
             'no arm listens': not self._to_arm.is_heard(),
         }
         words = '; '.join(what for what, lacks in waits.items() if lacks)
+        answer = self._participant.answer
         if not words:
             self._preparing = False
             self._guard.unblock('prepare')
             self._participant.report('ready')
-        elif words != self._participant.answer.detail:
+        elif (self._participant.info.episode, words) != (answer.episode, answer.detail):
             self._participant.report('preparing', words)
 
     def _command(self, source: str, message: JointTrajectory, now: float) -> str | None:

@@ -192,7 +192,7 @@ def test_a_person_who_leads_all_the_time_does_not_keep_an_episode_from_being_rea
     supervisor.wait_ready()
     person = person()
     person.lead(speed=0.6)
-    observer.until(person.heard, 'nobody hears the person')
+    observer.until(lambda: person.heard() and person.states[-1].velocity[0] > 0.5, 'it is slow')
     session = conductor('command_guard')
     session.say('prepare')
     session.hears('preparing')

@@ -6,8 +6,10 @@ Not a certified safety device: it keeps an ordinary mistake of a policy from bec
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import functools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,7 +18,7 @@ import pydantic
 from numpy.typing import ArrayLike
 
 from robot_rl.control.limiter import Limits
-from robot_rl.control.motion import Line, Motion, at_rest
+from robot_rl.control.motion import Line, Motion, at_rest, moving
 from robot_rl.specs import RobotSpec, Spec
 
 # A measured pose less than this outside the limits [rad] is noise, and is commanded at the limit.
@@ -29,10 +31,13 @@ BEHIND = 1e-3
 SHORTEST_S = 1e-6
 # An arm is where it was measured for so many periods of its joint states.
 PERIODS_KNOWN = 3
-# How long after its command an arm comes to rest, at the latest [s].
-SETTLED_AFTER_S = 0.1
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
+# This share of its acceleration an arm that takes velocities has for making up for lag. Without
+# any, what is out of step stays so for as long as the command speeds up or brakes.
+LAG_SHARE = 0.2
+# So many joint states in a row, off the path of the command, are no slip.
+ASTRAY_SAMPLES = 3
 # A late tick may make up for at most this many periods in one step.
 LATE_PERIODS = 2
 
@@ -46,6 +51,8 @@ class GuardState(enum.StrEnum):
     ESTOP = 'estop'
 
 
+# Who blocks commands where the arm did not follow.
+_ASTRAY = 'arm'
 _BY_ITSELF = {
     GuardState.IDLE: '',
     GuardState.HOLDING: 'hold',
@@ -62,15 +69,25 @@ class GuardConfig(Spec):
     start_gate: pydantic.PositiveFloat = pydantic.Field(
         0.1,
         description='a first target is far where a joint is more than this from where the arm '
-        'stands, at the start and after a hold, or from the last command with a new source; an '
-        'arm that is farther than this from a held command starts anew from where it stands '
+        'stands, at the start and after a hold, or from the last command with a new source '
         '[rad or m]',
     )
     tracking_gate: pydantic.PositiveFloat = pydantic.Field(
-        0.2,
+        0.05,
         description='a joint farther than this from a held command was moved by something else: '
-        'the command is forgotten, so that the arm is not yanked back. Twice what an arm lags '
-        'behind in a fast motion, 60 ms at 1.6 rad/s [rad or m]',
+        'the command is forgotten, and the next one starts where the arm stands. More than a '
+        'joint sags under its own weight [rad or m]',
+    )
+    path_tolerance: pydantic.PositiveFloat = pydantic.Field(
+        0.15,
+        description='while a source commands, a joint measured farther than this from all that it '
+        'was told in the last tracking_delay_s does not follow: the arm is braked, held where it '
+        'is, and commanded no more before the next episode or ~/reset [rad or m]',
+    )
+    tracking_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
+        0.2,
+        description='how long after its command an arm is where it was told, at the latest: what '
+        'wires, drives and the controller take together [s]',
     )
     ramp_speed: pydantic.PositiveFloat = pydantic.Field(
         0.25, description='speed of the fastest joint during a ramp [rad/s or m/s]'
@@ -126,6 +143,14 @@ class Applied(NamedTuple):
     source: str
 
 
+class _Passed(NamedTuple):
+    """A place on the way: when, what the arm was told [n], and where it was measured [n]."""
+
+    time: float
+    told: np.ndarray
+    measured: np.ndarray
+
+
 class CommandGuard:
     """Takes targets by joint name and gives, tick by tick, what the arm may be told.
 
@@ -142,6 +167,9 @@ class CommandGuard:
         self.config = config or GuardConfig()
         self.period_s = 1.0 / robot.controller.rate_hz
         self.limits = Limits.from_spec(robot)
+        if robot.controller.kind == 'forward_velocity':
+            left = (1 - LAG_SHARE) * robot.max_acceleration
+            self.limits = dataclasses.replace(self.limits, max_acceleration=left)
         self._slow = self.limits.slowed(self.config.ramp_speed)
         self._state = GuardState.IDLE
         self._counts = dict.fromkeys(
@@ -155,6 +183,7 @@ class CommandGuard:
                 'overruled',
                 'held',
                 'displaced',
+                'astray',
                 'estopped',
             ),
             0,
@@ -165,6 +194,8 @@ class CommandGuard:
         self._time = 0.0  # seconds passed since the first, never less than before
         self._measured: np.ndarray | None = None
         self._measured_at = self._stopped_at = 0.0
+        # What an arm that takes velocities was told last, and when.
+        self._told, self._told_at = np.zeros(len(robot.joints)), -np.inf
         self.width: float | None = None  # what the gripper was told last [m]
         self._forget()
 
@@ -183,25 +214,37 @@ class CommandGuard:
         """Who commands the arm now: a source, or what the guard does by itself."""
         return self._source if self._state is GuardState.ACTIVE else _BY_ITSELF[self._state]
 
+    @property
+    def moves(self) -> bool:
+        """Whether the command is not at rest."""
+        return self._motion is not None and self._motion.moves
+
+    @property
+    def astray(self) -> str:
+        """Why the arm is not commanded since it did not follow; nothing: it does."""
+        return self._blocks.get(_ASTRAY, '')
+
     def diagnostics(self) -> dict[str, Any]:
         """Return the state, how often the guard stepped in, and the last times."""
         last = {'refusal': self._last_refusal, 'intervention': self._last_intervention}
         last = {f'last_{kind}': text for kind, text in last.items()}
         state = {'state': str(self._state), 'source': self.source, 'ramping': self._ramping}
+        state['blocked'] = '; '.join(self._blocks.values())
         return state | self._counts | last
 
     def measured(self, names: Sequence[str], positions: ArrayLike, now: float) -> str | None:
         """Take measured joint positions, in any order and among other joints.
 
         Returns None, or why they are refused; then the former ones stay. An arm that has left a
-        held command behind is not told that command any more.
+        held command behind is not told that command any more; one that does not follow a source
+        is stopped where it is.
         """
         self._pass_time(now)
         found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
         if reason:
             return self._refuse(f'joint states: {reason}')
         self._measured, self._measured_at = found, self._time
-        # In motion the arm lags behind, and how far says nothing: only a standing one is judged.
+        self._look_for_straying()
         if self._stands() and self._is_off(self.config.tracking_gate):
             self._intervene('displaced', 'something else has moved the arm')
             self._forget()
@@ -233,8 +276,7 @@ class CommandGuard:
         if reason := self._gate(goal, source):
             return self._refuse(f'{source}: {reason}')
         if anew:
-            self._motion = at_rest(self.limits.clip(self._measured), self.limits)
-            self._outside = self._depth_outside(self._motion.position[None])
+            self._start(at_rest(self.limits.clip(self._measured), self.limits))
         self._begin(goal, duration_s, source)
         self._received, self._stamp, self._forgets = self._time, stamp, False
         self._source, self._state = source, GuardState.ACTIVE
@@ -278,9 +320,9 @@ class CommandGuard:
         if dt > 0:
             self._motion = self._next(due, dt)
             self._due = due
-            if self._state is GuardState.ACTIVE or self._moves():
+            if self._state is GuardState.ACTIVE or self.moves:
                 self._moved_at = self._time
-        if self._forgets and not self._moves():
+        if self._forgets and not self.moves:
             self._forget()
             return None
         position, velocity = self._motion.position.copy(), self._motion.velocity.copy()
@@ -302,35 +344,42 @@ class CommandGuard:
         if self._state is GuardState.ACTIVE:
             self._hold(reason)
 
-    def unblock(self, who: str | None = None) -> None:
-        """Hear commands again as far as `who` is concerned; None: whoever it was."""
-        if who is None:
-            self._blocks.clear()
-        else:
-            self._blocks.pop(who, None)
+    def unblock(self, *who: str) -> None:
+        """Hear commands again as far as these are concerned."""
+        for one in who:
+            self._blocks.pop(one, None)
 
-    def velocities(self, applied: Applied) -> np.ndarray:
+    def velocities(self, applied: Applied | None) -> np.ndarray:
         """Return what an arm that takes velocities is to be told: [n], within its limits.
 
         It follows `applied` and does not drift away from it. Where it is not known where the arm
-        is by now, and in an emergency stop, it does what `applied` does and makes up for nothing.
+        is by now, and in an emergency stop, it does what `applied` does and makes up for nothing;
+        without `applied` it comes to rest. From one call to the next it changes no faster than the
+        limits of acceleration let it.
         """
-        behind = np.zeros_like(applied.positions)
+        wanted = np.zeros_like(self._told) if applied is None else applied.velocities
         age = self._time - self._measured_at
         known = (
             self._measured is not None and age <= PERIODS_KNOWN / self.robot.joint_states_rate_hz
         )
-        if known and self._state is not GuardState.ESTOP:
+        if applied is not None and known and self._state is not GuardState.ESTOP:
             behind = applied.positions - self._measured
-        velocity = applied.velocities + self.config.velocity_gain * behind
-        return np.clip(velocity, -self.limits.max_velocity, self.limits.max_velocity)
+            wanted = wanted + self.config.velocity_gain * behind
+        wanted = np.clip(wanted, -self.limits.max_velocity, self.limits.max_velocity)
+        dt = min(self._time - self._told_at, LATE_PERIODS * self.period_s)
+        if dt > 0:
+            change = self.robot.max_acceleration * dt
+            self._told = np.clip(wanted, self._told - change, self._told + change)
+            self._told_at = self._time
+        return self._told
 
     def reset(self) -> None:
         """Forget the command: come to rest, then publish nothing until the next.
 
-        An emergency stop stays.
+        An arm that did not follow is commanded again. An emergency stop stays.
         """
-        if self._moves():
+        self.unblock(_ASTRAY)
+        if self.moves:
             self._forgets = True
             if self._state is not GuardState.ESTOP:
                 self._state = GuardState.HOLDING
@@ -354,7 +403,7 @@ class CommandGuard:
         left = self.config.estop_cooldown_s - (self._time - self._stopped_at)
         if left > 0:
             return f'the emergency stop is latched for another {left:.2f} s'
-        if self._moves():
+        if self.moves:
             return 'the arm is still being braked'
         self._state = GuardState.IDLE
         self._forget()
@@ -362,6 +411,8 @@ class CommandGuard:
 
     def _forget(self) -> None:
         self._motion: Motion | None = None
+        self._trail: deque[_Passed] = deque()  # the last tracking_delay_s of the motion
+        self._off_path = 0  # joint states in a row
         self._line: Line | None = None
         self._received = self._moved_at = self._outside = 0.0
         self._due = 0.0  # the time that the last command is for
@@ -370,13 +421,10 @@ class CommandGuard:
         if self._state is not GuardState.ESTOP:
             self._state = GuardState.IDLE
 
-    def _moves(self) -> bool:
-        return self._motion is not None and self._motion.moves
-
     def _stands(self) -> bool:
         """Tell whether the command has been at rest for so long that the arm is as well."""
-        at_rest = self._state is not GuardState.ACTIVE and not self._moves()
-        return at_rest and self._time - self._moved_at >= SETTLED_AFTER_S
+        at_rest = self._state is not GuardState.ACTIVE and not self.moves
+        return at_rest and self._time - self._moved_at >= self.config.tracking_delay_s
 
     def _intervene(self, kind: str, why: str) -> None:
         self._counts[kind] += 1
@@ -405,7 +453,7 @@ class CommandGuard:
 
         A hold that the arm has left is no place to go on from.
         """
-        return self._motion is None or (self._stands() and self._is_off(self.config.start_gate))
+        return self._motion is None or (self._stands() and self._is_off(self.config.tracking_gate))
 
     def _gate(self, goal: np.ndarray, source: str) -> str:
         """Decide whether `goal` is far for a beginning: say why it is refused, or let it ramp."""
@@ -456,6 +504,43 @@ class CommandGuard:
             return ''
         allowed = self.config.measured_max_age_s
         return f'the last joint states are {age:.2f} s old, at most {allowed} s are allowed'
+
+    def _look_for_straying(self) -> None:
+        """Stop the arm where it is measured, if it is off the path that a source leads it.
+
+        A healthy arm is where it was told to be a moment ago: between the least and the greatest
+        that each joint was told in the last `tracking_delay_s`.
+        """
+        if self._motion is None:
+            return
+        since, trail = self._time - self.config.tracking_delay_s, self._trail
+        trail.append(_Passed(self._time, self._motion.position, self._measured))
+        while len(trail) > 1 and trail[1].time <= since:
+            trail.popleft()
+        told = np.array([passed.told for passed in trail])
+        off = np.maximum(self._measured - told.max(axis=0), told.min(axis=0) - self._measured)
+        astray = self._state is GuardState.ACTIVE and off.max() > self.config.path_tolerance
+        self._off_path = self._off_path + 1 if astray else 0
+        if self._off_path >= ASTRAY_SAMPLES:
+            joint = self.robot.joints[int(off.argmax())]
+            self._stop_astray(f'{joint} is {off.max():.2f} rad off the path that it was told')
+
+    def _stop_astray(self, why: str) -> None:
+        """Brake from where, and as fast as, the arm is measured to move; hear nobody."""
+        self._intervene('astray', why)
+        self._blocks[_ASTRAY] = (
+            f'the arm does not follow: {why}; begin another episode, or call ~/reset'
+        )
+        self._state = GuardState.HOLDING
+        first, last = self._trail[0], self._trail[-1]
+        way, top = last.measured - first.measured, self.limits.max_velocity
+        speed = np.clip(way / max(last.time - first.time, self.period_s), -top, top)
+        self._start(moving(self.limits.clip(self._measured), speed, self.limits))
+
+    def _start(self, motion: Motion) -> None:
+        """Go on with a motion that begins where the arm is measured."""
+        self._motion, self._trail, self._off_path = motion, deque(), 0
+        self._outside = self._depth_outside(motion.path_to_rest(self.limits))
 
     def _is_off(self, gate: float) -> bool:
         """Tell whether a joint is measured farther than `gate` from the last command."""

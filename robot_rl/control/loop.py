@@ -39,8 +39,8 @@ class ControlLoop:
 
     When an episode is prepared call observations.reset() and feed it (put) until nothing is
     missing; when it starts call begin(), then tick(). The stream command.position is the loop's
-    own last target, at first the pose given to begin(). Raises ContractMismatch at once for a
-    contract that does not fit the robot.
+    own last target, at first the pose given to begin(), or where rebase() has put it. Raises
+    ContractMismatch at once for a contract that does not fit the robot.
     """
 
     def __init__(
@@ -67,16 +67,18 @@ class ControlLoop:
 
         Samples stay: observations.reset() forgets those of the last episode.
         """
-        measured = require_finite('measured joint positions', measured)
-        if measured.shape != (len(self.robot.joints),):
-            raise ContractMismatch(
-                f'measured joint positions: shape {list(measured.shape)}, '
-                f'right is [{len(self.robot.joints)}]'
-            )
+        command = self._pose('measured joint positions', measured)
         self.observations.reset_history()
-        self._command = self.limits.clip(measured)
+        self._command = command
         self._state, self._last = self.policy.initial_state(1), None
         self.steps = 0
+
+    def rebase(self, command: ArrayLike) -> None:
+        """Go on from joint positions [n] that somebody else has commanded the arm meanwhile.
+
+        Otherwise a policy whose actions are relative would lead it back. State and history stay.
+        """
+        self._command = self._pose('applied command', command)
 
     def tick(self, now_s: float) -> Command:
         """Decide once. Raises a RobotRLError, and commands nothing, where anything is amiss."""
@@ -90,6 +92,14 @@ class ControlLoop:
         self._command, self._state, self._last = target, state, (batch, requested)
         self.steps += 1
         return Command(target, requested, applied, stamp_s, observation)
+
+    def _pose(self, what: str, positions: ArrayLike) -> np.ndarray:
+        positions = require_finite(what, positions)
+        if positions.shape != (len(self.robot.joints),):
+            raise ContractMismatch(
+                f'{what}: shape {list(positions.shape)}, right is [{len(self.robot.joints)}]'
+            )
+        return self.limits.clip(positions)
 
     def _led(self, requested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where an action leads within the limits, and what these left of it."""

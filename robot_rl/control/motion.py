@@ -69,10 +69,20 @@ class Motion(Protocol):
 
 def at_rest(position: np.ndarray, limits: Limits) -> Motion:
     """Return the motion that stands at `position` [n], of the kind that the limits ask for."""
+    return moving(position, np.zeros_like(position), limits)
+
+
+def moving(position: np.ndarray, velocity: np.ndarray, limits: Limits) -> Motion:
+    """Return the motion that is at `position` [n] with `velocity` [n], likewise.
+
+    What could not stop within the position limits stands there instead.
+    """
     rest = np.zeros_like(position)
     if np.isfinite(limits.max_jerk).any():
-        return JerkLimited.from_state(position, rest, rest, limits)
-    return AccelerationLimited(position, rest)
+        found = JerkLimited.from_state(position, velocity, rest, limits)
+        return found or JerkLimited.from_state(position, rest, rest, limits)
+    ends = position + 0.5 * velocity * np.abs(velocity) / limits.max_acceleration
+    return AccelerationLimited(position, np.where(limits.clip(ends) == ends, velocity, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

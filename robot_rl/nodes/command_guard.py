@@ -6,7 +6,6 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
 import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -32,6 +31,10 @@ STARTING = 'command_guard has just started, and listens whether an episode is un
 # For so long, where no session is there to say it: what discovery takes on a busy machine [s].
 LISTEN_S = 3.0
 RESTARTED = 'command_guard was restarted in an episode; it goes on with the next one'
+PREPARING = 'an episode is being prepared'
+ENDING = 'command_guard is ending'
+# How long the arm may take to come to rest when the guard is ended [s].
+RESTS_WITHIN_S = 2.0
 
 
 class Parameters(GuardConfig):
@@ -48,7 +51,7 @@ class ToArm:
     def __init__(self, node: Node, guard: CommandGuard):
         self._guard, robot = guard, guard.robot
         self._kind = robot.controller.kind
-        self._silent = True
+        self.is_silent = True  # nothing is said, and nothing is left to say
         self._message = Float64MultiArray()
         if self._kind == 'joint_trajectory':
             # Stamped 0: it starts when it comes.
@@ -68,16 +71,16 @@ class ToArm:
 
         Where the guard says nothing any more, the last velocity that an arm hears is 0.
         """
-        silent, self._silent = self._silent, applied is None
+        was_silent, self.is_silent = self.is_silent, applied is None
+        if self._kind == 'forward_velocity':
+            velocities = self._guard.velocities(applied)
+            self._message.data = support.doubles(velocities)
+            self.is_silent = applied is None and not velocities.any()
+            return not (was_silent and self.is_silent)
         if applied is None:
-            if self._kind != 'forward_velocity' or silent:
-                return False
-            self._message.data = support.doubles(np.zeros(len(self._guard.robot.joints)))
-            return True
+            return False
         if self._kind == 'joint_trajectory':
             self._message.points[0].positions = support.doubles(applied.positions)
-        elif self._kind == 'forward_velocity':
-            self._message.data = support.doubles(self._guard.velocities(applied))
         else:
             self._message.data = support.doubles(applied.positions)
         return True
@@ -103,7 +106,7 @@ class CommandGuardNode(Node):
         self._guard = CommandGuard(self._robot, chain, config)
         self._guard.block('start', STARTING, time.monotonic())
         self._lock = threading.Lock()
-        self._preparing = False
+        self._preparing = self._arm_heard = False  # an episode; and the arm, since then
         self._create_topics()
         self._listening = True  # whether an episode is under way
         self._prepared = ''  # the episode that this guard has been prepared for
@@ -124,11 +127,15 @@ class CommandGuardNode(Node):
         self._worker.start()
 
     def close(self) -> None:
-        """Publish nothing any more: the arm's controller holds its position, or velocity 0."""
+        """Bring the arm to rest, then say nothing: its controller holds its position, or 0."""
         if self._worker:
+            with self._lock:
+                self._guard.block('end', ENDING, time.monotonic())
+                self._guard.reset()
+            until = time.monotonic() + RESTS_WITHIN_S
+            while not self._to_arm.is_silent and time.monotonic() < until:
+                time.sleep(self._robot.controller.period_s)
             self._worker.stop()
-            if self._to_arm.prepare(None):
-                self._to_arm.publish()
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s
@@ -180,6 +187,8 @@ class CommandGuardNode(Node):
             # Only now, for the next tick: no command waits for what the arm has to say.
             with self._lock:
                 refusals.append(self._hear_arm(now))
+                if self._preparing:
+                    self._answer_when_ready()
             for reason in filter(None, refusals):
                 self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
             self._source.say(source)
@@ -214,16 +223,28 @@ class CommandGuardNode(Node):
         if measured is None:
             return None
         self._heard_at['joint_states'] = now
+        astray = self._guard.astray
         refusal = self._guard.measured(measured.name, measured.position, now)
-        if self._preparing and refusal is None:
-            self._answer_when_ready()
+        self._arm_heard |= refusal is None
+        if self._guard.astray and not astray:
+            self._participant.report('error', self._guard.astray)
         return refusal
 
     def _answer_when_ready(self) -> None:
         """Say so once nothing is left of the commands before: they are not for where it begins."""
-        if self._to_arm.is_heard() and self._guard.published is None:
+        waits = {
+            'the arm is still being braked': self._guard.published is not None,
+            'no joint states of the arm have come since': not self._arm_heard,
+            'no arm listens': not self._to_arm.is_heard(),
+        }
+        words = '; '.join(what for what, lacks in waits.items() if lacks)
+        answer = self._participant.answer
+        if not words:
             self._preparing = False
+            self._guard.unblock('prepare')
             self._participant.report('ready')
+        elif (self._participant.info.episode, words) != (answer.episode, answer.detail):
+            self._participant.report('preparing', words)
 
     def _command(self, source: str, message: JointTrajectory, now: float) -> str | None:
         if len(message.points) != 1:
@@ -267,7 +288,8 @@ class CommandGuardNode(Node):
                 self._guard.block('restart', RESTARTED, time.monotonic())
         elif info.state == 'ended':
             with self._lock:
-                self._guard.unblock()
+                self._preparing = False
+                self._guard.unblock(*WATCHED, 'restart', 'prepare')
         with self._lock:
             self._listening = False
             self._guard.unblock('start')
@@ -277,12 +299,10 @@ class CommandGuardNode(Node):
             stopped = self._guard.state is GuardState.ESTOP
             if not stopped:
                 self._prepared = info.episode
-                self._guard.unblock()
+                self._guard.unblock(*WATCHED, 'restart')
                 self._guard.reset()
-                for waiting in (*self._commands.values(), *self._widths.values()):
-                    waiting.newest()
-                self._participant.report('preparing', 'no joint states, or no arm that listens')
-                self._preparing = True
+                self._guard.block('prepare', PREPARING, time.monotonic())
+                self._preparing, self._arm_heard = True, False
         if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
 
@@ -298,6 +318,7 @@ class CommandGuardNode(Node):
     def _on_estop_topic(self, _: Empty) -> None:
         with self._lock:
             self._guard.estop(time.monotonic())
+            self._preparing = False
         self._participant.report('error', 'estop: the emergency stop was called')
 
     def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
@@ -324,6 +345,7 @@ class CommandGuardNode(Node):
         _, latency_s, oldest_s = self._latencies_s.take()
         with self._lock:
             values = self._guard.diagnostics() | {'overruns': self._overruns}
+            astray = self._guard.astray
         published, self._published = self._published, 0
         values |= {
             'rate_hz': published,
@@ -337,6 +359,8 @@ class CommandGuardNode(Node):
         level, words = DiagnosticStatus.OK, str(values['state'])
         if values['state'] == GuardState.ESTOP:
             level = DiagnosticStatus.ERROR
+        elif astray:
+            level, words = DiagnosticStatus.ERROR, astray
         elif now - self._heard_at['joint_states'] > 1.0:
             level = DiagnosticStatus.STALE
             words += (

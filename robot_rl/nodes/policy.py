@@ -174,9 +174,11 @@ class PolicyNode(LifecycleNode):
         self._command_message = support.trajectory(robot.joints, contract.period_s)
         self._command_message.header.frame_id = 'policy'
         self._action_message = support.trajectory(contract.action_names, contract.period_s)
+        self._applied = support.Polled(self, JointTrajectory, support.APPLIED, support.COMMAND)
 
     def _destroy_topics(self) -> None:
         self._streams.close()
+        self._applied.destroy(self)
         self.destroy_lifecycle_publisher(self._commands)
         self.destroy_lifecycle_publisher(self._actions)
 
@@ -288,6 +290,7 @@ class PolicyNode(LifecycleNode):
     def _run(self, info: SessionInfo, stop: threading.Event) -> None:
         loop, before = self._loop, self._late
         period_s, last = loop.contract.period_s, None
+        self._applied.newest()  # of before
         loop.begin(loop.observations.latest('joint_states')['position'])
         for now in support.every(period_s, stop, RehearsingClock(loop.rehearse)):
             if not self._stays(info, ('running',), stop):
@@ -298,6 +301,7 @@ class PolicyNode(LifecycleNode):
                 break
             start = time.monotonic()
             self._streams.poll()
+            self._go_on_from_others()
             self._publish(loop.tick(self._now()))
             self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
             self._ticks_s.add(time.monotonic() - start)
@@ -305,6 +309,12 @@ class PolicyNode(LifecycleNode):
             last = now
         if stop.is_set():
             self._participant.report('error', 'policy: stopped while the episode ran')
+
+    def _go_on_from_others(self) -> None:
+        """While the guard hears somebody else, or holds: go on from where it has led the arm."""
+        applied = self._applied.newest()
+        if applied is not None and applied.header.frame_id != 'policy':
+            self._loop.rebase(applied.points[0].positions)
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9

@@ -12,10 +12,13 @@ from robot_rl.control.clocks import VirtualClock
 from robot_rl.control.guard import CommandGuard, GuardConfig
 from robot_rl.control.loop import Command, ControlLoop
 from robot_rl.control.observation import Observer
-from robot_rl.control.runtime import OnnxPolicy
+from robot_rl.control.runtime import OnnxPolicy, load_policy
+from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.environment import HELD_OUT, StepType
-from robot_rl.sim.twin import Twin
-from robot_rl.specs import Box
+from robot_rl.sim.imperfections import Imperfections
+from robot_rl.sim.simulated_arm import SimulatedArm
+from robot_rl.sim.twin import AtHome, Twin
+from robot_rl.specs import Box, RobotSpec
 
 EPISODES = 9  # of 60 steps
 AGREE = {'rtol': 0, 'atol': 1e-6}
@@ -144,7 +147,7 @@ def test_environment_and_control_loop_give_the_same_numbers(policy_file, task_fi
     assert travelled > 0.3  # the arm has moved
     assert bool(cut) == (case == 'limited')
     counts = path.guard.diagnostics()
-    assert (counts['refused'], counts['ramped'], counts['held']) == (0, 0, 0)
+    assert [counts[kind] for kind in ('refused', 'ramped', 'held', 'astray')] == [0] * 4
     assert bool(counts['slowed']) == (case == 'accelerated')
 
 
@@ -166,3 +169,57 @@ def test_the_last_observation_of_the_environment_is_what_the_streams_say(task_fi
     for name, values in Observer(contract, task.chain).observe(streams).items():
         np.testing.assert_allclose(values, timestep.observation[name][0], **AGREE)
     environment.close()
+
+
+@pytest.mark.parametrize('seed', [HELD_OUT, HELD_OUT + 4])
+def test_a_twin_in_a_protective_stop_is_not_chased_and_is_told_where_it_stands(seed):
+    """The command ran ahead by 1.6 rad, and the twin went after it when it was released."""
+    task, policy = registry.make_task('ur5e/reach'), load_policy('ur5e_reach')
+    path, gate = Beside(task, policy.contract, policy), GuardConfig()
+    path.begin(seed)
+    for _ in range(4):
+        path.step()
+    assert np.abs(path.twin.joint_velocity).max() > 0.3  # it is on its way
+    path.twin.rest_at(path.twin.joint_position)
+    stands, ahead = path.twin.joint_position, 0.0
+    while not path.guard.astray:  # with joint states, but without a motion
+        target, now = path.loop.tick(path.clock.now()).target, path.clock.now()
+        joints, period_s = task.robot.joints, policy.contract.period_s
+        assert path.guard.command(joints, target, period_s, now, 'policy', now) is None
+        for _ in range(task.ticks):
+            told = path.guard.tick(path.clock.now()).positions
+            path.clock.advance(path.guard.period_s)
+            path.sense()
+            ahead = max(ahead, np.abs(told - stands).max())
+    fastest = 1.6  # rad/s
+    assert ahead < gate.path_tolerance + fastest * (gate.tracking_delay_s + 0.05)
+    for _ in range(100):  # it is released
+        path.twin.set_command(path.guard.tick(path.clock.now()).positions)
+        path.twin.advance(path.guard.period_s)
+        path.clock.advance(path.guard.period_s)
+        path.sense()
+    np.testing.assert_allclose(path.twin.joint_position, stands, atol=5e-3)
+
+
+@pytest.mark.parametrize('kind', ['forward_position', 'forward_velocity', 'joint_trajectory'])
+def test_a_twin_with_the_faults_of_an_arm_is_not_taken_for_one_that_does_not_follow(kind):
+    """Late by 44 ms and with servos of 0.6 of their stiffness, at the limits of its joints."""
+    controller = {'kind': kind, 'driver_timeout_s': 0.1}
+    robot = RobotSpec.load('ur5e').replace(controller=controller)
+    arm = SimulatedArm(AtHome(robot), Imperfections(command_delay_s=0.044, gain=(0.6,)))
+    guard = CommandGuard(robot, KinematicChain.from_spec(robot), GuardConfig(start_gate=9.0))
+    goal = start = arm.measure().position
+    fastest = 0.0
+    for k in range(800):
+        now = k * guard.period_s
+        assert guard.measured(robot.joints, arm.measure().position, now) is None
+        if k % 5 == 0:  # there and back again
+            step = robot.max_velocity * (0.05 if k // 100 % 2 else -0.05)
+            goal = np.clip(goal + step, start - 0.7, start + 0.7)
+            assert guard.command(robot.joints, goal, 0.05, now, 'policy', now) is None
+        applied = guard.tick(now)
+        fastest = max(fastest, np.abs(applied.velocities).max())
+        told = {'forward_velocity': guard.velocities}.get(kind, lambda said: said.positions)
+        arm.command(told(applied), robot.controller.point_duration_s)
+        arm.advance(guard.period_s)
+    assert fastest > 1.5 and guard.diagnostics()['astray'] == 0

@@ -57,6 +57,30 @@ def test_deltas_add_to_the_last_command_and_never_to_the_measurement(contract, r
     np.testing.assert_allclose(observation['command'][0, 1], START + np.array([0.08, -0.12, 0.16]))
 
 
+def test_deltas_add_to_where_somebody_else_has_led_the_arm(contract, robot, chain):
+    """They added to the policy's own last command: it led the arm back."""
+    delta = np.array([0.02, -0.03, 0.04])
+    policy = Scripted(contract, [delta] * 5)
+    loop = ControlLoop(contract, robot, chain, policy)
+    loop.begin(START)
+    for k in range(2):
+        feed(loop, 0.05 * k)
+        loop.tick(0.05 * k)
+    led = START + np.array([0.3, 0.2, -0.1])
+    loop.rebase(led)
+    for k in range(2, 5):
+        feed(loop, 0.05 * k)
+        command = loop.tick(0.05 * k)
+        np.testing.assert_allclose(command.target, led + (k - 1) * delta, atol=1e-7)
+        np.testing.assert_allclose(command.applied, delta, atol=1e-7)
+    observation, state = policy.seen[2]
+    assert state['calls'] == 2  # it is the same episode
+    np.testing.assert_allclose(observation['command'][0], [START + delta, led], atol=1e-6)
+    for wrong, told in (([0, np.nan, 0], 'not finite'), ([0, 0], r'shape \[2\], right is')):
+        with pytest.raises(ContractMismatch, match=f'applied command: {told}'):
+            loop.rebase(wrong)
+
+
 @pytest.mark.parametrize('kind', ['recurrent', 'random'])
 def test_a_rehearsal_changes_nothing(policy_file, contract, robot, chain, kind):
     path = policy_file(contract, memory=4, seed=2) if kind == 'recurrent' else None

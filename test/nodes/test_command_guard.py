@@ -155,7 +155,8 @@ def test_a_person_takes_over_and_gives_back(guard, observer, ur5e):
         observer.until(commanding)
 
     drive(lambda: says[-1].data == 'policy', policy=0.02)
-    drive(lambda: guard.arrived(home - 0.05), policy=0.02, teleop=-0.05)
+    # Not far: this arm stands at home, whatever it is told.
+    drive(lambda: guard.arrived(home - 0.03), policy=0.02, teleop=-0.03)
     assert says[-1].data == 'teleop'
     drive(lambda: guard.arrived(home + 0.02), policy=0.02)
     heard = [message.data for message in says if message.data != 'starting']
@@ -211,9 +212,9 @@ def test_the_arm_is_told_in_what_its_controller_takes(
 
     observer.until(told)
     if kind == 'forward_velocity':
-        # The command speeds up half the way and slows down; the arm stands still, and is told
-        # besides what makes up for being behind.
-        fastest, gain = np.sqrt(ur5e.max_acceleration[0] * 0.05), 2.0
+        # The command speeds up half the way and slows down, with what making up for lag leaves;
+        # the arm stands still, and is told besides what makes up for being behind.
+        fastest, gain = np.sqrt(0.8 * ur5e.max_acceleration[0] * 0.05), 2.0
         expected = fastest + gain * 0.05 / 2
         assert max(max(m.data) for m in to_arm) == pytest.approx(expected, abs=0.05)
         np.testing.assert_allclose(to_arm[-1].data, gain * 0.05, atol=0.02)

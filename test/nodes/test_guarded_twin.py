@@ -1,0 +1,223 @@
+"""The guard in front of the twin, and a person who leads the arm by teleop/command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from robot_rl.nodes.support import LATCHED_READER as READER
+from robot_rl.nodes.support import seconds
+
+PERIOD_S = 0.05
+# What a measured deceleration may be more than the commanded one: servos and clocks of processes.
+SLACK = 1.5
+
+
+class Person:
+    """Leads the arm at 20 Hz, from a thread, from where it is measured."""
+
+    def __init__(self, observer, robot):
+        self._observer, self._robot = observer, robot
+        self.states = observer.listen(JointState, 'joint_states')
+        self.applied = observer.listen(JointTrajectory, 'command_guard/applied')
+        self._commands = observer.publisher(JointTrajectory, 'teleop/command')
+        observer.until(lambda: self.states, 'no joint states')
+        says = observer.listen(String, 'command_guard/source', READER)
+        observer.until(lambda: says and says[-1].data != 'starting', 'it listens still')
+        self._stop, self._thread = threading.Event(), None
+
+    def measured(self) -> np.ndarray:
+        return np.array(self.states[-1].position)
+
+    def lead(self, speed: float, seconds: float = float('inf')) -> None:
+        """Turn the first joint at `speed` [rad/s] for a while, or until let_go()."""
+        self._thread = threading.Thread(target=self._lead, args=(speed, seconds))
+        self._thread.start()
+        if seconds < float('inf'):
+            self._thread.join()
+
+    def let_go(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def heard(self) -> bool:
+        return bool(self.applied) and self.applied[-1].header.frame_id == 'teleop'
+
+    def _lead(self, speed: float, seconds: float) -> None:
+        goal, steps = self.measured(), 0
+        while not self._stop.is_set() and steps * PERIOD_S < seconds:
+            goal[0] += speed * PERIOD_S
+            point = JointTrajectoryPoint(positions=goal.tolist())
+            point.time_from_start.nanosec = int(PERIOD_S * 1e9)
+            message = JointTrajectory(joint_names=list(self._robot.joints), points=[point])
+            message.header.stamp = self._observer.stamp()
+            self._commands.publish(message)
+            steps += 1
+            time.sleep(PERIOD_S)
+
+
+@pytest.fixture
+def person(observer, ur5e):
+    people = []
+
+    def make() -> Person:
+        people.append(Person(observer, ur5e))
+        return people[-1]
+
+    yield make
+    for one in people:
+        one.let_go()
+
+
+def pushes(observer, newtons: float, seconds: float) -> None:
+    """Push the twin's tool sideways."""
+    values = {'push_force_n': [0.0, newtons, 0.0], 'push_duration_s': seconds}
+    request = SetParameters.Request()
+    request.parameters = [Parameter(k, value=v).to_parameter_msg() for k, v in values.items()]
+    done = observer.call('sim_robot/set_parameters', SetParameters, request)
+    assert all(result.successful for result in done.results)
+    assert observer.call('sim_robot/perturb').success
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_guard_that_is_ended_in_motion_brakes_the_arm_first(
+    number, supervisor, observer, person, ur5e
+):
+    """It fell silent, and the arm's servos stopped it at once."""
+    supervisor.start('sim_robot')
+    guard = supervisor.start('command_guard')
+    supervisor.wait_ready()
+    person = person()
+    person.lead(speed=1.0)
+    observer.until(lambda: person.heard() and person.states[-1].velocity[0] > 0.9, 'it is slow')
+    os.kill(guard.pid, number)
+    ended = time.time()
+    assert guard.wait(5) == 0
+    observer.until(lambda: person.states[-1].velocity[0] < 1e-3, 'it never stands')
+    # What the arm was told: slower by what its limits allow in the period before.
+    told = [m.points[0] for m in person.applied if m.header.frame_id == 'hold']
+    assert told, 'it was not braked'
+    speeds = np.array([point.velocities[0] for point in told])
+    assert speeds[0] > 0 and (np.diff(speeds) <= 1e-9).all()
+    assert speeds[-1] <= ur5e.max_acceleration[0] * 0.02
+    # What the twin says of itself.
+    record = [s for s in list(person.states) if seconds(s.header.stamp) > ended - 0.1]
+    speed = np.array([s.velocity[0] for s in record])
+    times = np.array([seconds(s.header.stamp) for s in record])
+    change = (speed[5:] - speed[:-5]) / (times[5:] - times[:-5])  # over 50 ms
+    assert -change.min() < SLACK * ur5e.max_acceleration[0]
+    assert -change.min() > 0.5 * ur5e.max_acceleration[0]
+
+
+def test_a_policy_goes_on_from_where_a_person_has_led_the_arm(
+    supervisor, observer, person, tmp_path
+):
+    """It went on from its own last command: it led the arm all the way back."""
+    supervisor.start('sim_robot')
+    supervisor.start('policy', {'policy': 'constant'})  # asks for no motion at all
+    supervisor.start('command_guard')
+    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
+    supervisor.wait_ready()
+    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
+    supervisor.start('session', given)
+    person = person()
+    applied = person.applied
+    observer.until(lambda: applied and applied[-1].header.frame_id == 'policy', 'no policy')
+    began = person.measured()
+    person.lead(speed=0.3, seconds=1.0)
+    observer.until(lambda: applied[-1].header.frame_id == 'policy', 'it never takes over')
+    count, led = len(applied), np.array(applied[-1].points[0].positions)
+    assert led[0] - began[0] > 0.25
+    observer.until(lambda: len(applied) > count + 200)
+    after = [m for m in applied[count:] if m.header.frame_id == 'policy']
+    assert len(after) > 150
+    way = np.array([m.points[0].positions for m in after])
+    np.testing.assert_allclose(way, np.broadcast_to(led, way.shape), atol=1e-3)
+    np.testing.assert_allclose(person.measured(), led, atol=0.01)
+
+
+def test_an_arm_that_is_held_off_its_path_ends_the_episode_and_is_held(
+    supervisor, observer, person, tmp_path
+):
+    supervisor.start('sim_robot')
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.start('command_guard')
+    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
+    supervisor.wait_ready()
+    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
+    supervisor.start('session', given)
+    person = person()
+    diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
+    applied = person.applied
+    observer.until(lambda: len(applied) > 20 and applied[-1].header.frame_id == 'policy')
+    pushes(observer, 1000.0, 4.0)
+    (line,) = supervisor.follow('session', 40)
+    assert line['result'] == 'truncated' and 'the arm does not follow' in line['reason']
+
+    def said():
+        states = [array.status[0] for array in list(diagnostics)]
+        return [s for s in states if s.name == 'command_guard' and 'not follow' in s.message]
+
+    status = observer.until(said)[-1]
+    assert status.level == DiagnosticStatus.ERROR
+    values = {value.key: value.value for value in status.values}
+    assert values['astray'] == '1' and values['blocked'] == status.message
+    # After the episode too, until somebody has looked.
+    person.lead(speed=0.0, seconds=0.5)
+    assert not person.heard()
+    assert 'refused: teleop: the arm does not follow' in supervisor.log('command_guard')
+    observer.until(lambda: observer.call('command_guard/reset').success)
+    person.lead(speed=0.0)
+    observer.until(person.heard, 'it stays blocked')
+
+
+def test_a_person_who_leads_all_the_time_does_not_keep_an_episode_from_being_ready(
+    supervisor, observer, conductor, person
+):
+    """The guard was never without a command, so never ready, and did not say why."""
+    supervisor.start('sim_robot')
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    person = person()
+    person.lead(speed=0.6)
+    observer.until(lambda: person.heard() and person.states[-1].velocity[0] > 0.5, 'it is slow')
+    session = conductor('command_guard')
+    session.say('prepare')
+    session.hears('preparing')
+    session.hears('ready')
+    assert 'refused: teleop: an episode is being prepared' in supervisor.log('command_guard')
+    observer.until(person.heard, 'the person is not heard again')
+
+
+def test_a_velocity_controller_is_told_0_when_the_guard_falls_silent_or_ends(
+    supervisor, observer, person, ur5e, tmp_path
+):
+    controller = {'kind': 'forward_velocity', 'topic': 'speed', 'driver_timeout_s': 0.1}
+    robot = tmp_path / 'robot.yaml'
+    robot.write_text(ur5e.replace(controller=controller).to_yaml())
+    supervisor.start('sim_robot', {'task': '', 'robot': str(robot)})
+    guard = supervisor.start('command_guard', {'robot': str(robot)})
+    supervisor.wait_ready()
+    told = observer.listen(Float64MultiArray, 'speed')
+    person, most = person(), 2 * ur5e.max_acceleration * 0.01  # in two periods at most
+    person.lead(speed=0.8)
+    observer.until(lambda: told and told[-1].data[0] > 0.7, 'it is slow')
+    assert (np.abs(told[0].data) <= most + 1e-9).all()
+    os.kill(guard.pid, signal.SIGTERM)
+    assert guard.wait(5) == 0
+    way = np.array([message.data for message in told])
+    assert not way[-1].any()
+    assert (np.abs(np.diff(way, axis=0)) <= most + 1e-9).all()
+    assert len(way) - np.argmax(way[:, 0]) > 0.7 / (ur5e.max_acceleration[0] * 0.01) / 2

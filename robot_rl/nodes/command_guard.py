@@ -11,7 +11,6 @@ import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -132,9 +131,7 @@ class CommandGuardNode(Node):
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s
-        self._joint_states = support.Polled(
-            self, JointState, robot.joint_states_topic, support.SENSOR
-        )
+        self._joint_states = support.JointStates(self, robot)
         self._commands = {
             source: support.Polled(
                 self, JointTrajectory, support.command_topic(source), support.COMMAND
@@ -281,7 +278,8 @@ class CommandGuardNode(Node):
                 self._guard.reset()
                 for waiting in (*self._commands.values(), *self._widths.values()):
                     waiting.newest()
-                self._participant.report('preparing', 'no joint states, or no arm that listens')
+                words = f'{self._no_joint_states()}, or no arm that listens'
+                self._participant.report('preparing', words)
                 self._preparing = True
         if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
@@ -318,6 +316,12 @@ class CommandGuardNode(Node):
         response.success, response.message = True, 'the last command is forgotten'
         return response
 
+    def _no_joint_states(self) -> str:
+        """Say what is missing, and what comes in its place."""
+        topic, found = self._robot.joint_states_topic, self._joint_states.others
+        words = f'no joint states of {self._robot.name} on {self.resolve_topic_name(topic)}'
+        return f'{words}, only {found}' if found else words
+
     def _report(self) -> None:
         """Once a second: the state, how often the guard stepped in, how old what it hears is."""
         now = time.monotonic()
@@ -339,9 +343,7 @@ class CommandGuardNode(Node):
             level = DiagnosticStatus.ERROR
         elif now - self._heard_at['joint_states'] > 1.0:
             level = DiagnosticStatus.STALE
-            words += (
-                f': no joint states on {self.resolve_topic_name(self._robot.joint_states_topic)}'
-            )
+            words += f': {self._no_joint_states()}'
         elif values['state'] == GuardState.HOLDING:
             level = DiagnosticStatus.WARN
         self._diagnostics.publish(level, words, values)

@@ -178,6 +178,7 @@ def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
     robot, names = episode.header.robot_spec, _stream_names(episode)
     recording = _Recording([], [], [], {}, {})
     samples: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
+    others: Sequence[str] = ()  # joints of another driver, on the topic of the arm's
     for item in episode.messages(names):
         name, stamp = names[item.topic], stamp_ns(item)
         try:
@@ -189,14 +190,21 @@ def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
             elif name == _APPLIED:
                 recording.applied[stamp] = point_positions(item.message, robot.joints)
             elif name == _JOINT_STATES:
-                samples[name].append((stamp, joint_state(item.message, robot.driver_joints)))
+                if robot.is_among(item.message.name):
+                    joints = joint_state(item.message, robot.driver_joints)
+                    samples[name].append((stamp, joints))
+                else:  # a gripper's own driver, say
+                    others = item.message.name
             else:
                 samples[name].append((stamp, _pose(item.message.pose)))
         except ValueError as error:
             raise StorageError(f'{episode.path}: a message on {item.topic}: {error}') from None
     for topic, found in ((_ACTION, recording.ticks_ns), (_JOINT_STATES, samples[_JOINT_STATES])):
         if not found:
-            raise StorageError(f'{episode.path}: no message on {topic}; there are no steps')
+            passed_over = f', only of {others}' if others and topic == _JOINT_STATES else ''
+            raise StorageError(
+                f'{episode.path}: no message on {topic}{passed_over}; there are no steps'
+            )
     recording.streams.update({name: _series(part) for name, part in samples.items()})
     _fill_velocities(recording.streams[_JOINT_STATES], contract)
     return recording

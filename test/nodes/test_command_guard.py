@@ -269,3 +269,28 @@ def test_the_guard_is_not_ready_before_it_knows_where_the_arm_stands(
     order = [*reversed(ur5e.joints), 'gripper']
     arm(order, [*reversed(ur5e.home_position.tolist()), 0.02])
     session.hears('ready')
+
+
+def counts(observer):
+    """Return what the guard has counted, as it says it next."""
+    diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: len(diagnostics) >= 2)
+    return {value.key: value.value for value in diagnostics[-1].status[0].values}
+
+
+def test_the_joint_states_of_a_gripper_do_not_hide_the_arms(guard, observer, arm, ur5e):
+    """The last message won: a second publisher on the topic, and the guard refused and held."""
+    gripper = arm(['finger_joint'], [0.02], rate_hz=500.0)
+    observer.until(lambda: gripper.heard > 50, 'nobody hears the gripper')
+    before = counts(observer)
+    for tick in range(40):
+        guard.command(ur5e.home_position + 0.002 * tick)
+        time.sleep(0.03)
+    led = guard.applied[-1].points[0].positions
+    np.testing.assert_allclose(led, ur5e.home_position + 0.078, rtol=0, atol=0.01)
+    now = counts(observer)
+    assert int(now['accepted']) > 30 and now['refused'] == before['refused'] == '0'
+    assert float(now['joint_states.age_ms']) < 100
+    guard.arm.stop()
+    session = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: any("only ['finger_joint']" in m.status[0].message for m in session))

@@ -133,6 +133,19 @@ def test_joint_states_of_another_arm_keep_it_from_getting_ready(
     assert 'joint_states: none has come' in detail and not world.commands
 
 
+def test_the_joint_states_of_a_gripper_are_passed_over(supervisor, conductor, world, arm, ur5e):
+    """Of two messages that waited, both were the gripper's, and the episode broke off."""
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    arm(['finger_joint'], [0.02], rate_hz=500.0)
+    assert run_episode(session, max_steps=40).startswith('40 ticks')
+    np.testing.assert_allclose(
+        world.commands[-1].points[0].positions, ur5e.home_position, atol=1e-9
+    )
+    assert 'finger_joint' not in supervisor.log('policy')
+
+
 def under_way(conductor, world, observer):
     """Return the session and the world of an episode in which the policy commands."""
     session, world = conductor('policy'), world()

@@ -340,8 +340,9 @@ class CommandGuard:
     def estop(self, now: float) -> None:
         """Stop as fast as the limits allow and refuse all commands until estop_reset()."""
         self._pass_time(now)
+        if self._state is not GuardState.ESTOP:
+            self._intervene('estopped', 'the emergency stop was called')
         self._state, self._stopped_at = GuardState.ESTOP, self._time
-        self._intervene('estopped', 'the emergency stop was called')
 
     def estop_reset(self, now: float) -> str | None:
         """Release the emergency stop, into idle: the next command starts where the arm stands.

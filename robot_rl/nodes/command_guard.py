@@ -18,7 +18,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.clocks import RehearsingClock
 from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
 from robot_rl.control.session import SessionInfo
-from robot_rl.nodes import support
+from robot_rl.nodes import support, wiring
 from robot_rl.nodes.main import End
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
@@ -45,7 +45,7 @@ class ToArm:
     """The publisher to the arm, in whatever its controller takes."""
 
     def __init__(self, node: Node, guard: CommandGuard):
-        self._guard, robot = guard, guard.robot
+        self._node, self._guard, robot = node, guard, guard.robot
         self._kind = robot.controller.kind
         self._silent = True
         self._message = Float64MultiArray()
@@ -59,8 +59,9 @@ class ToArm:
         )
 
     def is_heard(self) -> bool:
-        """Tell whether anybody subscribes."""
-        return bool(self._publisher.get_subscription_count())
+        """Tell whether anybody subscribes who may be an arm."""
+        readers = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
+        return any(map(wiring.may_be_an_arm, readers))
 
     def prepare(self, applied: Applied | None) -> bool:
         """Make the message for `applied`; tell whether there is one to publish.
@@ -149,8 +150,9 @@ class CommandGuardNode(Node):
                 )
                 for source in self._guard.config.sources
             }
-        # Reliable only: by a second, best-effort reader one message would count as two stops.
-        self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
+        # The reliable reader loses none of a reliable publisher's; the other hears whoever is not.
+        for qos in (support.COMMAND, support.SENSOR):
+            self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, qos)
         self._to_arm = ToArm(self, self._guard)
         self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
         self._applied_message = support.trajectory(robot.joints, period_s)
@@ -218,7 +220,7 @@ class CommandGuardNode(Node):
 
     def _answer_when_ready(self) -> None:
         """Say so once nothing is left of the commands before: they are not for where it begins."""
-        if self._to_arm.is_heard() and self._guard.published is None:
+        if self._guard.published is None and self._to_arm.is_heard():
             self._preparing = False
             self._participant.report('ready')
 
@@ -295,8 +297,10 @@ class CommandGuardNode(Node):
 
     def _on_estop_topic(self, _: Empty) -> None:
         with self._lock:
+            latched = self._guard.state is GuardState.ESTOP
             self._guard.estop(time.monotonic())
-        self._participant.report('error', 'estop: the emergency stop was called')
+        if not latched:
+            self._participant.report('error', 'estop: the emergency stop was called')
 
     def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
         self._on_estop_topic(Empty())

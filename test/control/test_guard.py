@@ -203,7 +203,7 @@ def test_estop_latches_until_it_is_reset_after_the_cool_down(started):
     assert 'no emergency stop' in guard.estop_reset(5.53)
     guard.measured(NAMES, HOME, now=5.6)
     assert send(guard, HOME, now=5.6) is None
-    assert guard.diagnostics()['estopped'] == 2
+    assert guard.diagnostics()['estopped'] == 1  # however often it is called
 
 
 def test_a_far_first_target_is_ramped_slowly_then_followed(started):
@@ -862,3 +862,14 @@ class Watch:
     def depth(self, positions):
         tip, box = self.chain.forward(positions)[0], self.robot.workspace
         return float(np.maximum(tip - box.upper, box.lower - tip).max())
+
+
+def test_an_emergency_stop_counts_once_while_it_is_latched(started):
+    guard = started()
+    for now in (0.0, 0.001, 0.4):
+        guard.estop(now)
+    assert guard.diagnostics()['estopped'] == 1
+    assert 'latched for another 0.40 s' in guard.estop_reset(0.5)  # from the last call on
+    assert guard.estop_reset(0.91) is None
+    guard.estop(1.0)
+    assert guard.diagnostics()['estopped'] == 2

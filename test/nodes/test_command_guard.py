@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -294,3 +296,48 @@ def test_the_joint_states_of_a_gripper_do_not_hide_the_arms(guard, observer, arm
     guard.arm.stop()
     session = observer.listen(DiagnosticArray, '/diagnostics')
     observer.until(lambda: any("only ['finger_joint']" in m.status[0].message for m in session))
+
+
+@pytest.mark.parametrize('kind', ['RELIABLE', 'BEST_EFFORT'])
+def test_an_emergency_stop_of_either_kind_of_publisher_is_heard_and_counts_once(
+    guard, observer, supervisor, kind
+):
+    """The reliable reader heard nothing of a best-effort publisher, as of a button's driver."""
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[kind])
+    stop = observer.publisher(Empty, 'estop', qos)
+    active = observer.listen(Bool, 'command_guard/estop_active', READER)
+
+    def stopped():
+        stop.publish(Empty())
+        time.sleep(0.02)
+        return active[-1].data
+
+    observer.until(lambda: active)
+    observer.until(stopped)
+    stop.publish(Empty())
+    assert counts(observer)['estopped'] == '1'
+    assert supervisor.log('command_guard').count('the emergency stop was called') == 1
+    assert observer.call('command_guard/estop_reset').success
+    observer.until(lambda: not active[-1].data)
+    observer.until(stopped)
+    now = counts(observer)
+    assert now['estopped'] == '2' and now['incompatible_endpoints'] == '0'
+
+
+def test_a_recorder_is_no_arm_that_listens(supervisor, observer, conductor, arm):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    session, _ = conductor('command_guard'), arm()
+    names = ['rosbag2_recorder', '_ros2cli_77', 'episode_recorder', 'a_controller']
+    nodes = [Node(name, context=observer.node.context) for name in names]
+    for node in nodes[:3]:
+        node.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    observer.until(lambda: observer.node.count_subscribers(CONTROLLER) == 3)
+    session.say('prepare')
+    assert 'no arm that listens' in session.hears('preparing')
+    time.sleep(1.0)
+    assert not [m for m in session.answers if '"ready"' in m.data]
+    nodes[3].create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    session.hears('ready')
+    for node in nodes:
+        node.destroy_node()

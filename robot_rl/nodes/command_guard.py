@@ -18,10 +18,11 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.clocks import RehearsingClock
 from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
 from robot_rl.control.session import SessionInfo
+from robot_rl.errors import SpecError
 from robot_rl.nodes import support, wiring
 from robot_rl.nodes.main import End
 from robot_rl.robots.kinematics import KinematicChain
-from robot_rl.specs import RobotSpec
+from robot_rl.specs import Contract, RobotSpec
 
 # Those without whom an episode is not to go on.
 WATCHED = ('session', 'policy', 'episode_recorder')
@@ -213,7 +214,8 @@ class CommandGuardNode(Node):
         if measured is None:
             return None
         self._heard_at['joint_states'] = now
-        refusal = self._guard.measured(measured.name, measured.position, now)
+        stamp = support.nanoseconds(measured.header.stamp)
+        refusal = self._guard.measured(measured.name, measured.position, now, stamp)
         if self._preparing and refusal is None:
             self._answer_when_ready()
         return refusal
@@ -274,7 +276,8 @@ class CommandGuardNode(Node):
     def _prepare(self, info: SessionInfo) -> None:
         with self._lock:
             stopped = self._guard.state is GuardState.ESTOP
-            if not stopped:
+            slow = self._too_slow(info)
+            if not (stopped or slow):
                 self._prepared = info.episode
                 self._guard.unblock()
                 self._guard.reset()
@@ -285,6 +288,18 @@ class CommandGuardNode(Node):
                 self._preparing = True
         if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
+        elif slow:
+            self._participant.report('error', slow)
+
+    def _too_slow(self, info: SessionInfo) -> str:
+        """Say why the policy of an episode would be held between its commands, if so."""
+        if info.source != 'policy' or info.contract is None:
+            return ''
+        try:
+            rate_hz = Contract.parse(info.contract, origin=support.SESSION_STATE).rate_hz
+        except SpecError as error:
+            return str(error)
+        return self._guard.config.too_slow(rate_hz)
 
     def _on_life(self, node: str, alive: bool) -> None:
         """Hold while a process that takes part in the episode is dead or hangs."""

@@ -12,6 +12,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robot_rl import registry
 from robot_rl.nodes.support import LATCHED_READER as READER
 
 CONTROLLER = 'forward_position_controller/commands'
@@ -298,6 +299,19 @@ def test_the_joint_states_of_a_gripper_do_not_hide_the_arms(guard, observer, arm
     observer.until(lambda: any("only ['finger_joint']" in m.status[0].message for m in session))
 
 
+def test_an_arm_whose_joint_states_are_repeated_under_one_stamp_is_not_commanded(
+    guard, observer, ur5e
+):
+    stamp = observer.stamp()
+    observer.stamp = lambda: stamp
+    time.sleep(0.3)
+    guard.command(ur5e.home_position + 0.01)
+    guard.refuses('refused: policy: joint states come, but their stamp has stood still for 0.')
+    assert not guard.to_arm
+    del observer.stamp  # the method is back
+    guard.lead(ur5e.home_position + 0.01)
+
+
 @pytest.mark.parametrize('kind', ['RELIABLE', 'BEST_EFFORT'])
 def test_an_emergency_stop_of_either_kind_of_publisher_is_heard_and_counts_once(
     guard, observer, supervisor, kind
@@ -324,6 +338,23 @@ def test_an_emergency_stop_of_either_kind_of_publisher_is_heard_and_counts_once(
     assert now['estopped'] == '2' and now['incompatible_endpoints'] == '0'
 
 
+def test_a_policy_that_is_too_slow_for_the_timeout_is_told_before_it_runs(
+    guard, conductor, observer
+):
+    """It was held after each command, or its commands were refused, and nobody said why."""
+    session = conductor('command_guard')
+    contract = registry.make_task('ur5e/reach').contract()
+    slow = contract.replace(rate_hz=10.0).to_dict()
+    session.say('prepare', contract=slow)
+    assert 'set timeout_s: 0.2 (parameter of command_guard)' in session.hears('error')
+    session.say('prepare', episode='e2', source='teleop')
+    session.hears('ready')
+    session.say('prepare', episode='e3', source='policy', contract=contract.to_dict())
+    session.hears('ready')
+    session.say('prepare', episode='e4', contract={'rate_hz': 'fast'})
+    assert 'session/state: rate_hz: ' in session.hears('error')
+
+
 def test_a_recorder_is_no_arm_that_listens(supervisor, observer, conductor, arm):
     supervisor.start('command_guard')
     supervisor.wait_ready()
@@ -341,3 +372,20 @@ def test_a_recorder_is_no_arm_that_listens(supervisor, observer, conductor, arm)
     session.hears('ready')
     for node in nodes:
         node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ('given', 'told'),
+    [
+        ({'sources': ['my teleop', 'policy']}, "sources: 'my teleop' is no name of a source"),
+        ({'sources': ['policy', 'policy']}, 'sources: a name stands twice'),
+        ({'timeout_s': 50.0}, 'timeout_s: must be less than or equal to 1, found 50.0'),
+        ({'measured_max_age_s': 9.0}, 'measured_max_age_s: must be less than or equal to 0.5'),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_one_clear_line(supervisor, given, told):
+    """Any number was taken, and a source that is no name was a traceback of rclpy's."""
+    child = supervisor.start('command_guard', given)
+    assert child.wait(30) == 2
+    (line,) = supervisor.log('command_guard').splitlines()
+    assert f'parameters of command_guard: {told}' in line

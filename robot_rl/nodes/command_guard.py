@@ -277,7 +277,8 @@ class CommandGuardNode(Node):
         with self._lock:
             stopped = self._guard.state is GuardState.ESTOP
             slow = self._too_slow(info)
-            if not (stopped or slow):
+            self._preparing = not (stopped or slow)
+            if self._preparing:
                 self._prepared = info.episode
                 self._guard.unblock()
                 self._guard.reset()
@@ -285,7 +286,6 @@ class CommandGuardNode(Node):
                     waiting.newest()
                 words = f'{self._no_joint_states()}, or no arm that listens'
                 self._participant.report('preparing', words)
-                self._preparing = True
         if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
         elif slow:

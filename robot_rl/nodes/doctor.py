@@ -129,7 +129,8 @@ class Doctor:
             )
         if len(offers) > 1:
             names = ', '.join(map(wiring.full_name, offers))
-            yield Finding('WARN', topic, f'{len(offers)} publishers: {names}', 'one is right')
+            todo = 'of the joints of an arm, one is right'
+            yield Finding('WARN', topic, f'{len(offers)} publishers: {names}', todo)
         if not self._heard:
             yield Finding(
                 'ERROR',

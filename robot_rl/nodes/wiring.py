@@ -20,11 +20,12 @@ _OWN_OF_ROS = ('/rosout', '/parameter_events')
 _NO_LIMIT_NS = 2**62
 
 
-# Who subscribes to whatever there is, and moves no arm: beginnings of names of nodes. Those of the
-# command line and those that are not known yet begin with _.
+# Who subscribes to whatever there is, and moves no arm, by how the names of nodes begin; the first
+# is one whose name has yet to be discovered. What micro-ROS calls _CREATED_BY_BARE_DDS_APP_ may be
+# an arm.
 _LISTENERS = (
-    '_', 'episode_recorder', 'robot_rl_doctor', 'rosbag2', 'rosbridge', 'foxglove', 'rqt', 'rviz',
-    'plotjuggler',
+    '_NODE_NAME_UNKNOWN_', '_ros2cli', 'episode_recorder', 'robot_rl_doctor', 'rosbag2',
+    'rosbridge', 'foxglove', 'rqt', 'rviz', 'plotjuggler',
 )  # fmt: skip
 
 

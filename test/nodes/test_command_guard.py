@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl import registry
 from robot_rl.nodes.support import LATCHED_READER as READER
+from robot_rl.nodes.wiring import may_be_an_arm
 
 CONTROLLER = 'forward_position_controller/commands'
 
@@ -353,6 +355,20 @@ def test_a_policy_that_is_too_slow_for_the_timeout_is_told_before_it_runs(
     session.hears('ready')
     session.say('prepare', episode='e4', contract={'rate_hz': 'fast'})
     assert 'session/state: rate_hz: ' in session.hears('error')
+
+
+@pytest.mark.parametrize(
+    ('name', 'is_one'),
+    [
+        ('forward_position_controller', True),
+        ('sim_robot', True),
+        ('_CREATED_BY_BARE_DDS_APP_', True),  # an arm behind micro-ROS
+        ('_NODE_NAME_UNKNOWN_', False),  # not yet
+        ('rqt_gui_py_node_4711', False),
+    ],
+)
+def test_who_may_be_an_arm_is_judged_by_its_name(name, is_one):
+    assert may_be_an_arm(SimpleNamespace(node_name=name)) is is_one
 
 
 def test_a_recorder_is_no_arm_that_listens(supervisor, observer, conductor, arm):

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -38,6 +39,10 @@ SAME_PLACE = 1e-6
 LAG_SHARE = 0.2
 # So many joint states in a row, off the path of the command, are no slip.
 ASTRAY_SAMPLES = 3
+# The longest command timeout that may be chosen [s].
+MAX_TIMEOUT_S = 1.0
+# A source is waited for, for so many of its periods, at the least: one, and what it may be late.
+PERIODS_WAITED = 1.5
 # A late tick may make up for at most this many periods in one step.
 LATE_PERIODS = 2
 
@@ -60,58 +65,76 @@ _BY_ITSELF = {
 }
 
 
+# What a relative topic of ROS begins with, before /command (rmw_validate_full_topic_name).
+_SOURCE = re.compile(r'[A-Za-z]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+
+
 class GuardConfig(Spec):
-    """How careful the guard is. The descriptions are those of the node's ROS parameters."""
+    """How careful the guard is. The descriptions are those of the node's ROS parameters.
+
+    No number is so great that a rule would be as good as switched off.
+    """
 
     start: Literal['ramp', 'refuse'] = pydantic.Field(
         'ramp', description='what happens to a far first target: followed slowly, or refused'
     )
     start_gate: pydantic.PositiveFloat = pydantic.Field(
         0.1,
+        le=1.0,
         description='a first target is far where a joint is more than this from where the arm '
         'stands, at the start and after a hold, or from the last command with a new source '
         '[rad or m]',
     )
     tracking_gate: pydantic.PositiveFloat = pydantic.Field(
         0.05,
+        le=1.0,
         description='a joint farther than this from a held command was moved by something else: '
         'the command is forgotten, and the next one starts where the arm stands. More than a '
         'joint sags under its own weight [rad or m]',
     )
     path_tolerance: pydantic.PositiveFloat = pydantic.Field(
         0.15,
+        le=1.0,
         description='while a source commands, a joint measured farther than this from all that it '
         'was told in the last tracking_delay_s does not follow: the arm is braked, held where it '
         'is, and commanded no more before the next episode or ~/reset [rad or m]',
     )
     tracking_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
         0.2,
+        le=1.0,
         description='how long after its command an arm is where it was told, at the latest: what '
         'wires, drives and the controller take together [s]',
     )
     ramp_speed: pydantic.PositiveFloat = pydantic.Field(
-        0.25, description='speed of the fastest joint during a ramp [rad/s or m/s]'
+        0.25, le=1.0, description='speed of the fastest joint during a ramp [rad/s or m/s]'
     )
-    timeout_s: pydantic.PositiveFloat = pydantic.Field(
+    timeout_s: float = pydantic.Field(
         0.1,
+        ge=0.02,
+        le=MAX_TIMEOUT_S,
         description='a source that is quiet for longer has gone, and its last command is held; '
         'no target may take longer to reach (two periods of a 20 Hz policy)',
     )
-    measured_max_age_s: pydantic.PositiveFloat = pydantic.Field(
-        0.5,
+    measured_max_age_s: float = pydantic.Field(
+        0.15,
+        ge=0.02,
+        le=0.5,
         description='older joint states do not tell where the arm stands: commands are refused, '
-        'and the last one is held',
+        'and the last one is held. Of 100 Hz the longest gap was 74 ms, with all nodes on two '
+        'busy cores; the slowest drivers say it at 30 Hz [s]',
     )
     estop_cooldown_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.5, description='time from an emergency stop to the first reset that is heard'
+        0.5, le=60.0, description='time from an emergency stop to the first reset that is heard'
     )
     velocity_gain: pydantic.NonNegativeFloat = pydantic.Field(
         2.0,
+        le=10.0,
         description='an arm that takes velocities is told this much more for each rad (or m) that '
         'it is measured behind [1/s]',
     )
     give_back_after_s: pydantic.NonNegativeFloat = pydantic.Field(
         0.5,
+        le=60.0,
         description='how long a source must have been quiet before a later one of `sources` is '
         'heard again: a person who jogs step by step keeps the arm between two steps [s]',
     )
@@ -121,6 +144,33 @@ class GuardConfig(Spec):
         description='who may command, each on <source>/command; while an earlier one commands, '
         'and give_back_after_s longer, the later ones are not heard',
     )
+
+    def too_slow(self, rate_hz: float) -> str:
+        """Say why a policy of this rate would be held between its commands; '': it would not."""
+        period_s = 1 / rate_hz
+        if PERIODS_WAITED * period_s <= self.timeout_s + SHORTEST_S:
+            return ''
+        words = (
+            f'a policy of {rate_hz:g} Hz commands every {period_s:.3g} s, and timeout_s is '
+            f'{self.timeout_s:g} s: it would be held in between'
+        )
+        if PERIODS_WAITED * period_s > MAX_TIMEOUT_S:
+            return f'{words}; needed are {PERIODS_WAITED / MAX_TIMEOUT_S:g} Hz or more'
+        right_s = min(2 * period_s, MAX_TIMEOUT_S)
+        return f'{words}; set timeout_s: {right_s:.3g} (parameter of command_guard)'
+
+    @pydantic.field_validator('sources')
+    @classmethod
+    def _are_names(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for source in sources:
+            if not _SOURCE.fullmatch(source):
+                raise ValueError(
+                    f'{source!r} is no name of a source; right are letters, digits and _, '
+                    'beginning with a letter, in parts between /'
+                )
+        if len(set(sources)) != len(sources):
+            raise ValueError(f'a name stands twice in {list(sources)}')
+        return sources
 
 
 class Chain(Protocol):
@@ -196,6 +246,7 @@ class CommandGuard:
         self._measured_at = self._stopped_at = 0.0
         # What an arm that takes velocities was told last, and when.
         self._told, self._told_at = np.zeros(len(robot.joints)), -np.inf
+        self._measured_stamp, self._repeats = 0, False
         self.width: float | None = None  # what the gripper was told last [m]
         self._forget()
 
@@ -232,9 +283,13 @@ class CommandGuard:
         state['blocked'] = '; '.join(self._blocks.values())
         return state | self._counts | last
 
-    def measured(self, names: Sequence[str], positions: ArrayLike, now: float) -> str | None:
+    def measured(
+        self, names: Sequence[str], positions: ArrayLike, now: float, stamp: int = 0
+    ) -> str | None:
         """Take measured joint positions, in any order and among other joints.
 
+        Of `stamp` only a change counts, as clocks may differ: what comes again and again under one
+        stamp grows old, as it does where a driver repeats its last message. 0: it has none.
         Returns None, or why they are refused; then the former ones stay. An arm that has left a
         held command behind is not told that command any more; one that does not follow a source
         is stopped where it is.
@@ -243,8 +298,10 @@ class CommandGuard:
         found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
         if reason:
             return self._refuse(f'joint states: {reason}')
-        self._measured, self._measured_at = found, self._time
-        self._look_for_straying()
+        self._measured, self._repeats = found, bool(stamp) and stamp == self._measured_stamp
+        if not self._repeats:
+            self._measured_at, self._measured_stamp = self._time, stamp
+            self._look_for_straying()
         if self._stands() and self._is_off(self.config.tracking_gate):
             self._intervene('displaced', 'something else has moved the arm')
             self._forget()
@@ -389,8 +446,9 @@ class CommandGuard:
     def estop(self, now: float) -> None:
         """Stop as fast as the limits allow and refuse all commands until estop_reset()."""
         self._pass_time(now)
+        if self._state is not GuardState.ESTOP:
+            self._intervene('estopped', 'the emergency stop was called')
         self._state, self._stopped_at = GuardState.ESTOP, self._time
-        self._intervene('estopped', 'the emergency stop was called')
 
     def estop_reset(self, now: float) -> str | None:
         """Release the emergency stop, into idle: the next command starts where the arm stands.
@@ -502,8 +560,10 @@ class CommandGuard:
         age = self._time - self._measured_at
         if age <= self.config.measured_max_age_s:
             return ''
-        allowed = self.config.measured_max_age_s
-        return f'the last joint states are {age:.2f} s old, at most {allowed} s are allowed'
+        allowed = f'at most {self.config.measured_max_age_s} s are allowed'
+        if self._repeats:
+            return f'joint states come, but their stamp has stood still for {age:.2f} s, {allowed}'
+        return f'the last joint states are {age:.2f} s old, {allowed}'
 
     def _look_for_straying(self) -> None:
         """Stop the arm where it is measured, if it is off the path that a source leads it.

@@ -10,7 +10,6 @@ import pydantic
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -18,10 +17,11 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.clocks import RehearsingClock
 from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
 from robot_rl.control.session import SessionInfo
-from robot_rl.nodes import support
+from robot_rl.errors import SpecError
+from robot_rl.nodes import support, wiring
 from robot_rl.nodes.main import End
 from robot_rl.robots.kinematics import KinematicChain
-from robot_rl.specs import RobotSpec
+from robot_rl.specs import Contract, RobotSpec
 
 # Those without whom an episode is not to go on.
 WATCHED = ('session', 'policy', 'episode_recorder')
@@ -49,7 +49,7 @@ class ToArm:
     """The publisher to the arm, in whatever its controller takes."""
 
     def __init__(self, node: Node, guard: CommandGuard):
-        self._guard, robot = guard, guard.robot
+        self._node, self._guard, robot = node, guard, guard.robot
         self._kind = robot.controller.kind
         self.is_silent = True  # nothing is said, and nothing is left to say
         self._message = Float64MultiArray()
@@ -63,8 +63,9 @@ class ToArm:
         )
 
     def is_heard(self) -> bool:
-        """Tell whether anybody subscribes."""
-        return bool(self._publisher.get_subscription_count())
+        """Tell whether anybody subscribes who may be an arm."""
+        readers = self._node.get_subscriptions_info_by_topic(self._publisher.topic_name)
+        return any(map(wiring.may_be_an_arm, readers))
 
     def prepare(self, applied: Applied | None) -> bool:
         """Make the message for `applied`; tell whether there is one to publish.
@@ -139,9 +140,7 @@ class CommandGuardNode(Node):
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s
-        self._joint_states = support.Polled(
-            self, JointState, robot.joint_states_topic, support.SENSOR
-        )
+        self._joint_states = support.JointStates(self, robot)
         self._commands = {
             source: support.Polled(
                 self, JointTrajectory, support.command_topic(source), support.COMMAND
@@ -159,8 +158,9 @@ class CommandGuardNode(Node):
                 )
                 for source in self._guard.config.sources
             }
-        # Reliable only: by a second, best-effort reader one message would count as two stops.
-        self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, support.COMMAND)
+        # The reliable reader loses none of a reliable publisher's; the other hears whoever is not.
+        for qos in (support.COMMAND, support.SENSOR):
+            self.create_subscription(Empty, support.ESTOP, self._on_estop_topic, qos)
         self._to_arm = ToArm(self, self._guard)
         self._applied = self.create_publisher(JointTrajectory, support.APPLIED, support.STREAM)
         self._applied_message = support.trajectory(robot.joints, period_s)
@@ -224,7 +224,8 @@ class CommandGuardNode(Node):
             return None
         self._heard_at['joint_states'] = now
         astray = self._guard.astray
-        refusal = self._guard.measured(measured.name, measured.position, now)
+        stamp = support.nanoseconds(measured.header.stamp)
+        refusal = self._guard.measured(measured.name, measured.position, now, stamp)
         self._arm_heard |= refusal is None
         if self._guard.astray and not astray:
             self._participant.report('error', self._guard.astray)
@@ -234,7 +235,7 @@ class CommandGuardNode(Node):
         """Say so once nothing is left of the commands before: they are not for where it begins."""
         waits = {
             'the arm is still being braked': self._guard.published is not None,
-            'no joint states of the arm have come since': not self._arm_heard,
+            self._no_joint_states(): not self._arm_heard,
             'no arm listens': not self._to_arm.is_heard(),
         }
         words = '; '.join(what for what, lacks in waits.items() if lacks)
@@ -297,14 +298,28 @@ class CommandGuardNode(Node):
     def _prepare(self, info: SessionInfo) -> None:
         with self._lock:
             stopped = self._guard.state is GuardState.ESTOP
-            if not stopped:
+            slow = self._too_slow(info)
+            self._preparing = not (stopped or slow)
+            if self._preparing:
                 self._prepared = info.episode
                 self._guard.unblock(*WATCHED, 'restart')
                 self._guard.reset()
                 self._guard.block('prepare', PREPARING, time.monotonic())
-                self._preparing, self._arm_heard = True, False
+                self._arm_heard = False
         if stopped:
             self._participant.report('error', 'estop: latched; call ~/estop_reset first')
+        elif slow:
+            self._participant.report('error', slow)
+
+    def _too_slow(self, info: SessionInfo) -> str:
+        """Say why the policy of an episode would be held between its commands, if so."""
+        if info.source != 'policy' or info.contract is None:
+            return ''
+        try:
+            rate_hz = Contract.parse(info.contract, origin=support.SESSION_STATE).rate_hz
+        except SpecError as error:
+            return str(error)
+        return self._guard.config.too_slow(rate_hz)
 
     def _on_life(self, node: str, alive: bool) -> None:
         """Hold while a process that takes part in the episode is dead or hangs."""
@@ -317,9 +332,11 @@ class CommandGuardNode(Node):
 
     def _on_estop_topic(self, _: Empty) -> None:
         with self._lock:
+            latched = self._guard.state is GuardState.ESTOP
             self._guard.estop(time.monotonic())
             self._preparing = False
-        self._participant.report('error', 'estop: the emergency stop was called')
+        if not latched:
+            self._participant.report('error', 'estop: the emergency stop was called')
 
     def _on_estop(self, _: Any, response: Trigger.Response) -> Trigger.Response:
         self._on_estop_topic(Empty())
@@ -338,6 +355,12 @@ class CommandGuardNode(Node):
             self._guard.reset()
         response.success, response.message = True, 'the last command is forgotten'
         return response
+
+    def _no_joint_states(self) -> str:
+        """Say what is missing, and what comes in its place."""
+        topic, found = self._robot.joint_states_topic, self._joint_states.others
+        words = f'no joint states of {self._robot.name} on {self.resolve_topic_name(topic)}'
+        return f'{words}, only {found}' if found else words
 
     def _report(self) -> None:
         """Once a second: the state, how often the guard stepped in, how old what it hears is."""
@@ -363,9 +386,7 @@ class CommandGuardNode(Node):
             level, words = DiagnosticStatus.ERROR, astray
         elif now - self._heard_at['joint_states'] > 1.0:
             level = DiagnosticStatus.STALE
-            words += (
-                f': no joint states on {self.resolve_topic_name(self._robot.joint_states_topic)}'
-            )
+            words += f': {self._no_joint_states()}'
         elif values['state'] == GuardState.HOLDING:
             level = DiagnosticStatus.WARN
         self._diagnostics.publish(level, words, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,8 @@ class Doctor:
             )
         if len(offers) > 1:
             names = ', '.join(map(wiring.full_name, offers))
-            yield Finding('WARN', topic, f'{len(offers)} publishers: {names}', 'one is right')
+            todo = 'of the joints of an arm, one is right'
+            yield Finding('WARN', topic, f'{len(offers)} publishers: {names}', todo)
         if not self._heard:
             yield Finding(
                 'ERROR',
@@ -140,7 +141,7 @@ class Doctor:
             return
         yield from self._content(topic)
         rate, wanted = len(self._heard) / seconds, robot.joint_states_rate_hz
-        if abs(rate - wanted) > RATE_OFF * wanted:
+        if rate < (1 - RATE_OFF) * wanted:  # more of them do no harm
             yield Finding(
                 'WARN',
                 topic,
@@ -218,11 +219,13 @@ class Doctor:
                 f'is {", ".join(sorted(wrong))}, right is {right}',
                 "compare controller.kind and controller.topic of the robot's file",
             )
-        if not readers:
+        arms = list(filter(wiring.may_be_an_arm, readers))
+        if not arms:
+            others = ', '.join(map(wiring.full_name, readers))
             yield Finding(
                 'ERROR',
                 topic,
-                'no arm listens',
+                f'no arm listens, only {others}' if others else 'no arm listens',
                 'activate the controller: ros2 control switch_controllers',
             )
         if len(writers) > 1:
@@ -235,8 +238,28 @@ class Doctor:
             )
         elif not writers:
             yield Finding('WARN', topic, 'nobody commands the arm', 'start command_guard')
-        elif readers:
+        elif arms:
             yield Finding('OK', topic, f'commanded by {wiring.full_name(writers[0])} alone')
+        yield from self._controllers(dict.fromkeys(map(wiring.full_name, arms)))
+
+    def _controllers(self, names: Iterable[str]) -> Iterator[Finding]:
+        """Compare the joints of those who take commands with ours; positions have no names."""
+        robot, right = self._robot, list(self._robot.driver_joints)
+        for name, values in self._parameters(list(names), ['joints']).items():
+            joints = list(values.get('joints') or ())
+            same = sorted(joints) == sorted(right)
+            if same and robot.controller.kind == 'joint_trajectory':
+                yield Finding('OK', f'joints of {name}', 'are those of the robot')
+            elif joints == right:
+                yield Finding('OK', f'joints of {name}', 'are those of the robot, in its order')
+            elif joints:
+                what = 'in another order' if same else 'other ones'
+                yield Finding(
+                    'ERROR',
+                    f'joints of {name}',
+                    f'{joints}, {what} than {right}',
+                    f"mend the parameter joints of {name}, or joints of the robot's file",
+                )
 
     def _endpoints(self) -> Iterator[Finding]:
         """Compare every publisher with every reader of its topic."""
@@ -244,17 +267,11 @@ class Doctor:
         problems = []
         for topic, _ in node.get_topic_names_and_types():
             readers = node.get_subscriptions_info_by_topic(topic)
-            for writer in node.get_publishers_info_by_topic(topic):
-                for reader in readers:
-                    wrong = wiring.mismatch(
-                        writer.topic_type,
-                        writer.qos_profile,
-                        reader.topic_type,
-                        reader.qos_profile,
-                    )
-                    if wrong and own not in (writer.node_name, reader.node_name):
-                        names = wiring.full_name(writer), wiring.full_name(reader)
-                        problems.append((topic, '{} publishes, {} reads: '.format(*names), wrong))
+            writers = node.get_publishers_info_by_topic(topic)
+            for writer, reader, wrong in wiring.unheard(writers, readers):
+                if own not in (writer.node_name, reader.node_name):
+                    names = wiring.full_name(writer), wiring.full_name(reader)
+                    problems.append((topic, '{} publishes, {} reads: '.format(*names), wrong))
         for topic, names, wrong in dict.fromkeys(problems):
             what, _, todo = wrong.partition(': ') if ': ' in wrong else wrong.partition('; ')
             yield Finding('WARN', topic, names + what, todo)

@@ -246,6 +246,7 @@ class EpisodeRecorder(Node):
             about['received_timestamp'],
             about['source_timestamp'],
             about['publication_sequence_number'] or 0,
+            (about.get('publisher_gid') or {}).get('data', b''),  # rclpy of Jazzy does not say
         )
 
     def _cut(self, reason: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -31,6 +32,8 @@ POLL_S = 0.002
 FRESH_WITHIN_S = 2.0
 # How often it is said what an episode waits for [s].
 SAY_AFTER_S = 1.0
+# As Loaded.identity.
+NO_POLICY = '', ''
 
 
 class Parameters(Spec):
@@ -68,6 +71,25 @@ def open_policy(name: str, task: str, seed: int = 0) -> Policy:
     return load_policy(name)
 
 
+class Loaded(NamedTuple):
+    """A policy that has run once or twice and that fits the robot."""
+
+    identity: tuple[str, str]  # its file and SHA-256
+    loop: ControlLoop
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> Self:
+        """Load it. Raises a RobotRLError where it cannot be run, or not on this robot."""
+        # In this order: what is opened is what was identified, whatever a name stands for by then.
+        identity = identify(parameters.policy)
+        policy = open_policy(identity[0], parameters.task, parameters.seed)
+        robot = RobotSpec.load(parameters.robot)
+        chain = KinematicChain.from_spec(robot)
+        age_s = parameters.max_age_s
+        loop = ControlLoop(policy.contract, robot, chain, policy, joint_states_max_age_s=age_s)
+        return cls(identity, loop)
+
+
 class PolicyNode(LifecycleNode):
     """configure loads and warms the policy, activate starts its thread, deactivate stops it first.
 
@@ -88,7 +110,8 @@ class PolicyNode(LifecycleNode):
         self._end: End | None = None
         self._loop: ControlLoop | None = None
         self._streams: Streams | None = None
-        self._loaded = '', ''  # file and SHA-256 of the policy
+        self._loaded = NO_POLICY
+        self._next: Loaded | None = None  # what the next configure takes
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -126,7 +149,7 @@ class PolicyNode(LifecycleNode):
         del state
         self._stop_loop()
         self._destroy_topics()
-        self._loop = None
+        self._loop, self._loaded = None, NO_POLICY
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -148,20 +171,12 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        parameters = support.read_parameters(self, Parameters)
-        # In this order: what is opened is what was identified, whatever a name stands for by then.
-        self._loaded = file, _ = identify(parameters.policy)
-        policy = open_policy(file, parameters.task, parameters.seed)
-        robot = RobotSpec.load(parameters.robot)
-        self._loop = ControlLoop(
-            policy.contract,
-            robot,
-            KinematicChain.from_spec(robot),
-            policy,
-            joint_states_max_age_s=parameters.max_age_s,
-        )
-        self._create_topics(robot, policy.contract)
-        self.get_logger().info(f'policy {policy.card.id} at {policy.contract.rate_hz:g} Hz')
+        if self._next is None:
+            self._next = Loaded.of(support.read_parameters(self, Parameters))
+        (self._loaded, self._loop), self._next = self._next, None
+        contract, policy = self._loop.contract, self._loop.policy
+        self._create_topics(self._loop.robot, contract)
+        self.get_logger().info(f'policy {policy.card.id} at {contract.rate_hz:g} Hz')
 
     def _create_topics(self, robot: RobotSpec, contract: Contract) -> None:
         self._streams = Streams(self, self._loop.observations)
@@ -190,7 +205,7 @@ class PolicyNode(LifecycleNode):
             self._worker = None
 
     def _on_session(self, info: SessionInfo) -> None:
-        if info.state == 'prepare' and self._worker is not None and self._is_another(info):
+        if info.state == 'prepare' and self._is_another(info) and self._takes_another():
             self._reload(info)
         self._changed.set()  # the loop's thread reads it
 
@@ -199,19 +214,36 @@ class PolicyNode(LifecycleNode):
         wanted = info.policy_file, info.policy_sha256
         return bool(info.policy_file) and wanted != self._loaded
 
+    def _takes_another(self) -> bool:
+        """Tell whether this node may load one: it is active, or without one and on its own.
+
+        Else it is up to a lifecycle manager, or to the person who has deactivated it.
+        """
+        parameters = support.read_parameters(self, Parameters)
+        return self._worker is not None or (self._loop is None and parameters.autostart)
+
     def _reload(self, info: SessionInfo) -> None:
-        """Run another policy from the episode on that is being prepared; the guard holds."""
+        """Run another policy from the episode on that is being prepared; the guard holds.
+
+        It is loaded and looked at first: where it cannot be run, the former one stays.
+        """
+        try:
+            parameters = support.read_parameters(self, Parameters)
+            found = Loaded.of(parameters.replace(policy=info.policy_file))
+            if found.identity != (info.policy_file, info.policy_sha256):
+                raise ContractMismatch(f'{info.policy_file} is another file by now')
+        except RobotRLError as error:
+            self._participant.report('error', f'policy: {error}')
+            return
         self.set_parameters([Parameter('policy', value=info.policy_file)])
-        steps = (
-            self.trigger_deactivate,
-            self.trigger_cleanup,
-            self.trigger_configure,
-            self.trigger_activate,
-        )
-        done = all(step() == TransitionCallbackReturn.SUCCESS for step in steps)
-        if not done or self._is_another(info):
-            what = 'is another file by now' if done else 'cannot be run; see the log of policy'
-            self._participant.report('error', f'policy: {info.policy_file} {what}')
+        steps = [self.trigger_configure, self.trigger_activate]
+        if self._worker is not None:
+            steps = [self.trigger_deactivate, self.trigger_cleanup, *steps]
+        self._next = found
+        if any(step() != TransitionCallbackReturn.SUCCESS for step in steps):
+            self._next = None
+            words = f'policy: {info.policy_file} cannot be run; see the log of policy'
+            self._participant.report('error', words)
 
     def _work(self, stop: threading.Event) -> None:
         """Take part in one episode after another until told to stop."""

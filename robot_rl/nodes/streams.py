@@ -33,9 +33,7 @@ class Streams:
         self._node, self._observations = node, observations
         self._robot = observations.robot
         self._fields = {f.stream: f for f in observations.contract.observation if f.kind}
-        self._joint_states = support.Polled(
-            node, JointState, self._robot.joint_states_topic, support.NEIGHBOURS
-        )
+        self._joint_states = support.JointStates(node, self._robot)
         self._messages, self._frames = {}, {}
         for stream, field in self._fields.items():
             if field.kind == 'image':
@@ -120,6 +118,9 @@ class Streams:
             runs = self._node.count_publishers('image_feed/status')
             knows = 'knows more' if runs else 'does not run'
             return f'{topic} is there: the node image_feed, which hands it over, {knows}'
+        if stream == 'joint_states' and (found := self._joint_states.others):
+            joints = list(self._robot.driver_joints)
+            return f'{topic}: joints {joints} are missing; found {found}'
         return f'{topic} has a publisher, but nothing comes'
 
 

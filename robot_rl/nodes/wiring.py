@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rclpy.node import Node
@@ -20,24 +20,52 @@ _OWN_OF_ROS = ('/rosout', '/parameter_events')
 _NO_LIMIT_NS = 2**62
 
 
+# Who subscribes to whatever there is, and moves no arm, by how the names of nodes begin; the first
+# is one whose name has yet to be discovered. What micro-ROS calls _CREATED_BY_BARE_DDS_APP_ may be
+# an arm.
+_LISTENERS = (
+    '_NODE_NAME_UNKNOWN_', '_ros2cli', 'episode_recorder', 'robot_rl_doctor', 'rosbag2',
+    'rosbridge', 'foxglove', 'rqt', 'rviz', 'plotjuggler',
+)  # fmt: skip
+
+
 def problems(node: Node) -> Iterator[str]:
     """Yield one line for each endpoint of another node that one of `node` cannot talk to."""
     own = node.get_fully_qualified_name()
-    for reader in node.subscriptions:
-        if reader.topic_name in _OWN_OF_ROS:
-            continue
-        for other in node.get_publishers_info_by_topic(reader.topic_name):
-            kind, qos = type_name(reader.msg_type), reader.qos_profile
-            offered = other.qos_profile
-            if wrong := mismatch(other.topic_type, offered, kind, qos):
-                yield f'{reader.topic_name}: {full_name(other)} publishes, {own} reads: {wrong}'
-    for writer in node.publishers:
-        if writer.topic_name in _OWN_OF_ROS:
-            continue
-        for other in node.get_subscriptions_info_by_topic(writer.topic_name):
-            kind, qos = type_name(writer.msg_type), writer.qos_profile
-            if wrong := mismatch(kind, qos, other.topic_type, other.qos_profile):
-                yield f'{writer.topic_name}: {own} publishes, {full_name(other)} reads: {wrong}'
+    ends = (*node.subscriptions, *node.publishers)
+    for topic in dict.fromkeys(end.topic_name for end in ends):
+        if topic not in _OWN_OF_ROS:
+            writers = node.get_publishers_info_by_topic(topic)
+            readers = node.get_subscriptions_info_by_topic(topic)
+            for writer, reader, wrong in unheard(writers, readers):
+                names = full_name(writer), full_name(reader)
+                if own in names:
+                    yield '{}: {} publishes, {} reads: {}'.format(topic, *names, wrong)
+
+
+def unheard(writers: Sequence[Any], readers: Sequence[Any]) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the endpoints of a topic that cannot talk to each other, and why.
+
+    A node that reads a topic at best effort as well does so for whom its reliable reader does not
+    hear: that is as it should be.
+    """
+    for writer in writers:
+        hear, wrong = set(), []
+        for reader in readers:
+            offered, wanted = writer.qos_profile, reader.qos_profile
+            if why := mismatch(writer.topic_type, offered, reader.topic_type, wanted):
+                wrong.append((writer, reader, why))
+            elif wanted.reliability == ReliabilityPolicy.BEST_EFFORT:
+                hear.add(full_name(reader))
+        yield from (found for found in wrong if full_name(found[1]) not in hear)
+
+
+def may_be_an_arm(reader: Any) -> bool:
+    """Tell whether who subscribes to commands may be an arm; a recorder is none.
+
+    By the names of nodes, as well as these tell.
+    """
+    return not reader.node_name.startswith(_LISTENERS)
 
 
 def mismatch(offered_type: str, offered: QoSProfile, wanted_type: str, wanted: QoSProfile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Self
 
@@ -294,6 +295,10 @@ class RobotSpec(Spec):
         height, width, _ = field.shape
         camera = self.camera(field.stream) or Camera(name=field.stream, width=width, height=height)
         return camera.compressed_topic if field.encoding == 'jpeg' else camera.raw_topic
+
+    def is_among(self, names: Collection[str]) -> bool:
+        """Tell whether a driver's message of these joints is about this arm, if only in part."""
+        return not set(self.driver_joints).isdisjoint(names)
 
     def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
         """Return where each joint stands in the driver's `names`; others may stand there too.

@@ -43,6 +43,8 @@ def recorded_motion(episode: EpisodeReader) -> RecordedMotion:
     for item in episode.messages({to_arm, from_arm}):
         try:
             if item.topic == from_arm:
+                if not robot.is_among(item.message.name):  # a gripper's own driver
+                    continue
                 position = joint_state(item.message, robot.driver_joints)['position']
                 states.append((stamp_ns(item), position))
             elif robot.controller.kind == 'joint_trajectory':

@@ -31,7 +31,7 @@ class TopicReport(Spec):
     type: str
     # Messages stored.
     count: pydantic.NonNegativeInt = 0
-    # Messages missing, by gaps in the publication sequence numbers (of one publisher).
+    # Messages missing, by gaps in the publication sequence numbers of each publisher.
     lost: pydantic.NonNegativeInt = 0
     # The longest time between two messages [s].
     longest_gap_s: pydantic.NonNegativeFloat = 0.0
@@ -92,11 +92,13 @@ class StreamWriter:
         log_time_ns: int,
         publish_time_ns: int | None = None,
         sequence: int = 0,
+        publisher: bytes = b'',
     ) -> None:
         """Append one serialised message.
 
         `definition` is schemas.message_definition(type_name), `sequence` the publication sequence
-        number (0: not known), the times are those of arrival and of publication.
+        number (0: not known) of `publisher`, any name of who published it; the times are those of
+        arrival and of publication.
         """
         with self._lock:
             if self._failure or self.closed:
@@ -118,7 +120,7 @@ class StreamWriter:
             except OSError as error:
                 self._failure = error
                 raise self._error(error) from None
-            known.count_in(log_time_ns, sequence)
+            known.count_in(log_time_ns, sequence, publisher)
 
     def report(self) -> dict[str, TopicReport]:
         """Return what came in so far, by topic."""
@@ -310,19 +312,21 @@ class _Topic:
 
     def __init__(self, type_name: str, channel: int):
         self.type, self.channel = type_name, channel
-        self.count = self.lost = self.sequence = 0
+        self.count = self.lost = 0
+        self.sequences: dict[bytes, int] = {}  # the newest, by publisher
         self.first_ns = self.last_ns = self.longest_gap_ns = 0
 
-    def count_in(self, log_time_ns: int, sequence: int) -> None:
+    def count_in(self, log_time_ns: int, sequence: int, publisher: bytes) -> None:
         if self.count:
             self.longest_gap_ns = max(self.longest_gap_ns, log_time_ns - self.last_ns)
             # A smaller number is a publisher that started anew.
-            if 0 < self.sequence < sequence:
-                self.lost += sequence - self.sequence - 1
+            last = self.sequences.get(publisher, 0)
+            if 0 < last < sequence:
+                self.lost += sequence - last - 1
         else:
             self.first_ns = log_time_ns
         self.count += 1
-        self.sequence, self.last_ns = sequence, log_time_ns
+        self.sequences[publisher], self.last_ns = sequence, log_time_ns
 
     def report(self) -> TopicReport:
         span_s = (self.last_ns - self.first_ns) * 1e-9

@@ -207,7 +207,7 @@ def test_a_twin_with_the_faults_of_an_arm_is_not_taken_for_one_that_does_not_fol
     controller = {'kind': kind, 'driver_timeout_s': 0.1}
     robot = RobotSpec.load('ur5e').replace(controller=controller)
     arm = SimulatedArm(AtHome(robot), Imperfections(command_delay_s=0.044, gain=(0.6,)))
-    guard = CommandGuard(robot, KinematicChain.from_spec(robot), GuardConfig(start_gate=9.0))
+    guard = CommandGuard(robot, KinematicChain.from_spec(robot), GuardConfig(start_gate=1.0))
     goal = start = arm.measure().position
     fastest = 0.0
     for k in range(800):

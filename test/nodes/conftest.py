@@ -130,15 +130,17 @@ class Conductor:
 
 
 class Arm:
-    """Publishes joint states at 100 Hz from a thread, as a driver would."""
+    """Publishes joint states from a thread, as a driver would."""
 
-    def __init__(self, observer: Observer, names: list[str], positions: list[float]):
+    def __init__(
+        self, observer: Observer, names: list[str], positions: list[float], rate_hz: float
+    ):
         self.message = JointState(name=names, position=positions, velocity=[0.0] * len(names))
         self.stamps: list[tuple[int, int]] = []
         self.heard = 0  # samples since somebody listens
         self._observer = observer
         self._publisher = observer.node.create_publisher(JointState, 'joint_states', 10)
-        self._timer = observer.node.create_timer(0.01, self._publish)
+        self._timer = observer.node.create_timer(1.0 / rate_hz, self._publish)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -189,9 +191,13 @@ def ur5e() -> RobotSpec:
 def arm(observer, ur5e) -> Callable[..., Arm]:
     """Return `make(names, positions)`; without arguments the UR5e at home."""
 
-    def make(names: list[str] | None = None, positions: list[float] | None = None) -> Arm:
+    def make(
+        names: list[str] | None = None,
+        positions: list[float] | None = None,
+        rate_hz: float = 100.0,
+    ) -> Arm:
         home = [ur5e.home[name] for name in ur5e.joints]
-        return Arm(observer, list(names or ur5e.joints), list(positions or home))
+        return Arm(observer, list(names or ur5e.joints), list(positions or home), rate_hz)
 
     return make
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robot_rl import registry
 from robot_rl.nodes.support import LATCHED_READER as READER
+from robot_rl.nodes.wiring import may_be_an_arm
 
 CONTROLLER = 'forward_position_controller/commands'
 
@@ -270,3 +275,134 @@ def test_the_guard_is_not_ready_before_it_knows_where_the_arm_stands(
     order = [*reversed(ur5e.joints), 'gripper']
     arm(order, [*reversed(ur5e.home_position.tolist()), 0.02])
     session.hears('ready')
+
+
+def counts(observer):
+    """Return what the guard has counted, as it says it next."""
+    diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: len(diagnostics) >= 2)
+    return {value.key: value.value for value in diagnostics[-1].status[0].values}
+
+
+def test_the_joint_states_of_a_gripper_do_not_hide_the_arms(guard, observer, arm, ur5e):
+    """The last message won: a second publisher on the topic, and the guard refused and held."""
+    gripper = arm(['finger_joint'], [0.02], rate_hz=500.0)
+    observer.until(lambda: gripper.heard > 50, 'nobody hears the gripper')
+    before = counts(observer)
+    for tick in range(40):
+        guard.command(ur5e.home_position + 0.002 * tick)
+        time.sleep(0.03)
+    led = guard.applied[-1].points[0].positions
+    np.testing.assert_allclose(led, ur5e.home_position + 0.078, rtol=0, atol=0.01)
+    now = counts(observer)
+    assert int(now['accepted']) > 30 and now['refused'] == before['refused'] == '0'
+    assert float(now['joint_states.age_ms']) < 100
+    guard.arm.stop()
+    session = observer.listen(DiagnosticArray, '/diagnostics')
+    observer.until(lambda: any("only ['finger_joint']" in m.status[0].message for m in session))
+
+
+def test_an_arm_whose_joint_states_are_repeated_under_one_stamp_is_not_commanded(
+    guard, observer, ur5e
+):
+    stamp = observer.stamp()
+    observer.stamp = lambda: stamp
+    time.sleep(0.3)
+    guard.command(ur5e.home_position + 0.01)
+    guard.refuses('refused: policy: joint states come, but their stamp has stood still for 0.')
+    assert not guard.to_arm
+    del observer.stamp  # the method is back
+    guard.lead(ur5e.home_position + 0.01)
+
+
+@pytest.mark.parametrize('kind', ['RELIABLE', 'BEST_EFFORT'])
+def test_an_emergency_stop_of_either_kind_of_publisher_is_heard_and_counts_once(
+    guard, observer, supervisor, kind
+):
+    """The reliable reader heard nothing of a best-effort publisher, as of a button's driver."""
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[kind])
+    stop = observer.publisher(Empty, 'estop', qos)
+    active = observer.listen(Bool, 'command_guard/estop_active', READER)
+
+    def stopped():
+        stop.publish(Empty())
+        time.sleep(0.02)
+        return active[-1].data
+
+    observer.until(lambda: active)
+    observer.until(stopped)
+    stop.publish(Empty())
+    assert counts(observer)['estopped'] == '1'
+    assert supervisor.log('command_guard').count('the emergency stop was called') == 1
+    assert observer.call('command_guard/estop_reset').success
+    observer.until(lambda: not active[-1].data)
+    observer.until(stopped)
+    now = counts(observer)
+    assert now['estopped'] == '2' and now['incompatible_endpoints'] == '0'
+
+
+def test_a_policy_that_is_too_slow_for_the_timeout_is_told_before_it_runs(
+    guard, conductor, observer
+):
+    """It was held after each command, or its commands were refused, and nobody said why."""
+    session = conductor('command_guard')
+    contract = registry.make_task('ur5e/reach').contract()
+    slow = contract.replace(rate_hz=10.0).to_dict()
+    session.say('prepare', contract=slow)
+    assert 'set timeout_s: 0.2 (parameter of command_guard)' in session.hears('error')
+    session.say('prepare', episode='e2', source='teleop')
+    session.hears('ready')
+    session.say('prepare', episode='e3', source='policy', contract=contract.to_dict())
+    session.hears('ready')
+    session.say('prepare', episode='e4', contract={'rate_hz': 'fast'})
+    assert 'session/state: rate_hz: ' in session.hears('error')
+
+
+@pytest.mark.parametrize(
+    ('name', 'is_one'),
+    [
+        ('forward_position_controller', True),
+        ('sim_robot', True),
+        ('_CREATED_BY_BARE_DDS_APP_', True),  # an arm behind micro-ROS
+        ('_NODE_NAME_UNKNOWN_', False),  # not yet
+        ('rqt_gui_py_node_4711', False),
+    ],
+)
+def test_who_may_be_an_arm_is_judged_by_its_name(name, is_one):
+    assert may_be_an_arm(SimpleNamespace(node_name=name)) is is_one
+
+
+def test_a_recorder_is_no_arm_that_listens(supervisor, observer, conductor, arm):
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    session, _ = conductor('command_guard'), arm()
+    names = ['rosbag2_recorder', '_ros2cli_77', 'episode_recorder', 'a_controller']
+    nodes = [Node(name, context=observer.node.context) for name in names]
+    for node in nodes[:3]:
+        node.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    observer.until(lambda: observer.node.count_subscribers(CONTROLLER) == 3)
+    session.say('prepare')
+    assert 'no arm that listens' in session.hears('preparing')
+    time.sleep(1.0)
+    assert not [m for m in session.answers if '"ready"' in m.data]
+    nodes[3].create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    session.hears('ready')
+    for node in nodes:
+        node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ('given', 'told'),
+    [
+        ({'sources': ['my teleop', 'policy']}, "sources: 'my teleop' is no name of a source"),
+        ({'sources': ['policy', 'policy']}, 'sources: a name stands twice'),
+        ({'timeout_s': 50.0}, 'timeout_s: must be less than or equal to 1, found 50.0'),
+        ({'measured_max_age_s': 9.0}, 'measured_max_age_s: must be less than or equal to 0.5'),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_one_clear_line(supervisor, given, told):
+    """Any number was taken, and a source that is no name was a traceback of rclpy's."""
+    child = supervisor.start('command_guard', given)
+    assert child.wait(30) == 2
+    (line,) = supervisor.log('command_guard').splitlines()
+    assert f'parameters of command_guard: {told}' in line

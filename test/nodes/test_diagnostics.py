@@ -119,7 +119,7 @@ def test_a_command_without_a_stamp_is_not_taken_for_decades_old(
 def test_without_joint_states_the_guard_is_stale(supervisor, statuses):
     supervisor.start('command_guard')
     status = statuses.of('command_guard', lambda s: s.level == DiagnosticStatus.STALE)
-    assert 'no joint states on /joint_states' in status.message
+    assert 'no joint states of ur5e on /joint_states' in status.message
 
 
 @pytest.mark.parametrize(

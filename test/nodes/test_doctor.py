@@ -153,3 +153,37 @@ def test_a_driver_whose_clock_is_ahead(observer, examine, ur5e):
     driver(observer, ur5e.joints, age_s=-1.0)
     found = '\n'.join(examine())
     assert 'ERROR stamps of /joint_states: 1.0' in found or '0.99' in found
+
+
+@pytest.mark.slow
+def test_a_controller_of_joints_in_another_order_and_a_recorder_that_is_no_arm(
+    observer, examine, ur5e
+):
+    """Positions have no names: in another order each would go to another joint."""
+    context = observer.node.context
+    names = ['forward_position_controller', 'rosbag2_recorder']
+    controller, recorder = nodes = [Node(name, context=context) for name in names]
+    for node in nodes:
+        observer._executor.add_node(node)
+    recorder.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    assert f'ERROR /{CONTROLLER}: no arm listens, only /rosbag2_recorder' in examine()
+    controller.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
+    joints, right = sorted(ur5e.joints), list(ur5e.joints)
+    about = 'joints of /forward_position_controller'
+    for given, told in (
+        (joints, f'ERROR {about}: {joints}, in another order than {right}'),
+        (right[:5], f'ERROR {about}: {right[:5]}, other ones than {right}'),
+        (right, f'OK {about}: are those of the robot, in its order'),
+    ):
+        if controller.has_parameter('joints'):
+            controller.undeclare_parameter('joints')
+        controller.declare_parameter('joints', given)
+        found = examine()
+        assert told in found, found
+        assert not [line for line in found if 'no arm listens' in line]
+    by_name = ur5e.replace(controller={'kind': 'joint_trajectory', 'topic': CONTROLLER})
+    controller.set_parameters([Parameter('joints', value=joints)])
+    assert f'OK {about}: are those of the robot' in examine(by_name)
+    for node in nodes:
+        observer._executor.remove_node(node)
+        node.destroy_node()

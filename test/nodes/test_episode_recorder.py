@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -156,6 +157,18 @@ def test_an_episode_is_committed_with_every_message_and_true_times(recorder, obs
         recorder.arm.stamps
     )
     assert {m.topic for m in messages} >= {'/session/state'}
+
+
+def test_two_publishers_on_one_topic_are_not_taken_for_losses(recorder, arm):
+    recorder = recorder()
+    recorder.graph()
+    arm(['finger_joint'], [0.02], rate_hz=300.0)
+    recorder.episode('e1')
+    assert recorder.end()['lost'] == 0
+    states = list(EpisodeReader(recorder.root / 'e1').messages(['/joint_states']))
+    assert {len(state.message.name) for state in states} == {1, 6}
+    # As the numbers of one publisher they would tell of losses.
+    assert any(b.sequence - a.sequence > 1 for a, b in itertools.pairwise(states))
 
 
 def test_discarded_and_failed_episodes_are_kept_apart(recorder):

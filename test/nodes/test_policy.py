@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
 from robot_rl.control.observation import Observer
-from robot_rl.control.runtime import load_policy
+from robot_rl.control.runtime import identify, load_policy
 from robot_rl.nodes.policy import PolicyNode
 from robot_rl.robots.kinematics import KinematicChain
 
@@ -131,6 +131,19 @@ def test_joint_states_of_another_arm_keep_it_from_getting_ready(
     detail = session.hears('preparing')
     assert "['shoulder_pan_joint'" in detail and 'are missing' in detail
     assert 'joint_states: none has come' in detail and not world.commands
+
+
+def test_the_joint_states_of_a_gripper_are_passed_over(supervisor, conductor, world, arm, ur5e):
+    """Of two messages that waited, both were the gripper's, and the episode broke off."""
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    arm(['finger_joint'], [0.02], rate_hz=500.0)
+    assert run_episode(session, max_steps=40).startswith('40 ticks')
+    np.testing.assert_allclose(
+        world.commands[-1].points[0].positions, ur5e.home_position, atol=1e-9
+    )
+    assert 'finger_joint' not in supervisor.log('policy')
 
 
 def under_way(conductor, world, observer):
@@ -352,6 +365,63 @@ def test_lifecycle_configure_activate_deactivate_cleanup(
     assert len(world.commands) == count
     run_episode(session, episode='e2', max_steps=2)
     observer.until(lambda: len(world.commands) == count + 2)
+
+
+def test_a_policy_that_cannot_be_loaded_leaves_the_former_and_the_next_one_runs(
+    supervisor, observer, conductor, world, policy_file, contract, tmp_path
+):
+    """It was deactivated first, and heard of no policy any more until it was started anew."""
+    first, second = (policy_file(contract, seed=seed) for seed in (1, 2))
+    broken, unfit = tmp_path / 'broken.onnx', contract.action[0].replace(kind='joint_velocity')
+    broken.write_bytes(first.read_bytes()[:1000])
+    supervisor.start('policy', {'policy': str(first)})
+    supervisor.wait_ready()
+    session, _ = conductor('policy'), world()
+
+    def wanted(path):
+        file, digest = identify(path)
+        return {'policy_file': file, 'policy_sha256': digest, 'max_steps': 2}
+
+    session.say('prepare', episode='e1', **wanted(broken))
+    assert 'broken.onnx: ' in session.hears('error')
+    session.say('ended', result='discarded')
+    unfit = policy_file(contract.replace(action=[unfit.to_dict()]))
+    session.say('prepare', episode='e2', **wanted(unfit))
+    assert "kind 'joint_velocity'" in session.hears('error')
+    session.say('ended', result='discarded')
+    session.say('prepare', episode='e3', **wanted(second) | {'policy_sha256': '0'})
+    assert 'is another file by now' in session.hears('error')
+    session.say('ended', result='discarded')
+    for episode, path, card in (('e4', first, 'random-1'), ('e5', second, 'random-2')):
+        session.say('prepare', episode=episode, **wanted(path))
+        assert session.hears('ready') == card
+        session.say('running')
+        assert session.hears('done').startswith('2 ticks')
+        session.say('ended', result='truncated')
+
+
+def test_a_policy_is_loaded_where_none_is_but_not_where_a_person_has_deactivated_it(
+    supervisor, observer, conductor, world, policy_file, contract
+):
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.wait_ready()
+    file, digest = identify(policy_file(contract, seed=3))
+    session, _ = conductor('policy'), world()
+
+    def change(transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return observer.call('policy/change_state', ChangeState, request).success
+
+    assert change(Transition.TRANSITION_DEACTIVATE)
+    session.say('prepare', policy_file=file, policy_sha256=digest, max_steps=2)
+    time.sleep(0.5)
+    assert observer.call('policy/get_state', GetState).current_state.label == 'inactive'
+    assert change(Transition.TRANSITION_CLEANUP)
+    session.say('ended', result='discarded')
+    session.say('prepare', episode='e2')
+    assert session.hears('ready') == 'random-3'
+    session.say('running')
+    assert session.hears('done').startswith('2 ticks')
 
 
 @pytest.mark.parametrize('wrong', ['joints', 'stream', 'kind'])

@@ -59,10 +59,11 @@ def ros():
         package = type(message).__module__.split('.')[0]
         return f'{package}/msg/{type(message).__name__}'
 
-    def write(writer, topic, message, time_ns, sequence=0):
+    def write(writer, topic, message, time_ns, sequence=0, publisher=b''):
         name = type_name(message)
         definition = message_definition(name)
-        writer.write(topic, name, definition, serialize_message(message), time_ns, None, sequence)
+        data = serialize_message(message)
+        writer.write(topic, name, definition, data, time_ns, None, sequence, publisher)
 
     return types.SimpleNamespace(
         joint_state=joint_state,

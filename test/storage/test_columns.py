@@ -144,8 +144,17 @@ def test_joints_are_found_behind_a_prefix(tmp_path, ros, header, robot):
     found = aligned_columns(left.write(tmp_path, behind))
     for name, column in expected.items():
         np.testing.assert_array_equal(found[name], column)
-    with pytest.raises(StorageError, match=r'left_shoulder.* missing among the names'):
+    with pytest.raises(StorageError, match=r'left_shoulder.* missing among .*shoulder'):
         aligned_columns(plain.write(tmp_path / 'other', behind))
+
+
+def test_the_joint_states_of_a_gripper_are_passed_over(tmp_path, ros, recording, header):
+    expected = aligned_columns(recording.write(tmp_path, header()))
+    finger = 'joint_states', ros.joint_state(START_NS, ['finger'], [0.02])
+    recording.sent = [m for sent in recording.sent for m in (sent, (sent[0] + 1, *finger))]
+    found = aligned_columns(recording.write(tmp_path, header()))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
 
 
 def test_joint_positions_are_applied_as_they_are(tmp_path, recording, header, contract):

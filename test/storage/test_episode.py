@@ -145,6 +145,16 @@ def test_the_manifest_names_size_and_hash_of_the_streams(tmp_path, record_short)
     assert (stored.bytes, stored.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
+def test_losses_are_told_of_each_publisher(tmp_path, ros, header):
+    """A gripper's joint states among the arm's: each change of publisher was a gap."""
+    sent = [(b'arm', 1000), (b'gripper', 10), (b'arm', 1001), (b'gripper', 12), (b'arm', 1002)]
+    with EpisodeWriter(tmp_path, header()) as writer:
+        for k, (publisher, sequence) in enumerate(sent):
+            ros.write(writer, '/a', ros.string('x'), START_NS + k, sequence, publisher)
+        assert writer.report()['/a'].lost == 1
+        writer.commit()
+
+
 def test_the_report_tells_losses_gaps_and_rates(tmp_path, ros, header):
     # Numbers 1 2 5 (two lost), then a publisher that started anew at 1, then 0: not known.
     arrivals = [(0.0, 1), (0.1, 2), (0.2, 5), (1.0, 1), (1.1, 2), (1.2, 0), (1.3, 9)]

@@ -43,6 +43,8 @@ def episode(tmp_path, header, ros, robot):
                     state,
                     stamp + 2 * 10**6 + START_NS - epoch_ns,
                 )
+                finger = ros.joint_state(stamp, ['finger'], [0.02])  # of a driver of its own
+                ros.write(writer, f'{namespace}/joint_states', finger, stamp)
                 command = Float64MultiArray(data=told[tick])
                 if kind == 'joint_trajectory':
                     command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told[tick])

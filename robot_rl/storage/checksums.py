@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,15 +48,17 @@ def check(path: Path) -> Check:
         return Check((Damage(path / HEADER_FILE, reason),), (), 0)
     sidecars, damaged = _rewards(path)
     known = [*header.files, *sidecars]
-    damaged += [
-        Damage(path / stored.file, problem)
-        for stored in known
-        if (problem := _problem(path, stored))
-    ]
+    damaged += _differing(path, known)
     told = {stored.file for stored in known} | {_sidecar(stored.file) for stored in sidecars}
     told |= {str(damage.file.relative_to(path)) for damage in damaged}
     unlisted = (path / name for name in primary_files(path, header) if name not in told)
     return Check(tuple(damaged), tuple(unlisted), sum(stored.bytes for stored in known))
+
+
+def damaged_rewards(path: Path) -> list[Damage]:
+    """Return what is not as it was stored of the reward sequences of the episode in `path`."""
+    sidecars, damaged = _rewards(path)
+    return damaged + _differing(path, sidecars)
 
 
 def stored_file(path: Path, name: str) -> StoredFile:
@@ -109,6 +112,10 @@ def _rewards(path: Path) -> tuple[list[StoredFile], list[Damage]]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged.append(Damage(sidecar, f'no sidecar of a reward sequence ({error})'))
     return found, damaged
+
+
+def _differing(path: Path, known: Iterable[StoredFile]) -> list[Damage]:
+    return [Damage(path / s.file, problem) for s in known if (problem := _problem(path, s))]
 
 
 def _sidecar(values: str) -> str:

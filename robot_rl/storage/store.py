@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from robot_rl.storage.episode import (
     read_header,
     write_header,
 )
-from robot_rl.storage.index import Entry, Index
+from robot_rl.storage.index import Entry, Index, IndexUnwritable
 from robot_rl.storage.rewards import RewardInfo
 
 # In a folder of its own: what SQLite does there does not look like a change of the store.
@@ -80,6 +81,8 @@ class Store:
     def __init__(self, root: str | Path, create: bool = True):
         self.root = Path(root)
         self._index: Index | None = None
+        # In memory, for queries where the file of the other one cannot be written.
+        self._spare: Index | None = None
         # Directories that cannot be read: {name: what is wrong with it}, as of the last query.
         self.damaged: dict[str, str] = {}
         try:
@@ -164,8 +167,9 @@ class Store:
 
     def reindex(self) -> int:
         """Read every episode's directory again and return how many episodes there are."""
-        self._open_index().clear()
-        return len(self._fresh_index().ids())
+        index = self._open_index()
+        index.clear()
+        return len(self._updated(index).ids())
 
     def _edit(self, id: str, change: Callable[[EpisodeHeader], EpisodeHeader]) -> EpisodeHeader:
         """Rewrite an episode's header, one process at a time."""
@@ -181,12 +185,24 @@ class Store:
 
     def _headers(self, ids: list[str]) -> list[EpisodeHeader]:
         """Return the headers of episodes that a query found."""
-        known = self._open_index().headers(ids)
+        known: dict[str, EpisodeHeader] = {}
+        with contextlib.suppress(IndexUnwritable):
+            known = self._open_index().headers(ids)
         return [known.get(id) or read_header(self.root / id) for id in ids]
 
     def _fresh_index(self) -> Index:
-        """Return the index after it has taken in new directories and dropped vanished ones."""
-        index = self._open_index()
+        """Return the index after it has taken in new directories and dropped vanished ones.
+
+        Also on a full disk, where it cannot: there one in memory serves, so that what is stored
+        can be read, and cleared away.
+        """
+        try:
+            return self._updated(self._open_index())
+        except IndexUnwritable:
+            self._spare = self._spare or Index(None)
+            return self._updated(self._spare)
+
+    def _updated(self, index: Index) -> Index:
         self.damaged = {}
         self._scan(index)
         for name in index.notes():

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robot_rl.errors import SpecError, StorageError, UnknownName
+from robot_rl.storage import garbage
 from robot_rl.storage import index as index_module
 from robot_rl.storage import store as store_module
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
@@ -349,6 +350,46 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     assert not list(store.root.glob(f'{INDEX_FILE}*'))
 
 
+def test_a_store_on_a_full_disk_is_read_and_can_be_cleared(store, header, monkeypatch):
+    before, opened = answers(store), index_module.Index._open
+
+    def open_full(index):
+        opened(index)
+        if index._path:  # no page more than there are, as on a full disk
+            index._connection.execute('PRAGMA max_page_count = 1')
+
+    monkeypatch.setattr(index_module.Index, '_open', open_full)
+    for file in store.root.glob(f'{INDEX_FILE}*'):
+        file.unlink()
+    full = Store(store.root)
+    assert answers(full) == before
+    (listed,) = garbage.episodes(full, full.episodes('id=e3').ids)
+    assert listed.path == store.root / 'e3'
+    with pytest.raises(StorageError, match=r'cannot be written .*full.*make room on the disk'):
+        full.reindex()
+    monkeypatch.setattr(index_module.Index, '_open', opened)
+    assert answers(Store(store.root)) == before  # there is room again
+
+
+def test_an_index_that_only_another_user_may_write_serves_readers(store, monkeypatch):
+    before, opened = answers(store), index_module.Index._open
+
+    def open_foreign(index):
+        opened(index)
+        if index._path:
+            index._connection.execute('PRAGMA query_only = 1')
+
+    monkeypatch.setattr(index_module.Index, '_open', open_foreign)
+    monkeypatch.setattr(store_module, '_SETTLED_NS', -1)
+    os.utime(store.root)
+    foreign = Store(store.root)
+    assert answers(foreign) == before
+    # A change that the others would not hear of is refused.
+    with pytest.raises(StorageError, match='see to the rights of the file'):
+        foreign.label('e0', None)
+    assert answers(store) == before
+
+
 actions = st.lists(
     st.tuples(
         st.sampled_from(['add', 'label', 'tag', 'untag', 'reward', 'remove', 'query']),
@@ -379,6 +420,7 @@ def test_whatever_happens_the_index_answers_as_a_new_one_would(actions, header, 
             store.tag(path.name, **{'add' if action == 'tag' else 'remove': ['a', 'b']})
         elif action == 'remove' and path.exists():
             shutil.rmtree(path)
+            store.episodes()  # ids are not used again; who puts another in its place refreshes
     found = answers(store)
     for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()

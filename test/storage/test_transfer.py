@@ -183,7 +183,7 @@ def test_a_merge_copies_what_is_new_and_leaves_the_other_store_alone(stores, rec
         str(there.root / 'cut.partial'), str(there.root / 'rotten' / 'episode.json'),
     ]  # fmt: skip
     assert snapshot(there.root) == before
-    assert sorted(p.name for p in here.root.iterdir() if p.is_dir()) == [
+    assert sorted(p.name for p in here.root.iterdir() if p.name != '.index') == [
         'a', 'b', 'thrown.discarded'
     ]  # fmt: skip
     assert [h.id for h in here.episodes()] == ['a', 'b']
@@ -211,6 +211,35 @@ def test_the_same_episode_twice_is_one_with_the_annotations_of_both(stores, reco
     here.label('a', False)
     merge(here, there.root)
     assert read_header(here.root / 'a').success is False
+
+
+def test_a_damaged_reward_of_the_same_episode_is_left_where_it_is(stores, record_short):
+    here, there = stores
+    record_short(here.root, id='a')
+    shutil.copytree(here.root / 'a', there.root / 'a')
+    add_reward(there.root / 'a', 'anna')
+    add_reward(there.root / 'a', 'ben')
+    values = there.root / 'a' / 'rewards' / 'ben.npy'
+    values.write_bytes(b'VALUES')
+    done = merge(here, there.root)
+    assert done.same == ['a']
+    (line,) = done.refused
+    assert line.startswith(f'{values}: SHA-256 ')
+    assert sorted(p.name for p in (here.root / 'a' / 'rewards').iterdir()) == [
+        'anna.json', 'anna.npy'
+    ]  # fmt: skip
+    assert check(here.root / 'a').damaged == ()
+
+
+def test_an_episode_that_replaces_a_damaged_one_is_found_as_it_is(stores, record_short, tmp_path):
+    here, there = stores
+    record_short(here.root, id='a')
+    shutil.copytree(here.root / 'a', there.root / 'a')
+    here.tag('a', add=['old'])
+    there.tag('a', add=['new'])
+    (here.root / 'a').rename(tmp_path / 'away')  # and nobody asks before the merge
+    assert merge(here, there.root).added == ['a']
+    assert here.episodes('tag=new').ids == ['a'] and here.episodes('tag=old').ids == []
 
 
 def test_two_episodes_of_one_id_are_both_kept_and_a_third_time_is_none_more(stores, record_short):

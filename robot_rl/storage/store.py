@@ -11,9 +11,11 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from robot_rl.errors import SpecError, StorageError, UnknownName
+from robot_rl.errors import ContractMismatch, SpecError, StorageError, UnknownName
 from robot_rl.storage import query as queries
 from robot_rl.storage import rewards
+from robot_rl.storage.claims import Claim
+from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import (
     DISCARDED,
     PARTIAL,
@@ -151,13 +153,16 @@ class Store:
 
         `values` are [T], finite: one for each step of the episode's primary time base, or at
         `times_ns`. `about` are fields of RewardInfo: task, kind and author, and for a predicted
-        one model_sha256. Raises SpecError where they do not fit, StorageError where nothing can
-        be written. No sequence is ever replaced.
+        one model_sha256. Raises SpecError where they do not fit, as where the episode's columns
+        have another number of steps, and StorageError where nothing can be written. No sequence
+        is ever replaced.
         """
         info, data = rewards.prepare(values, about)
-        path, index = self.open(id).path, self._open_index()
-        with index.edit(id):
-            rewards.add(path, info, data)
+        episode, index = self.open(id), self._open_index()
+        if info.times_ns is None:
+            _require_a_value_a_step(episode, info.length)
+        with _claimed(episode.path), index.edit(id):
+            rewards.add(episode.path, info, data)
             self._put(index, id)
         return info
 
@@ -174,7 +179,7 @@ class Store:
     def _edit(self, id: str, change: Callable[[EpisodeHeader], EpisodeHeader]) -> EpisodeHeader:
         """Rewrite an episode's header, one process at a time."""
         path, index = self.open(id).path, self._open_index()
-        with index.edit(id):
+        with _claimed(path), index.edit(id):
             header = change(read_header(path))
             try:
                 write_header(path, header)
@@ -275,6 +280,24 @@ class Store:
             writable = os.access(self.root, os.W_OK)
             self._index = Index(self.root / INDEX_FILE if writable else None)
         return self._index
+
+
+def _claimed(path: Path) -> contextlib.AbstractContextManager:
+    """Hold a partial episode: its recorder would write its own header over what is changed."""
+    return Claim(path) if path.name.endswith(PARTIAL) else contextlib.nullcontext()
+
+
+def _require_a_value_a_step(episode: EpisodeReader, values: int) -> None:
+    """Raise SpecError where an episode's columns have another number of steps."""
+    try:
+        steps = len(aligned_columns(episode)['action/applied'])
+    except (StorageError, ContractMismatch):
+        return  # no columns, no steps to count
+    if values != steps:
+        raise SpecError(
+            f'reward: {values} values, but {episode.path} has {steps} steps; give one for each '
+            'step, or the times_ns of the values'
+        )
 
 
 def _is_committed(name: str) -> bool:

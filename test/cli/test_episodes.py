@@ -67,6 +67,14 @@ def test_ls_prints_a_table_and_what_is_unfinished(store, run):
     assert lines[-2].startswith('3 episodes in') and lines[-1] == 'unfinished: cut.partial'
 
 
+@pytest.mark.parametrize('action', ['ls', 'stats', 'verify'])
+def test_a_name_that_no_episode_has_is_told_on_stderr(store, run, action):
+    code, out, err = run(action, 'task=ur5e/reech', '--json')
+    assert (code, err.count('\n')) == (0, 1) and json.loads(out)
+    assert err == "robot-rl: no episode has task 'ur5e/reech'; did you mean 'ur5e/reach'?\n"
+    assert run(action, 'task=ur5e/reach')[2] == ''
+
+
 def test_show_tells_header_topics_and_damage(store, run):
     code, out, _ = run('show', 'e1', '--json')
     data = json.loads(out)
@@ -84,6 +92,28 @@ def test_label_and_tag_change_the_episode(store, run):
     header = read_header(store / 'e2')
     assert (header.success, header.tags) == (True, ('curated',))
     assert json.loads(run('ls', '--json', 'tag=curated', 'success=true')[1])['count'] == 1
+
+
+def test_what_cannot_be_judged_is_told_and_keeps_nothing_else_from_it(store, run, monkeypatch):
+    for id, task in (('e3', 'lab/wave'), ('e4', 'ur5e/reach')):
+        with EpisodeWriter(store, EpisodeHeader(id=id, task=task)) as writer:
+            writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', 10**9, None, 1)
+            writer.commit()
+    asked = []
+    monkeypatch.setattr(
+        'robot_rl.imitation.data.judge',
+        lambda store, task, query, refused: (
+            asked.append(query) or [store.label(id, True) for id in store.episodes(query).ids]
+        ),
+    )
+    code, out, err = run('judge', '--json')
+    data = json.loads(out)
+    assert (code, data['judged'], data['success']) == (1, 2, 2)
+    assert asked == [['task=ur5e/reach', 'success=unknown']]  # e1 is judged already
+    assert err.splitlines() == [f'robot-rl: not judged: {problem}' for problem in data['refused']]
+    (line,) = data['refused']
+    assert line.startswith("unknown task 'lab/wave'")
+    assert json.loads(run('ls', 'success=unknown', '--json')[1])['count'] == 1
 
 
 def test_reindex_counts(store, run):
@@ -196,6 +226,9 @@ def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
         (['label', 'e1', '--success', 'perhaps'], 'episodes label: '),
         (['tag', 'e1', 'curated'], "'curated' is neither +tag (add) nor -tag (remove)"),
         (['tag', 'e1', '+a,b'], 'without spaces and commas'),
+        (['tag', 'e1'], 'tag: what is to change? +tag adds, -tag removes'),
+        (['recover', 'e1'], 'e1: was finished; there is nothing to recover'),
+        (['export', 'x.tar', 'task=othr'], "no episode has task 'othr'; did you mean 'other'?"),
         (['gc', 'e1'], 'gc: episodes are deleted with --episodes only'),
         (['gc', '--episodes', '--yes'], 'gc: --episodes needs ids, or a query like tag=spoilt'),
         (['gc', '--episodes', '--yes', 'e9'], "unknown episode 'e9'"),

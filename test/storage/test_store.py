@@ -350,6 +350,21 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     assert not list(store.root.glob(f'{INDEX_FILE}*'))
 
 
+def test_what_is_being_recorded_is_not_labelled_under_its_recorder(store, header):
+    with EpisodeWriter(store.root, header(id='live')) as writer:
+        for change in (
+            lambda: store.label('live.partial', True),
+            lambda: store.tag('live.partial', add=['x']),
+            lambda: store.add_reward('live.partial', [1], task='t', kind='sketch', author='a'),
+        ):
+            with pytest.raises(StorageError, match=r'live\.partial: in use by another process'):
+                change()
+        writer.commit()
+    assert store.label('live', True).success is True  # and what is said afterwards stays
+    EpisodeWriter(store.root, header(id='cut')).close()
+    assert store.label('cut.partial', False).success is False
+
+
 def test_a_store_on_a_full_disk_is_read_and_can_be_cleared(store, header, monkeypatch):
     before, opened = answers(store), index_module.Index._open
 

@@ -68,6 +68,24 @@ def test_an_archive_carries_whole_episodes_and_no_caches(stores, tmp_path, recor
         export(here, archive)
 
 
+def test_exports_to_one_archive_at_once_leave_one_whole_one(stores, tmp_path, record_short):
+    here, there = stores
+    for number in range(40):
+        record_short(here.root, id=f'e{number}')
+    (tmp_path / 'a.tar.partial').write_text('of somebody else')
+    archive = tmp_path / 'a.tar'
+    command = [sys.executable, '-m', 'robot_rl.cli.main', 'episodes', 'export', archive]
+    command += ['--store', here.root]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert 0 in [worker.returncode for worker in workers]
+    for worker, line in zip(workers, told, strict=True):
+        assert worker.returncode == 0 or f'{archive}: ' in line
+    assert len(import_archive(there, archive).added) == 40
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ['a.tar', 'a.tar.partial']
+    assert (tmp_path / 'a.tar.partial').read_text() == 'of somebody else'
+
+
 def test_tar_and_sha256sum_read_an_archive(stores, tmp_path, record_short):
     here, _ = stores
     record_short(here.root, id='a')

@@ -124,7 +124,8 @@ def _sidecar(values: str) -> str:
 
 def _problem(path: Path, stored: StoredFile) -> str | None:
     """Return what is wrong with one file, in a few words; None: it is whole."""
-    if '..' in Path(stored.file).parts or Path(stored.file).is_absolute():
+    name = Path(stored.file)
+    if '..' in name.parts or name.is_absolute() or '\0' in stored.file:
         return 'the manifest names a file outside of the episode'
     try:
         found = stored_file(path, stored.file)

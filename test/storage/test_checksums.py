@@ -73,6 +73,14 @@ def test_a_manifest_that_leads_out_of_the_episode_is_damage(tmp_path, record_sho
     assert 'outside of the episode' in check(path).damaged[0].problem
 
 
+def test_a_manifest_with_no_name_of_a_file_is_damage(tmp_path, record_short):
+    path = record_short(tmp_path, id='e')
+    header = read_header(path)
+    write_header(path, header.replace(files=[header.files[0].replace(file='a\0b')]))
+    ((_, problem),) = check(path).damaged
+    assert problem == 'the manifest names a file outside of the episode'
+
+
 def test_reward_sequences_are_checked_against_their_sidecars(tmp_path, record_short):
     path = record_short(tmp_path)
     (path / 'rewards').mkdir()

@@ -320,6 +320,34 @@ def test_a_damaged_episode_leaves_the_rest_of_the_store_alone(store):
     assert 'holds episode e7; rename' in store.damaged['renamed']
 
 
+@pytest.mark.parametrize(
+    ('damage', 'said'),
+    [
+        ('"task": "\\ud800"', 'surrogates not allowed'),
+        ('"extra": {"a": NaN}', 'Out of range float values'),
+        ('"extra": {"a": 1e999}', 'Out of range float values'),
+        ('"extra": ' + '[' * 5000 + ']' * 5000, 'maximum recursion depth exceeded'),
+    ],
+)
+def test_a_header_that_python_reads_and_nobody_can_write_leaves_the_store_alone(
+    store, damage, said
+):
+    before = answers(store)
+    file = store.root / 'e0' / 'episode.json'
+    whole = file.read_text()
+    file.write_text(f'{whole.rstrip().removesuffix("}")}, {damage}}}')
+    store.reindex()
+    assert list(store.damaged) == ['e0']
+    assert (
+        store.damaged['e0'].startswith(f'{file}: not valid JSON (') and said in store.damaged['e0']
+    )
+    assert [h.id for h in store.episodes()] == [id for id in before[''] if id != 'e0']
+    with pytest.raises(StorageError, match='not valid JSON'):
+        store.open('e0')
+    file.write_text(whole)
+    assert answers(store) == before
+
+
 def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(StorageError, match=r'file/x: not a folder for episodes'):

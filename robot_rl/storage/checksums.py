@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from robot_rl.errors import StorageError
+from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader, read_header
 from robot_rl.storage.rewards import REWARDS_FOLDER
@@ -105,12 +105,13 @@ def _rewards(path: Path) -> tuple[list[StoredFile], list[Damage]]:
     for sidecar in sorted((path / REWARDS_FOLDER).glob('*.json')):
         values = sidecar.with_suffix('.npy')
         try:
-            digest = str(json.loads(sidecar.read_bytes())['sha256'])
+            digest = rewards.info(path, sidecar.stem).sha256
+        except StorageError as error:
+            damaged.append(Damage(sidecar, str(error).removeprefix(f'{sidecar}: ')))
+        else:
             size = values.stat().st_size if values.exists() else 0
             name = str(values.relative_to(path))
             found.append(StoredFile(file=name, sha256=digest, bytes=size))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(Damage(sidecar, f'no sidecar of a reward sequence ({error})'))
     return found, damaged
 
 

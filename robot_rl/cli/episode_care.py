@@ -208,7 +208,11 @@ def _asked(summary: str) -> bool:
     if not sys.stdin.isatty():
         print('--yes deletes what is listed')
         return False
-    return input(f'{summary}. Delete? [y/N] ').strip().lower() in ('y', 'yes')
+    try:
+        return input(f'{summary}. Delete? [y/N] ').strip().lower() in ('y', 'yes')
+    except EOFError:  # Ctrl-D is no yes
+        print()
+        return False
 
 
 def _taken(options: common.StoreOptions, done: transfer.Transfer) -> int:

@@ -204,6 +204,8 @@ def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
     monkeypatch.setattr('sys.stdin', terminal)
     assert 'nothing was deleted' in run('gc')[1] and thrown.exists()
     assert '1 to delete, 0.0 MB: deleted' in run('gc')[1] and not thrown.exists()
+    code, out, err = run('gc', '--episodes', 'e0')  # and now the end of the input, as Ctrl-D gives
+    assert (code, err) == (0, '') and 'nothing was deleted' in out and (store / 'e0').exists()
     data = json.loads(run('gc', '--episodes', 'task=ur5e/reach', '--json')[1])
     assert [item['path'] for item in data['listed']] == [str(store / 'e1'), str(store / 'e2')]
     assert data['deleted'] is False and (store / 'e1').exists()

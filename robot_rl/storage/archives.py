@@ -107,7 +107,7 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
 def _read_sums(data: bytes) -> dict[str, str]:
     """Return {name: SHA-256} of the lines of SHA256SUMS; ValueError for a strange line."""
     sums = {}
-    for line in data.decode().splitlines():
+    for line in data.decode(errors='surrogateescape').split('\n')[:-1]:
         match = _SUM.fullmatch(line)
         if not match:
             raise ValueError(f'{SUMS_FILE}: {line!r} is no line of sha256sum')
@@ -133,7 +133,7 @@ def _pack(tar: tarfile.TarFile, path: Path) -> list[str]:
 
 
 def _pack_text(tar: tarfile.TarFile, name: str, text: str) -> None:
-    data = text.encode()
+    data = text.encode(errors='surrogateescape')  # the bytes of the names, whatever they are
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

@@ -269,6 +269,13 @@ def test_episodes_that_come_and_go_are_seen_at_the_next_query(store, header, tmp
     assert other.episodes('tag=new') == []
 
 
+def test_a_folder_with_a_name_that_is_no_utf_8_leaves_the_store_alone(store):
+    before = answers(store)
+    os.mkdir(os.fsencode(store.root) + b'/\xff\xfe')
+    assert answers(store) == answers(Store(store.root)) == before
+    assert store.reindex() == 24 and store.damaged == {}
+
+
 def test_unfinished_episodes_are_listed_apart_and_never_indexed(store, header):
     EpisodeWriter(store.root, header(id='running')).close()
     with EpisodeWriter(store.root, header(id='thrown')) as writer:

@@ -107,6 +107,17 @@ def test_a_compressed_archive_is_read(stores, tmp_path, record_short, kind):
     assert import_archive(there, packed).added == ['a']
 
 
+@pytest.mark.parametrize('name', [b'\xff', 'ü'.encode(), b'a\x0bb c', b'a\x85'])
+def test_a_file_of_any_name_is_carried(stores, tmp_path, record_short, name):
+    here, there = stores
+    path = record_short(here.root, id='a')
+    with open(os.fsencode(path) + b'/' + name, 'wb') as file:
+        file.write(b'a note of somebody')
+    export(here, tmp_path / 'a.tar')
+    assert import_archive(there, tmp_path / 'a.tar').added == ['a']
+    assert snapshot(there.root) == snapshot(here.root)
+
+
 def test_a_damaged_episode_is_not_exported_and_is_told(stores, tmp_path, record_short):
     here, _ = stores
     record_short(here.root, id='a')

@@ -52,13 +52,15 @@ class ExportOptions(common.StoreOptions):
 class ImportOptions(common.StoreOptions):
     """Take in the episodes of an archive; its checksums must be right."""
 
-    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='an export')
+    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='the archive')
 
 
 class MergeOptions(common.StoreOptions):
     """Copy the episodes of another store."""
 
-    other: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='its folder')
+    other: Annotated[Path, tyro.conf.Positional] = pydantic.Field(
+        description='the folder of the other store'
+    )
 
 
 class GcOptions(common.StoreOptions):

@@ -302,5 +302,5 @@ def _require_a_value_a_step(episode: EpisodeReader, values: int) -> None:
 
 def _is_committed(name: str) -> bool:
     # A name that is no UTF-8 is none of ours, and no index can hold it.
-    is_text = not any('\ud800' <= character <= '\udfff' for character in name)
+    is_text = name.isascii() or not any('\ud800' <= letter <= '\udfff' for letter in name)
     return is_text and not (name.startswith('.') or name.endswith((PARTIAL, DISCARDED)))

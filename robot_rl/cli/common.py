@@ -199,8 +199,12 @@ def _one_line(message: str) -> str:
     """Reduce tyro's message to its sentence: title, frame, hints and help texts go."""
     lines = [re.sub(r'[│╭╮╰╯─]+|-{3,}', ' ', line).strip() for line in message.splitlines()]
     if any(line.startswith('Missing from') for line in lines):
-        # Each missing option has a line of its own, with its help text below.
-        missing = [line.split()[0] for line in lines if line.startswith('--')]
+        # Each missing option has a line of its own, with its help text below; what has no flag is
+        # known by its help only.
+        needed = ' (required)'
+        missing = [line.split()[0] for line in lines if line.startswith('--')] or [
+            line.removesuffix(needed) for line in lines if line.endswith(needed)
+        ]
         return f'{", ".join(missing) or "an argument"} is missing; see --help'
     skip = ('For full help', 'For further', 'information visit', 'https:', 'robot-rl ')
     text = ' '.join(line for line in lines[1:] if line and not line.startswith(skip))

@@ -15,7 +15,7 @@ from robot_rl.storage import archives, checksums, garbage, recovery, transfer
 from robot_rl.storage.claims import in_use
 from robot_rl.storage.episode import DISCARDED, PARTIAL
 from robot_rl.storage.query import KEYS
-from robot_rl.storage.store import Store
+from robot_rl.storage.store import Episodes, Store
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -52,13 +52,15 @@ class ExportOptions(common.StoreOptions):
 class ImportOptions(common.StoreOptions):
     """Take in the episodes of an archive; its checksums must be right."""
 
-    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='an export')
+    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='the archive')
 
 
 class MergeOptions(common.StoreOptions):
     """Copy the episodes of another store."""
 
-    other: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='its folder')
+    other: Annotated[Path, tyro.conf.Positional] = pydantic.Field(
+        description='the folder of the other store'
+    )
 
 
 class GcOptions(common.StoreOptions):
@@ -71,11 +73,18 @@ class GcOptions(common.StoreOptions):
     yes: Flag = pydantic.Field(False, description='do not ask')
 
 
+def find(store: Store, query: tuple[str, ...]) -> Episodes:
+    """Return the episodes that match; names that no episode has are told on stderr."""
+    found = store.episodes(query)
+    _tell(store.hints(query))
+    return found
+
+
 def verify(options: VerifyOptions) -> int:
     """Check the episodes that match; without a query, whatever is not being recorded."""
     store = options.open()
     # By id: the header of an episode may have been damaged since it was indexed.
-    ids = store.episodes(options.query).ids
+    ids = find(store, options.query).ids
     broken = {name.split('/')[0] for name in store.damaged}
     paths = [store.root / id for id in [*ids, *sorted(broken - set(ids))]]
     if not options.query:
@@ -104,8 +113,7 @@ def recover(options: RecoverOptions) -> int:
     """Recover the partial episodes that are named, or all of them."""
     store = options.open()
     if options.names:
-        names = [name.removesuffix(PARTIAL) + PARTIAL for name in options.names]
-        paths = [store.open(name).path for name in names]
+        paths = [_cut(store, name.removesuffix(PARTIAL)) for name in options.names]
     else:
         cut = (path for path in store.unfinished() if path.name.endswith(PARTIAL))
         paths = [path for path in cut if not in_use(path)]
@@ -122,12 +130,20 @@ def recover(options: RecoverOptions) -> int:
     return 1 if refused else 0
 
 
+def _cut(store: Store, id: str) -> Path:
+    """Return the directory of a partial episode. Raises UnknownName where there is none."""
+    if id in store.episodes(id=id).ids:
+        raise RobotRLError(f'{store.root / id}: was finished; there is nothing to recover')
+    return store.open(f'{id}{PARTIAL}').path
+
+
 def export(options: ExportOptions) -> int:
     """Write the episodes that match to an archive."""
     store = options.open()
     paths = [store.root / id for id in store.episodes(options.query).ids]
     if not paths:
-        raise RobotRLError(f'{store.root}: no episode matches; nothing to export')
+        why = ''.join(f'; {hint}' for hint in store.hints(options.query))
+        raise RobotRLError(f'{store.root}: no episode matches; nothing to export{why}')
     ids, damaged = archives.export(paths, options.archive)
     refused = [str(item) for item in damaged]
     _tell(refused)
@@ -194,7 +210,11 @@ def _asked(summary: str) -> bool:
     if not sys.stdin.isatty():
         print('--yes deletes what is listed')
         return False
-    return input(f'{summary}. Delete? [y/N] ').strip().lower() in ('y', 'yes')
+    try:
+        return input(f'{summary}. Delete? [y/N] ').strip().lower() in ('y', 'yes')
+    except EOFError:  # Ctrl-D is no yes
+        print()
+        return False
 
 
 def _taken(options: common.StoreOptions, done: transfer.Transfer) -> int:

@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
 
 def _list(options: ListOptions) -> None:
     store = options.open()
-    headers = store.episodes(options.query)
+    headers = episode_care.find(store, options.query)
     unfinished = [path.name for path in store.unfinished()]
     data = {
         'count': len(headers),
@@ -143,7 +143,7 @@ def _show(options: ShowOptions) -> None:
 
 
 def _stats(options: StatsOptions) -> None:
-    headers = options.open().episodes(options.query)
+    headers = episode_care.find(options.open(), options.query)
     groups = statistics.by_task_and_source(headers)
     total = statistics.count(headers)
     rows = [_counted({'task': key[0], 'source': key[1]}, groups[key]) for key in groups]
@@ -166,7 +166,7 @@ def _short(value: Any) -> str:
     return f'{value:.3f}' if isinstance(value, float) else str(value)
 
 
-def _judge(options: JudgeOptions) -> None:
+def _judge(options: JudgeOptions) -> int:
     # Here, and not above: MuJoCo takes a second, and the other actions do without.
     from robot_rl.imitation.data import judge
     from robot_rl.registry import make_task
@@ -174,13 +174,26 @@ def _judge(options: JudgeOptions) -> None:
     store = options.open()
     waiting = store.episodes([*options.query, 'success=unknown'])
     ids = {header.id for header in waiting}
+    refused: list[str] = []
     for task in sorted({header.task for header in waiting}):
-        judge(store, make_task(task), [*options.query, f'task={task}'])
+        try:
+            query = [*options.query, f'task={task}', 'success=unknown']
+            judge(store, make_task(task), query, refused.append)
+        except RobotRLError as error:  # the episodes of other tasks are judged all the same
+            refused.append(str(error))
     judged = [header for header in store.episodes(options.query) if header.id in ids]
     done = [header for header in judged if header.success is not None]
-    data = {'judged': len(done), 'success': sum(bool(h.success) for h in done)}
+    for problem in dict.fromkeys(refused):
+        print(f'robot-rl: not judged: {problem}', file=sys.stderr)
+    data = {
+        'judged': len(done),
+        'success': sum(bool(h.success) for h in done),
+        'refused': list(dict.fromkeys(refused)),
+    }
     text = '\n'.join(common.table([_row(header) for header in done]))
-    common.emit(data, options.as_json, text or 'nothing waits to be judged')
+    nothing = 'nothing could be judged' if refused else 'nothing waits to be judged'
+    common.emit(data, options.as_json, text or nothing)
+    return 1 if refused else 0
 
 
 def _label(options: LabelOptions) -> None:
@@ -195,6 +208,8 @@ def _tag(options: TagOptions) -> None:
         if change[:1] not in signs or len(change) < 2:
             raise RobotRLError(f'tag: {change!r} is neither +tag (add) nor -tag (remove)')
         signs[change[0]].append(change[1:])
+    if not options.changes:
+        raise RobotRLError('tag: what is to change? +tag adds, -tag removes')
     store = options.open()
     header = store.tag(options.id, add=signs['+'], remove=signs['-'])
     _emit_changed(store, header, options.as_json)

@@ -85,14 +85,19 @@ def find_episodes(
     return StoredEpisodes(store, task, contract, usable)
 
 
-def judge(store: Store, task: ReachTask, query: str | Sequence[str] = '') -> list[Episode]:
+def judge(
+    store: Store,
+    task: ReachTask,
+    query: str | Sequence[str] = '',
+    refused: Callable[[str], None] = lambda reason: None,
+) -> list[Episode]:
     """Label, by the task's predicate on recorded columns, what nobody has judged yet.
 
     Returns the usable episodes that `query` finds, with their labels; a person's label stays.
-    Raises StorageError where there is none.
+    `refused` hears why others cannot be used. Raises StorageError where none can.
     """
     judged = []
-    for episode in find_episodes(store, task, task.contract(), query):
+    for episode in find_episodes(store, task, task.contract(), query, refused):
         header = episode.header
         if header.success is None:
             header = store.label(header.id, bool(task.success(episode.columns)))

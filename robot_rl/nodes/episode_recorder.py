@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -67,9 +68,10 @@ class Topic:
 class EpisodeRecorder(Node):
     """Opens an episode when it is prepared, commits it when it has ended.
 
-    A required topic must have a publisher before the recorder is ready. A recorder that is
-    stopped commits what it has as truncated, and discards an episode that has not run; one that
-    is killed leaves '<id>.partial'.
+    A required topic must have a publisher before the recorder is ready; any other one (of a
+    teleop device, say) is recorded from when it has one. A recorder that is stopped, or whose disk
+    gets short, commits what it has as truncated, and discards an episode that has not run; one
+    that is killed leaves '<id>.partial'.
     """
 
     def __init__(self) -> None:
@@ -83,6 +85,7 @@ class EpisodeRecorder(Node):
         self._lock = threading.Lock()
         self._writer: EpisodeWriter | None = None
         self._required: set[str] = set()
+        self._wanted: set[str] = set()  # the required topics and those that may come later
         self._waiting = self._has_run = False
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
@@ -115,6 +118,8 @@ class EpisodeRecorder(Node):
             with self._lock:
                 try:
                     self._drain(now)
+                    if self._writer is not None:
+                        self._subscribe()
                     if self._waiting:
                         self._answer_when_ready()
                     if self._end is not None and now >= self._end[0]:
@@ -149,6 +154,12 @@ class EpisodeRecorder(Node):
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
+        optional = (
+            support.SESSION_STATE, support.TARGET_POSE, support.SOURCE, support.TELEOP_COMMAND
+        )  # fmt: skip
+        self._wanted = self._required | {
+            self.resolve_topic_name(name) for name in (*self._given.topics, *optional)
+        }
         self._lost, self._has_run = {}, False
         self._writer = EpisodeWriter(self._root, self._header(info))
         for topic in self._topics.values():  # a goal that was set before is this episode's too
@@ -186,32 +197,33 @@ class EpisodeRecorder(Node):
         return {self.resolve_topic_name(name) for name in names}
 
     def _answer_when_ready(self) -> None:
-        optional = (
-            support.SESSION_STATE, support.TARGET_POSE, support.SOURCE, support.TELEOP_COMMAND
-        )  # fmt: skip
-        wanted = self._required | {
-            self.resolve_topic_name(name) for name in (*self._given.topics, *optional)
-        }
-        self._subscribe(wanted)
         # Until its publishers have seen a new subscription as well, messages pass it by.
         settled = time.monotonic() - self._subscribed_at > SETTLE_S
         if settled and self._required <= self._topics.keys():
             self._waiting = False
             self._participant.report('ready')
 
-    def _subscribe(self, names: set[str]) -> None:
-        """Subscribe to those of `names` that have a publisher, as that publisher offers."""
-        missing = names - self._topics.keys()
-        if not missing:
-            return
-        offered = dict(self.get_topic_names_and_types())
-        for name in missing & offered.keys():
-            endpoints = self.get_publishers_info_by_topic(name)
-            if endpoints:
-                self._topics[name] = self._listen(name, offered[name][0], endpoints)
-                self._subscribed_at = time.monotonic()
+    def _subscribe(self) -> None:
+        """Subscribe to wanted topics that have got a publisher, as that publisher offers.
 
-    def _listen(self, name: str, type_name: str, endpoints: list[Any]) -> Topic:
+        Raises StorageError for a type that is not installed, while the episode is prepared; once
+        it runs, such a topic is told and left out.
+        """
+        for name in self._wanted - self._topics.keys():
+            endpoints = self.get_publishers_info_by_topic(name)
+            if not endpoints:
+                continue
+            try:
+                self._topics[name] = self._listen(name, endpoints)
+            except StorageError as error:
+                if self._waiting:
+                    raise
+                self._wanted.discard(name)
+                self.get_logger().warning(str(error))
+            self._subscribed_at = time.monotonic()
+
+    def _listen(self, name: str, endpoints: list[Any]) -> Topic:
+        type_name = endpoints[0].topic_type
         offers = [endpoint.qos_profile for endpoint in endpoints]
         reliable = all(o.reliability == ReliabilityPolicy.RELIABLE for o in offers)
         latched = all(o.durability == DurabilityPolicy.TRANSIENT_LOCAL for o in offers)
@@ -257,10 +269,7 @@ class EpisodeRecorder(Node):
         """Commit or discard the episode, and say where it lies and what it lacks."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        known = {'success': True, 'failure': False}
-        fields = {'result': result, 'termination': termination}
-        fields['success'] = known.get(result)
-        path = writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)
+        path = _commit(writer, result, termination)
         report = writer.report()
         about = {
             'path': str(path),
@@ -276,9 +285,11 @@ class EpisodeRecorder(Node):
         self._participant.report('error', f'episode_recorder: {error}')
         if writer is not None:
             try:
-                writer.close()
-            except StorageError as closing:
-                self.get_logger().error(str(closing))
+                _commit(writer, *self._cut(str(error)))
+            except StorageError as failure:  # the disk is full: what was flushed stays partial
+                self.get_logger().error(str(failure))
+                with contextlib.suppress(StorageError):
+                    writer.close()
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""
@@ -330,6 +341,13 @@ class EpisodeRecorder(Node):
         about['lost'] = sum(self._lost.values())
         values = about | {f'{name} [Hz]': round(t.rate_hz, 1) for name, t in report.items()}
         self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
+
+
+def _commit(writer: EpisodeWriter, result: str, termination: str) -> Path:
+    """Commit or discard an episode and return its directory."""
+    fields = {'result': result, 'termination': termination}
+    fields['success'] = {'success': True, 'failure': False}.get(result)
+    return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)
 
 
 def _message_class(type_name: str, topic: str) -> type:

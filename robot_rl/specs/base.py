@@ -73,10 +73,12 @@ class Spec(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls, text: str, origin: str = '') -> Self:
-        """Read JSON text. Raises SpecError."""
+        """Read JSON text. Raises SpecError, also for what could not be written as UTF-8 again."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+            # Python's reader takes NaN, 1e999 and half of a surrogate pair as well.
+            json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise SpecError(f'{origin or cls.__name__}: not valid JSON ({error})') from None
         return cls.parse(data, origin)
 

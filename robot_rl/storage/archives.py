@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import tarfile
 from collections.abc import Iterable
@@ -30,10 +31,11 @@ def export(episodes: Iterable[Path], archive: Path) -> tuple[list[str], list[Dam
     """
     if archive.exists():
         raise StorageError(f'{archive}: exists already; choose another name')
-    new = archive.with_name(f'{archive.name}{PARTIAL}')
+    # A name of its own: another process may be exporting to the same archive.
+    new = archive.with_name(f'{archive.name}.{secrets.token_hex(4)}{PARTIAL}')
     ids, damaged, sums = [], [], []
     try:
-        with new.open('wb') as file:
+        with new.open('xb') as file:
             with tarfile.open(fileobj=file, mode='w', format=tarfile.PAX_FORMAT) as tar:
                 for path in episodes:
                     found = check(path).damaged
@@ -44,8 +46,12 @@ def export(episodes: Iterable[Path], archive: Path) -> tuple[list[str], list[Dam
                 _pack_text(tar, SUMS_FILE, ''.join(f'{line}\n' for line in sums))
             file.flush()
             os.fsync(file.fileno())
+        if archive.exists():
+            raise StorageError(f'{archive}: was made by another process meanwhile')
         new.rename(archive)
         sync_directory(archive.parent)
+    except StorageError:  # it is an OSError as well, and says what is wrong
+        raise
     except OSError as error:
         raise StorageError(f'{archive}: cannot be written ({error.strerror or error})') from None
     finally:
@@ -101,7 +107,7 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
 def _read_sums(data: bytes) -> dict[str, str]:
     """Return {name: SHA-256} of the lines of SHA256SUMS; ValueError for a strange line."""
     sums = {}
-    for line in data.decode().splitlines():
+    for line in data.decode(errors='surrogateescape').split('\n')[:-1]:
         match = _SUM.fullmatch(line)
         if not match:
             raise ValueError(f'{SUMS_FILE}: {line!r} is no line of sha256sum')
@@ -127,7 +133,7 @@ def _pack(tar: tarfile.TarFile, path: Path) -> list[str]:
 
 
 def _pack_text(tar: tarfile.TarFile, name: str, text: str) -> None:
-    data = text.encode()
+    data = text.encode(errors='surrogateescape')  # the bytes of the names, whatever they are
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from robot_rl.errors import StorageError
+from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader, read_header
 from robot_rl.storage.rewards import REWARDS_FOLDER
@@ -47,15 +48,17 @@ def check(path: Path) -> Check:
         return Check((Damage(path / HEADER_FILE, reason),), (), 0)
     sidecars, damaged = _rewards(path)
     known = [*header.files, *sidecars]
-    damaged += [
-        Damage(path / stored.file, problem)
-        for stored in known
-        if (problem := _problem(path, stored))
-    ]
+    damaged += _differing(path, known)
     told = {stored.file for stored in known} | {_sidecar(stored.file) for stored in sidecars}
     told |= {str(damage.file.relative_to(path)) for damage in damaged}
     unlisted = (path / name for name in primary_files(path, header) if name not in told)
     return Check(tuple(damaged), tuple(unlisted), sum(stored.bytes for stored in known))
+
+
+def damaged_rewards(path: Path) -> list[Damage]:
+    """Return what is not as it was stored of the reward sequences of the episode in `path`."""
+    sidecars, damaged = _rewards(path)
+    return damaged + _differing(path, sidecars)
 
 
 def stored_file(path: Path, name: str) -> StoredFile:
@@ -102,13 +105,18 @@ def _rewards(path: Path) -> tuple[list[StoredFile], list[Damage]]:
     for sidecar in sorted((path / REWARDS_FOLDER).glob('*.json')):
         values = sidecar.with_suffix('.npy')
         try:
-            digest = str(json.loads(sidecar.read_bytes())['sha256'])
+            digest = rewards.info(path, sidecar.stem).sha256
+        except StorageError as error:
+            damaged.append(Damage(sidecar, str(error).removeprefix(f'{sidecar}: ')))
+        else:
             size = values.stat().st_size if values.exists() else 0
             name = str(values.relative_to(path))
             found.append(StoredFile(file=name, sha256=digest, bytes=size))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(Damage(sidecar, f'no sidecar of a reward sequence ({error})'))
     return found, damaged
+
+
+def _differing(path: Path, known: Iterable[StoredFile]) -> list[Damage]:
+    return [Damage(path / s.file, problem) for s in known if (problem := _problem(path, s))]
 
 
 def _sidecar(values: str) -> str:
@@ -117,7 +125,8 @@ def _sidecar(values: str) -> str:
 
 def _problem(path: Path, stored: StoredFile) -> str | None:
     """Return what is wrong with one file, in a few words; None: it is whole."""
-    if '..' in Path(stored.file).parts or Path(stored.file).is_absolute():
+    name = Path(stored.file)
+    if '..' in name.parts or name.is_absolute() or '\0' in stored.file:
         return 'the manifest names a file outside of the episode'
     try:
         found = stored_file(path, stored.file)

@@ -47,6 +47,19 @@ PRAGMA user_version = {_VERSION};
 """
 
 
+# What SQLite says where it cannot write: a full disk, a missing right, a failing device.
+_UNWRITABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+class IndexUnwritable(StorageError):
+    """The file of the index cannot be written; what it is a cache of may still be read."""
+
+
 class Entry(NamedTuple):
     """What the index knows of one episode."""
 
@@ -67,14 +80,15 @@ class Index:
     """Finds episodes by a Query. One instance belongs to one thread; processes share the file.
 
     `path` None keeps the index in memory, for a store that cannot be written. A file that is no
-    index of this version is replaced. Raises StorageError where SQLite cannot work with it.
+    index of this version is replaced. Raises IndexUnwritable where the file cannot be written, and
+    StorageError where SQLite cannot work with it.
     """
 
     def __init__(self, path: Path | None):
         self._path = path
         with self._explained():
             if path is not None:
-                path.parent.mkdir(exist_ok=True)
+                _make_folder(path.parent)
             try:
                 self._open()
             except sqlite3.OperationalError:
@@ -275,9 +289,22 @@ class Index:
         try:
             yield
         except sqlite3.Error as error:
+            # The low byte is the kind of error, the others say more about it.
+            if getattr(error, 'sqlite_errorcode', 0) & 0xFF in _UNWRITABLE:
+                raise IndexUnwritable(
+                    f'{self._path}: cannot be written ({error}); make room on the disk, or '
+                    'see to the rights of the file'
+                ) from None
             raise StorageError(
                 f'{self._path}: {error}; it is only a cache: robot-rl episodes reindex mends it'
             ) from None
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise IndexUnwritable(f'{path}: cannot be made ({error.strerror})') from None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -296,6 +323,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.execute('ROLLBACK')
+        if connection.in_transaction:  # on a full disk SQLite has rolled back already
+            connection.execute('ROLLBACK')
         raise
     connection.execute('COMMIT')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,9 +11,11 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from robot_rl.errors import SpecError, StorageError, UnknownName
+from robot_rl.errors import ContractMismatch, SpecError, StorageError, UnknownName
 from robot_rl.storage import query as queries
 from robot_rl.storage import rewards
+from robot_rl.storage.claims import Claim
+from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import (
     DISCARDED,
     PARTIAL,
@@ -21,7 +24,7 @@ from robot_rl.storage.episode import (
     read_header,
     write_header,
 )
-from robot_rl.storage.index import Entry, Index
+from robot_rl.storage.index import Entry, Index, IndexUnwritable
 from robot_rl.storage.rewards import RewardInfo
 
 # In a folder of its own: what SQLite does there does not look like a change of the store.
@@ -80,6 +83,8 @@ class Store:
     def __init__(self, root: str | Path, create: bool = True):
         self.root = Path(root)
         self._index: Index | None = None
+        # In memory, for queries where the file of the other one cannot be written.
+        self._spare: Index | None = None
         # Directories that cannot be read: {name: what is wrong with it}, as of the last query.
         self.damaged: dict[str, str] = {}
         try:
@@ -148,13 +153,16 @@ class Store:
 
         `values` are [T], finite: one for each step of the episode's primary time base, or at
         `times_ns`. `about` are fields of RewardInfo: task, kind and author, and for a predicted
-        one model_sha256. Raises SpecError where they do not fit, StorageError where nothing can
-        be written. No sequence is ever replaced.
+        one model_sha256. Raises SpecError where they do not fit, as where the episode's columns
+        have another number of steps, and StorageError where nothing can be written. No sequence
+        is ever replaced.
         """
         info, data = rewards.prepare(values, about)
-        path, index = self.open(id).path, self._open_index()
-        with index.edit(id):
-            rewards.add(path, info, data)
+        episode, index = self.open(id), self._open_index()
+        if info.times_ns is None:
+            _require_a_value_a_step(episode, info.length)
+        with _claimed(episode.path), index.edit(id):
+            rewards.add(episode.path, info, data)
             self._put(index, id)
         return info
 
@@ -164,13 +172,14 @@ class Store:
 
     def reindex(self) -> int:
         """Read every episode's directory again and return how many episodes there are."""
-        self._open_index().clear()
-        return len(self._fresh_index().ids())
+        index = self._open_index()
+        index.clear()
+        return len(self._updated(index).ids())
 
     def _edit(self, id: str, change: Callable[[EpisodeHeader], EpisodeHeader]) -> EpisodeHeader:
         """Rewrite an episode's header, one process at a time."""
         path, index = self.open(id).path, self._open_index()
-        with index.edit(id):
+        with _claimed(path), index.edit(id):
             header = change(read_header(path))
             try:
                 write_header(path, header)
@@ -181,12 +190,24 @@ class Store:
 
     def _headers(self, ids: list[str]) -> list[EpisodeHeader]:
         """Return the headers of episodes that a query found."""
-        known = self._open_index().headers(ids)
+        known: dict[str, EpisodeHeader] = {}
+        with contextlib.suppress(IndexUnwritable):
+            known = self._open_index().headers(ids)
         return [known.get(id) or read_header(self.root / id) for id in ids]
 
     def _fresh_index(self) -> Index:
-        """Return the index after it has taken in new directories and dropped vanished ones."""
-        index = self._open_index()
+        """Return the index after it has taken in new directories and dropped vanished ones.
+
+        Also on a full disk, where it cannot: there one in memory serves, so that what is stored
+        can be read, and cleared away.
+        """
+        try:
+            return self._updated(self._open_index())
+        except IndexUnwritable:
+            self._spare = self._spare or Index(None)
+            return self._updated(self._spare)
+
+    def _updated(self, index: Index) -> Index:
         self.damaged = {}
         self._scan(index)
         for name in index.notes():
@@ -261,5 +282,25 @@ class Store:
         return self._index
 
 
+def _claimed(path: Path) -> contextlib.AbstractContextManager:
+    """Hold a partial episode: its recorder would write its own header over what is changed."""
+    return Claim(path) if path.name.endswith(PARTIAL) else contextlib.nullcontext()
+
+
+def _require_a_value_a_step(episode: EpisodeReader, values: int) -> None:
+    """Raise SpecError where an episode's columns have another number of steps."""
+    try:
+        steps = len(aligned_columns(episode)['action/applied'])
+    except (StorageError, ContractMismatch):
+        return  # no columns, no steps to count
+    if values != steps:
+        raise SpecError(
+            f'reward: {values} values, but {episode.path} has {steps} steps; give one for each '
+            'step, or the times_ns of the values'
+        )
+
+
 def _is_committed(name: str) -> bool:
-    return not (name.startswith('.') or name.endswith((PARTIAL, DISCARDED)))
+    # A name that is no UTF-8 is none of ours, and no index can hold it.
+    is_text = name.isascii() or not any('\ud800' <= letter <= '\udfff' for letter in name)
+    return is_text and not (name.startswith('.') or name.endswith((PARTIAL, DISCARDED)))

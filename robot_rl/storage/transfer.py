@@ -16,6 +16,7 @@ from robot_rl.storage import archives
 from robot_rl.storage.checksums import (
     all_files,
     check,
+    damaged_rewards,
     derived_files,
     primary_files,
     stored_file,
@@ -109,12 +110,13 @@ def _take(store: Store, source: Path, carry: Carry, done: Transfer) -> None:
     for id in (header.id, origin, free):
         target = store.root / f'{id}{suffix}'
         if target.is_dir() and _identity(target, read_header(target)) == identity:
-            _annotate(store, source, target, header)
+            done.refused.extend(_annotate(store, source, target, header))
             done.same.append(header.id)
             return
     if not taken.exists():
         _place(source, taken, header, carry)
         done.added.append(header.id)
+        store.refresh(taken.name)  # a damaged one of that name may have been moved away before
     else:
         elsewhere = header.extra | {_ELSEWHERE: origin}
         renamed = header.replace(id=free, extra=elsewhere)
@@ -151,8 +153,11 @@ def _place(source: Path, target: Path, header: EpisodeHeader, carry: Carry) -> N
         sync_directory(target.parent)
 
 
-def _annotate(store: Store, source: Path, target: Path, header: EpisodeHeader) -> None:
-    """Add what people said about the same episode elsewhere; what was said here stays."""
+def _annotate(store: Store, source: Path, target: Path, header: EpisodeHeader) -> list[str]:
+    """Add what people said about the same episode elsewhere; what was said here stays.
+
+    Returns one line for each reward sequence that is damaged there, and so is left there.
+    """
     here = read_header(target)
     if set(header.tags) - set(here.tags):
         store.tag(target.name, add=header.tags)
@@ -160,11 +165,14 @@ def _annotate(store: Store, source: Path, target: Path, header: EpisodeHeader) -
         store.label(target.name, header.success)
     # A sidecar makes its values a reward sequence, and so it comes after them.
     rewards = [name for name in all_files(source) if Path(name).parts[0] == REWARDS_FOLDER]
+    damaged = damaged_rewards(source)
+    broken = {item.file.stem for item in damaged}
     for name in sorted(rewards, key=lambda name: name.endswith('.json')):
-        if not (target / name).exists():
+        if Path(name).stem not in broken and not (target / name).exists():
             _copy_file(source / name, target / name)
     if rewards:
         store.refresh(target.name)
+    return list(map(str, damaged))
 
 
 def _copy_file(source: Path, target: Path) -> None:

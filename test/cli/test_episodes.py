@@ -67,6 +67,14 @@ def test_ls_prints_a_table_and_what_is_unfinished(store, run):
     assert lines[-2].startswith('3 episodes in') and lines[-1] == 'unfinished: cut.partial'
 
 
+@pytest.mark.parametrize('action', ['ls', 'stats', 'verify'])
+def test_a_name_that_no_episode_has_is_told_on_stderr(store, run, action):
+    code, out, err = run(action, 'task=ur5e/reech', '--json')
+    assert (code, err.count('\n')) == (0, 1) and json.loads(out)
+    assert err == "robot-rl: no episode has task 'ur5e/reech'; did you mean 'ur5e/reach'?\n"
+    assert run(action, 'task=ur5e/reach')[2] == ''
+
+
 def test_show_tells_header_topics_and_damage(store, run):
     code, out, _ = run('show', 'e1', '--json')
     data = json.loads(out)
@@ -84,6 +92,28 @@ def test_label_and_tag_change_the_episode(store, run):
     header = read_header(store / 'e2')
     assert (header.success, header.tags) == (True, ('curated',))
     assert json.loads(run('ls', '--json', 'tag=curated', 'success=true')[1])['count'] == 1
+
+
+def test_what_cannot_be_judged_is_told_and_keeps_nothing_else_from_it(store, run, monkeypatch):
+    for id, task in (('e3', 'lab/wave'), ('e4', 'ur5e/reach')):
+        with EpisodeWriter(store, EpisodeHeader(id=id, task=task)) as writer:
+            writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', 10**9, None, 1)
+            writer.commit()
+    asked = []
+    monkeypatch.setattr(
+        'robot_rl.imitation.data.judge',
+        lambda store, task, query, refused: (
+            asked.append(query) or [store.label(id, True) for id in store.episodes(query).ids]
+        ),
+    )
+    code, out, err = run('judge', '--json')
+    data = json.loads(out)
+    assert (code, data['judged'], data['success']) == (1, 2, 2)
+    assert asked == [['task=ur5e/reach', 'success=unknown']]  # e1 is judged already
+    assert err.splitlines() == [f'robot-rl: not judged: {problem}' for problem in data['refused']]
+    (line,) = data['refused']
+    assert line.startswith("unknown task 'lab/wave'")
+    assert json.loads(run('ls', 'success=unknown', '--json')[1])['count'] == 1
 
 
 def test_reindex_counts(store, run):
@@ -174,6 +204,8 @@ def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
     monkeypatch.setattr('sys.stdin', terminal)
     assert 'nothing was deleted' in run('gc')[1] and thrown.exists()
     assert '1 to delete, 0.0 MB: deleted' in run('gc')[1] and not thrown.exists()
+    code, out, err = run('gc', '--episodes', 'e0')  # and now the end of the input, as Ctrl-D gives
+    assert (code, err) == (0, '') and 'nothing was deleted' in out and (store / 'e0').exists()
     data = json.loads(run('gc', '--episodes', 'task=ur5e/reach', '--json')[1])
     assert [item['path'] for item in data['listed']] == [str(store / 'e1'), str(store / 'e2')]
     assert data['deleted'] is False and (store / 'e1').exists()
@@ -192,14 +224,18 @@ def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
         (['ls', '--store', 'absent'], 'absent: no folder of episodes here; --store names it'),
         (['list'], "unknown action of episodes 'list'"),
         (['show', 'e9'], "unknown episode 'e9'; known: e0, e1, e2"),
-        (['show'], 'episodes show: '),
+        (['show'], "episodes show: the episode's id is missing; see --help"),
         (['label', 'e1', '--success', 'perhaps'], 'episodes label: '),
         (['tag', 'e1', 'curated'], "'curated' is neither +tag (add) nor -tag (remove)"),
         (['tag', 'e1', '+a,b'], 'without spaces and commas'),
+        (['tag', 'e1'], 'tag: what is to change? +tag adds, -tag removes'),
+        (['recover', 'e1'], 'e1: was finished; there is nothing to recover'),
+        (['export', 'x.tar', 'task=othr'], "no episode has task 'othr'; did you mean 'other'?"),
         (['gc', 'e1'], 'gc: episodes are deleted with --episodes only'),
         (['gc', '--episodes', '--yes'], 'gc: --episodes needs ids, or a query like tag=spoilt'),
         (['gc', '--episodes', '--yes', 'e9'], "unknown episode 'e9'"),
-        (['export'], 'episodes export: '),
+        (['export'], 'episodes export: the file to make is missing; see --help'),
+        (['merge'], 'episodes merge: the folder of the other store is missing'),
         (['export', 'x.tar', 'task=none'], 'no episode matches; nothing to export'),
         (['export', 'no/folder/x.tar'], 'no/folder/x.tar: cannot be written (No such file'),
         (['import', 'absent.tar'], 'absent.tar: cannot be unpacked (No such file'),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import signal
 import time
 
@@ -221,6 +223,48 @@ def test_further_topics_are_recorded_and_a_prepared_successor_ends_an_episode(re
     assert first.header.termination == 'the next episode was prepared'
     assert [m.message.data for m in first.messages(['/notes'])] == ['hello']
     assert (recorder.root / 'e2.partial').is_dir()
+
+
+def test_a_device_that_comes_when_the_episode_runs_is_recorded(recorder, observer):
+    recorder = recorder(topics=['notes'])
+    recorder.graph()
+    recorder.episode('e1')
+    device = observer.node.create_publisher(JointTrajectory, 'teleop/command', 1)
+    notes = observer.node.create_publisher(String, 'notes', 1)
+    for publisher in (device, notes):
+        observer.until(lambda p=publisher: p.get_subscription_count() == 1)
+    for step in range(5):
+        message = JointTrajectory()
+        message.header.stamp.sec = 200 + step
+        device.publish(message)
+        time.sleep(0.02)
+    notes.publish(String(data='late'))
+    time.sleep(0.1)
+    recorder.end()
+    episode = EpisodeReader(recorder.root / 'e1')
+    stamps = [m.message.header.stamp.sec for m in episode.messages(['/teleop/command'])]
+    assert stamps == [200, 201, 202, 203, 204]
+    assert [m.message.data for m in episode.messages(['/notes'])] == ['late']
+    assert episode.header.topics['/teleop/command'].lost == 0
+
+
+def test_a_disk_that_gets_short_ends_the_episode_as_truncated_and_refuses_the_next(
+    recorder, tmp_path
+):
+    recorder = recorder(min_free_gb=shutil.disk_usage(tmp_path).free / 1e9 - 0.5)
+    recorder.graph()
+    recorder.episode('e1')
+    with (tmp_path / 'filling').open('wb') as file:
+        os.posix_fallocate(file.fileno(), 0, 10**9)
+    assert 'GB free' in recorder.session.hears('error')
+    episode = EpisodeReader(recorder.root / 'e1')
+    assert episode.damage() is None and episode.header.result == 'truncated'
+    assert 'GB free' in episode.header.termination
+    assert [m.topic for m in episode.messages(['/policy/action'])] == ['/policy/action'] * 5
+    recorder.session.say('prepare', episode='e2')
+    assert 'GB are wanted (parameter min_free_gb)' in recorder.session.hears('error')
+    assert [path.name for path in recorder.root.iterdir()] == ['e1']
+    (tmp_path / 'filling').unlink()
 
 
 def test_a_folder_that_cannot_be_written_is_an_answer_not_an_end(recorder, tmp_path):

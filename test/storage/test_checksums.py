@@ -1,5 +1,4 @@
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -7,6 +6,7 @@ import pytest
 from robot_rl.storage.checksums import check, derived_files, primary_files
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import read_header, write_header
+from robot_rl.storage.store import Store
 
 
 def test_a_whole_episode_is_checked_byte_for_byte(tmp_path, record_short):
@@ -73,15 +73,24 @@ def test_a_manifest_that_leads_out_of_the_episode_is_damage(tmp_path, record_sho
     assert 'outside of the episode' in check(path).damaged[0].problem
 
 
+def test_a_manifest_with_no_name_of_a_file_is_damage(tmp_path, record_short):
+    path = record_short(tmp_path, id='e')
+    header = read_header(path)
+    write_header(path, header.replace(files=[header.files[0].replace(file='a\0b')]))
+    ((_, problem),) = check(path).damaged
+    assert problem == 'the manifest names a file outside of the episode'
+
+
 def test_reward_sequences_are_checked_against_their_sidecars(tmp_path, record_short):
     path = record_short(tmp_path)
-    (path / 'rewards').mkdir()
+    about = {'task': 'reach', 'kind': 'sketch', 'author': 'anna', 'id': 'r1'}
+    Store(tmp_path).add_reward(path.name, np.arange(4), **about)
     values = path / 'rewards' / 'r1.npy'
-    np.save(values, np.arange(4, dtype=np.float32))
-    sidecar = values.with_suffix('.json')
-    sidecar.write_text(json.dumps({'sha256': hashlib.sha256(values.read_bytes()).hexdigest()}))
+    sidecar, said = values.with_suffix('.json'), values.with_suffix('.json').read_text()
     assert check(path)[:2] == ((), ())
     np.save(values, np.arange(1, 5, dtype=np.float32))
     assert [damage.file for damage in check(path).damaged] == [values]
-    sidecar.write_text('[]')
-    assert [damage.file for damage in check(path).damaged] == [sidecar]
+    # JSON with the right hash as well, which no reader takes for a sidecar.
+    for text in ('[]', said.replace('author', 'autor'), said.replace('r1', 'r2')):
+        sidecar.write_text(text)
+        assert [damage.file for damage in check(path).damaged] == [sidecar]

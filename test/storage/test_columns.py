@@ -4,10 +4,11 @@ import shutil
 import numpy as np
 import pytest
 
-from robot_rl.errors import ContractMismatch, StorageError
+from robot_rl.errors import ContractMismatch, SpecError, StorageError
 from robot_rl.storage import columns as columns_module
 from robot_rl.storage.columns import CACHE_FILE, aligned_columns
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+from robot_rl.storage.store import Store
 
 START_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -319,6 +320,19 @@ def test_the_cache_serves_until_contract_or_streams_change(
         cache.write_bytes(damaged)
         np.testing.assert_array_equal(aligned_columns(reader)['time'], first['time'])
     assert len(reads) == 6
+
+
+def test_a_reward_sequence_has_a_value_for_each_step_or_times(tmp_path, recording, header):
+    steps = len(recording.ticks)
+    recording.write(tmp_path, header(id='e'))
+    store, sketch = Store(tmp_path), {'task': 'stack', 'kind': 'sketch', 'author': 'anna'}
+    for values in (1, steps - 1, steps + 1):
+        with pytest.raises(SpecError, match=rf'{values} values, but .*/e has {steps} steps; '):
+            store.add_reward('e', np.zeros(values), **sketch)
+    assert store.open('e').rewards() == []
+    by_step = store.add_reward('e', np.zeros(steps), **sketch)
+    by_time = store.add_reward('e', [0.0, 1.0], **sketch, times_ns=[START_NS, START_NS + MS])
+    assert store.open('e').rewards() == [by_step, by_time]
 
 
 def test_a_store_that_cannot_be_written_serves_without_a_cache(

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robot_rl.errors import SpecError, StorageError, UnknownName
+from robot_rl.storage import garbage
 from robot_rl.storage import index as index_module
 from robot_rl.storage import store as store_module
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
@@ -268,6 +269,13 @@ def test_episodes_that_come_and_go_are_seen_at_the_next_query(store, header, tmp
     assert other.episodes('tag=new') == []
 
 
+def test_a_folder_with_a_name_that_is_no_utf_8_leaves_the_store_alone(store):
+    before = answers(store)
+    os.mkdir(os.fsencode(store.root) + b'/\xff\xfe')
+    assert answers(store) == answers(Store(store.root)) == before
+    assert store.reindex() == 24 and store.damaged == {}
+
+
 def test_unfinished_episodes_are_listed_apart_and_never_indexed(store, header):
     EpisodeWriter(store.root, header(id='running')).close()
     with EpisodeWriter(store.root, header(id='thrown')) as writer:
@@ -319,6 +327,34 @@ def test_a_damaged_episode_leaves_the_rest_of_the_store_alone(store):
     assert 'holds episode e7; rename' in store.damaged['renamed']
 
 
+@pytest.mark.parametrize(
+    ('damage', 'said'),
+    [
+        ('"task": "\\ud800"', 'surrogates not allowed'),
+        ('"extra": {"a": NaN}', 'Out of range float values'),
+        ('"extra": {"a": 1e999}', 'Out of range float values'),
+        ('"extra": ' + '[' * 5000 + ']' * 5000, 'maximum recursion depth exceeded'),
+    ],
+)
+def test_a_header_that_python_reads_and_nobody_can_write_leaves_the_store_alone(
+    store, damage, said
+):
+    before = answers(store)
+    file = store.root / 'e0' / 'episode.json'
+    whole = file.read_text()
+    file.write_text(f'{whole.rstrip().removesuffix("}")}, {damage}}}')
+    store.reindex()
+    assert list(store.damaged) == ['e0']
+    assert (
+        store.damaged['e0'].startswith(f'{file}: not valid JSON (') and said in store.damaged['e0']
+    )
+    assert [h.id for h in store.episodes()] == [id for id in before[''] if id != 'e0']
+    with pytest.raises(StorageError, match='not valid JSON'):
+        store.open('e0')
+    file.write_text(whole)
+    assert answers(store) == before
+
+
 def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(StorageError, match=r'file/x: not a folder for episodes'):
@@ -347,6 +383,61 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     with pytest.raises(StorageError, match=r'e0: cannot be changed \(Read-only'):
         reader.label('e0', True)
     assert not list(store.root.glob(f'{INDEX_FILE}*'))
+
+
+def test_what_is_being_recorded_is_not_labelled_under_its_recorder(store, header):
+    with EpisodeWriter(store.root, header(id='live')) as writer:
+        for change in (
+            lambda: store.label('live.partial', True),
+            lambda: store.tag('live.partial', add=['x']),
+            lambda: store.add_reward('live.partial', [1], task='t', kind='sketch', author='a'),
+        ):
+            with pytest.raises(StorageError, match=r'live\.partial: in use by another process'):
+                change()
+        writer.commit()
+    assert store.label('live', True).success is True  # and what is said afterwards stays
+    EpisodeWriter(store.root, header(id='cut')).close()
+    assert store.label('cut.partial', False).success is False
+
+
+def test_a_store_on_a_full_disk_is_read_and_can_be_cleared(store, header, monkeypatch):
+    before, opened = answers(store), index_module.Index._open
+
+    def open_full(index):
+        opened(index)
+        if index._path:  # no page more than there are, as on a full disk
+            index._connection.execute('PRAGMA max_page_count = 1')
+
+    monkeypatch.setattr(index_module.Index, '_open', open_full)
+    for file in store.root.glob(f'{INDEX_FILE}*'):
+        file.unlink()
+    full = Store(store.root)
+    assert answers(full) == before
+    (listed,) = garbage.episodes(full, full.episodes('id=e3').ids)
+    assert listed.path == store.root / 'e3'
+    with pytest.raises(StorageError, match=r'cannot be written .*full.*make room on the disk'):
+        full.reindex()
+    monkeypatch.setattr(index_module.Index, '_open', opened)
+    assert answers(Store(store.root)) == before  # there is room again
+
+
+def test_an_index_that_only_another_user_may_write_serves_readers(store, monkeypatch):
+    before, opened = answers(store), index_module.Index._open
+
+    def open_foreign(index):
+        opened(index)
+        if index._path:
+            index._connection.execute('PRAGMA query_only = 1')
+
+    monkeypatch.setattr(index_module.Index, '_open', open_foreign)
+    monkeypatch.setattr(store_module, '_SETTLED_NS', -1)
+    os.utime(store.root)
+    foreign = Store(store.root)
+    assert answers(foreign) == before
+    # A change that the others would not hear of is refused.
+    with pytest.raises(StorageError, match='see to the rights of the file'):
+        foreign.label('e0', None)
+    assert answers(store) == before
 
 
 actions = st.lists(
@@ -379,6 +470,7 @@ def test_whatever_happens_the_index_answers_as_a_new_one_would(actions, header, 
             store.tag(path.name, **{'add' if action == 'tag' else 'remove': ['a', 'b']})
         elif action == 'remove' and path.exists():
             shutil.rmtree(path)
+            store.episodes()  # ids are not used again; who puts another in its place refreshes
     found = answers(store)
     for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()

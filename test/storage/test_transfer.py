@@ -1,5 +1,3 @@
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robot_rl.errors import StorageError
-from robot_rl.storage import archives, transfer
+from robot_rl.storage import archives, rewards, transfer
 from robot_rl.storage.checksums import check
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, read_header, write_header
@@ -34,11 +32,9 @@ def snapshot(root):
     }
 
 
-def add_reward(path, name, values=b'values'):
-    (path / 'rewards').mkdir(exist_ok=True)
-    (path / 'rewards' / f'{name}.npy').write_bytes(values)
-    sidecar = {'sha256': hashlib.sha256(values).hexdigest()}
-    (path / 'rewards' / f'{name}.json').write_text(json.dumps(sidecar))
+def add_reward(path, name):
+    about = {'task': 'reach', 'kind': 'sketch', 'author': name, 'created_ns': 0}
+    rewards.add(path, *rewards.prepare([0.0, 1.0], about | {'id': name}))
 
 
 def export(store, archive, query=''):
@@ -68,6 +64,24 @@ def test_an_archive_carries_whole_episodes_and_no_caches(stores, tmp_path, recor
         export(here, archive)
 
 
+def test_exports_to_one_archive_at_once_leave_one_whole_one(stores, tmp_path, record_short):
+    here, there = stores
+    for number in range(40):
+        record_short(here.root, id=f'e{number}')
+    (tmp_path / 'a.tar.partial').write_text('of somebody else')
+    archive = tmp_path / 'a.tar'
+    command = [sys.executable, '-m', 'robot_rl.cli.main', 'episodes', 'export', archive]
+    command += ['--store', here.root]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert 0 in [worker.returncode for worker in workers]
+    for worker, line in zip(workers, told, strict=True):
+        assert worker.returncode == 0 or f'{archive}: ' in line
+    assert len(import_archive(there, archive).added) == 40
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ['a.tar', 'a.tar.partial']
+    assert (tmp_path / 'a.tar.partial').read_text() == 'of somebody else'
+
+
 def test_tar_and_sha256sum_read_an_archive(stores, tmp_path, record_short):
     here, _ = stores
     record_short(here.root, id='a')
@@ -91,6 +105,17 @@ def test_a_compressed_archive_is_read(stores, tmp_path, record_short, kind):
         for member in old:
             new.addfile(member, old.extractfile(member))
     assert import_archive(there, packed).added == ['a']
+
+
+@pytest.mark.parametrize('name', [b'\xff', 'ü'.encode(), b'a\x0bb c', b'a\x85'])
+def test_a_file_of_any_name_is_carried(stores, tmp_path, record_short, name):
+    here, there = stores
+    path = record_short(here.root, id='a')
+    with open(os.fsencode(path) + b'/' + name, 'wb') as file:
+        file.write(b'a note of somebody')
+    export(here, tmp_path / 'a.tar')
+    assert import_archive(there, tmp_path / 'a.tar').added == ['a']
+    assert snapshot(there.root) == snapshot(here.root)
 
 
 def test_a_damaged_episode_is_not_exported_and_is_told(stores, tmp_path, record_short):
@@ -183,7 +208,7 @@ def test_a_merge_copies_what_is_new_and_leaves_the_other_store_alone(stores, rec
         str(there.root / 'cut.partial'), str(there.root / 'rotten' / 'episode.json'),
     ]  # fmt: skip
     assert snapshot(there.root) == before
-    assert sorted(p.name for p in here.root.iterdir() if p.is_dir()) == [
+    assert sorted(p.name for p in here.root.iterdir() if p.name != '.index') == [
         'a', 'b', 'thrown.discarded'
     ]  # fmt: skip
     assert [h.id for h in here.episodes()] == ['a', 'b']
@@ -211,6 +236,35 @@ def test_the_same_episode_twice_is_one_with_the_annotations_of_both(stores, reco
     here.label('a', False)
     merge(here, there.root)
     assert read_header(here.root / 'a').success is False
+
+
+def test_a_damaged_reward_of_the_same_episode_is_left_where_it_is(stores, record_short):
+    here, there = stores
+    record_short(here.root, id='a')
+    shutil.copytree(here.root / 'a', there.root / 'a')
+    add_reward(there.root / 'a', 'anna')
+    add_reward(there.root / 'a', 'ben')
+    values = there.root / 'a' / 'rewards' / 'ben.npy'
+    values.write_bytes(b'VALUES')
+    done = merge(here, there.root)
+    assert done.same == ['a']
+    (line,) = done.refused
+    assert line.startswith(f'{values}: SHA-256 ')
+    assert sorted(p.name for p in (here.root / 'a' / 'rewards').iterdir()) == [
+        'anna.json', 'anna.npy'
+    ]  # fmt: skip
+    assert check(here.root / 'a').damaged == ()
+
+
+def test_an_episode_that_replaces_a_damaged_one_is_found_as_it_is(stores, record_short, tmp_path):
+    here, there = stores
+    record_short(here.root, id='a')
+    shutil.copytree(here.root / 'a', there.root / 'a')
+    here.tag('a', add=['old'])
+    there.tag('a', add=['new'])
+    (here.root / 'a').rename(tmp_path / 'away')  # and nobody asks before the merge
+    assert merge(here, there.root).added == ['a']
+    assert here.episodes('tag=new').ids == ['a'] and here.episodes('tag=old').ids == []
 
 
 def test_two_episodes_of_one_id_are_both_kept_and_a_third_time_is_none_more(stores, record_short):

@@ -75,7 +75,7 @@ class GuardConfig(Spec):
     tracking_gate: pydantic.PositiveFloat = pydantic.Field(
         0.05,
         description='a joint farther than this from a held command was moved by something else: '
-        'the command is forgotten, and the next one starts where the arm stands. More than a '
+        'the arm is held where it is measured, and the next command starts there. More than a '
         'joint sags under its own weight [rad or m]',
     )
     path_tolerance: pydantic.PositiveFloat = pydantic.Field(
@@ -236,8 +236,8 @@ class CommandGuard:
         """Take measured joint positions, in any order and among other joints.
 
         Returns None, or why they are refused; then the former ones stay. An arm that has left a
-        held command behind is not told that command any more; one that does not follow a source
-        is stopped where it is.
+        held command behind is held where it is instead; one that does not follow a source is
+        stopped there.
         """
         self._pass_time(now)
         found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
@@ -247,7 +247,7 @@ class CommandGuard:
         self._look_for_straying()
         if self._stands() and self._is_off(self.config.tracking_gate):
             self._intervene('displaced', 'something else has moved the arm')
-            self._forget()
+            self._hold_where_measured()
         return None
 
     def command(
@@ -525,6 +525,16 @@ class CommandGuard:
             joint = self.robot.joints[int(off.argmax())]
             self._stop_astray(f'{joint} is {off.max():.2f} rad off the path that it was told')
 
+    def _hold_where_measured(self) -> None:
+        """Hold an arm at rest where it is; say nothing to one that is outside its limits.
+
+        What it was told last, many a controller keeps for when it is switched on again.
+        """
+        if self._outside_limits().max() > MEASUREMENT_TOLERANCE:
+            self._forget()
+        else:
+            self._start(at_rest(self.limits.clip(self._measured), self.limits))
+
     def _stop_astray(self, why: str) -> None:
         """Brake from where, and as fast as, the arm is measured to move; hear nobody."""
         self._intervene('astray', why)
@@ -619,7 +629,7 @@ class CommandGuard:
         """Say why the arm is not to be moved from where it stands, if so; `anew`: from there."""
         if (reason := self._blind()) or not anew:
             return reason
-        outside = np.abs(self._measured - self.limits.clip(self._measured))
+        outside = self._outside_limits()
         if outside.max() > MEASUREMENT_TOLERANCE:
             joint = self.robot.joints[int(outside.argmax())]
             return (
@@ -627,6 +637,10 @@ class CommandGuard:
                 'move the arm back inside them first'
             )
         return ''
+
+    def _outside_limits(self) -> np.ndarray:
+        """Return how far every joint is measured outside its limits [n]."""
+        return np.abs(self._measured - self.limits.clip(self._measured))
 
     def _too_far(self, gap: np.ndarray) -> str:
         joint = self.robot.joints[int(gap.argmax())]

@@ -8,6 +8,7 @@ environment, --user, --target, install/robot_rl).
 import functools
 import importlib.util
 import os
+import subprocess
 from pathlib import Path
 
 from robot_rl.errors import RobotRLError, SpecError, UnknownName
@@ -104,3 +105,17 @@ def _existing(name: str, path: Path) -> Path:
     if not path.is_file():
         raise SpecError(f'model {name!r}: no such file: {path}')
     return path
+
+
+def git_revision() -> str:
+    """Return the revision of the checkout that this package runs from; '' outside of one.
+
+    It ends in -dirty where files differ from that revision.
+    """
+    place = str(_PACKAGE)
+    command = ['git', '-C', place, 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=12']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
+    return done.stdout.strip() if done.returncode == 0 else ''

@@ -31,7 +31,7 @@ ARROWS = {
     'imitation': {'policies', 'sim', 'storage'},
 }
 # Imported by every room.
-SHARED = {'errors', 'resources', 'registry'}
+SHARED = {'errors', 'images', 'resources', 'registry'}
 # Commands and what stands behind them may import everything.
 FREE = {'cli', 'bench', 'demo'}
 

@@ -19,8 +19,8 @@ from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
 from robot_rl.policies.export import export_onnx
 from robot_rl.specs import PolicyCard
 from robot_rl.specs.base import load_yaml
-from robot_rl.storage.columns import stamp_ns
 from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.samples import stamp_ns
 
 TASK, ROBOT = 'ur5e_reach', 'ur5e'
 RATES_HZ = (50, 100, 250, 500)

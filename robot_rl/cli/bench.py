@@ -15,17 +15,22 @@ from robot_rl.specs import Spec
 
 EXAMPLE = 'robot-rl bench learner --seconds 20 --agents d4pg dmpo'
 # Options of one benchmark alone.
-_OF_LEARNER = ('agents', 'peers', 'device')
+_OPTIONS = {'learner': ('agents', 'peers', 'device'), 'storage': ('lerobot',)}
 
 
 class Options(Spec):
     """Which benchmark to run and for how long."""
 
-    name: Annotated[Literal['learner', 'sim', 'deploy'], tyro.conf.Positional] = pydantic.Field(
-        description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS'
+    name: Annotated[
+        Literal['learner', 'sim', 'deploy', 'index', 'storage'], tyro.conf.Positional
+    ] = pydantic.Field(
+        description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS; '
+        'index: queries of 100,000 episodes; storage: windows/s'
     )
     seconds: pydantic.PositiveFloat = pydantic.Field(
-        20.0, description='how long to measure [s], about; learner: each agent; deploy: each rate'
+        20.0,
+        description='how long to measure [s], about; learner: each agent; deploy: each rate; '
+        'storage: each comparison',
     )
     agents: tuple[Literal['d4pg', 'mpo', 'dmpo'], ...] = pydantic.Field(
         ('d4pg', 'mpo', 'dmpo'), description='learner: whose updates'
@@ -34,6 +39,9 @@ class Options(Spec):
         False, description="learner: stable-baselines3's SAC and TD3 besides, if it is installed"
     )
     device: Literal['cpu', 'cuda'] = pydantic.Field('cpu', description='learner: where')
+    lerobot: str = pydantic.Field(
+        '', description='storage: a Python that has the lerobot package, if this one has not'
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -47,11 +55,11 @@ def main(argv: list[str]) -> int:
 
 
 def _more(options: Options) -> dict[str, Any]:
-    """Return the options of the learner's benchmark. Raises RobotRLError at another one."""
-    more = {key: getattr(options, key) for key in _OF_LEARNER}
-    if options.name == 'learner':
-        return more
-    for key, value in more.items():
-        if value != Options.model_fields[key].default:
-            raise RobotRLError(f'bench {options.name}: --{key} is an option of bench learner only')
-    return {}
+    """Return the options of this benchmark alone. Raises RobotRLError at those of another."""
+    for name, keys in _OPTIONS.items():
+        for key in keys if name != options.name else ():
+            if getattr(options, key) != Options.model_fields[key].default:
+                raise RobotRLError(
+                    f'bench {options.name}: --{key} is an option of bench {name} only'
+                )
+    return {key: getattr(options, key) for key in _OPTIONS.get(options.name, ())}

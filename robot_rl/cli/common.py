@@ -77,12 +77,13 @@ def run_action(
     command: str,
     description: str,
     example: str,
-    actions: Mapping[str, tuple[Callable[[Any], None], type[Spec], str]],
+    actions: Mapping[str, tuple[Callable[[Any], int | None], type[Spec], str]],
     arrange: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Run `robot-rl <command> <action>`: actions {name: (function, its options, an example)}.
 
-    `arrange` puts the words behind the action in the order in which they are to be read.
+    `arrange` puts the words behind the action in the order in which they are to be read. An
+    action returns its exit code, or None for 0.
     """
     if not argv or argv[0] in ('-h', '--help'):
         print(f'usage: robot-rl {command} <action> [options]\n\n{description}\nexample: {example}')
@@ -92,8 +93,8 @@ def run_action(
     action, model, arguments = actions[argv[0]]
     whole = f'{command} {argv[0]}'
     words = arrange(argv[1:])
-    action(parse(model, words, whole, model.__doc__, f'robot-rl {whole} {arguments}'.rstrip()))
-    return 0
+    options = parse(model, words, whole, model.__doc__, f'robot-rl {whole} {arguments}'.rstrip())
+    return action(options) or 0
 
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:

@@ -1,10 +1,17 @@
-"""List, show, judge, label and tag what was recorded.
+"""List, show, judge, check, mend and carry what was recorded.
 
 ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
-show ID                        one episode: header, topics, damage
+show ID --out FOLDER           one episode: header, topics, damage; and its pictures and plots
+stats [key=value ...]          counts, hours and success by task and source
 judge [key=value ...]          judge success by the task, where nobody has judged yet
 label ID --success true        say whether it succeeded: true, false or unknown
 tag ID +curated -spoilt        add and remove tags
+verify [key=value ...]         compare with the checksums; exit code 1 where one is wrong
+recover [NAME ...]             mend recordings that were cut, up to the last flush
+export ARCHIVE [key=value ...] write whole episodes to a tar file
+import ARCHIVE                 take in what was exported
+merge OTHER                    copy the episodes of another store
+gc [key=value ...]             list what may be deleted, ask, delete; nothing else ever deletes
 reindex                        rebuild the index from the directories
 """
 
@@ -13,45 +20,51 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
 import yaml
 
-from robot_rl.cli import common
+from robot_rl.cli import common, episode_care
+from robot_rl.cli.episode_care import QueryOptions
 from robot_rl.errors import RobotRLError
+from robot_rl.storage import statistics
 from robot_rl.storage.episode import EpisodeHeader
-from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import Store
 
 EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
 TRUTH = {'true': True, 'false': False, 'unknown': None}
 
 
-class Options(common.StoreOptions):
-    """Options of every action; a model's docstring is the help of its action."""
-
-
-class ListOptions(Options):
-    """List the episodes that match."""
-
-    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
-        (), description=f'key=value; all must hold. Keys: {", ".join(KEYS)}'
-    )
-
-
-class ShowOptions(Options):
-    """Show one episode: header, topics, damage."""
+class EpisodeOptions(common.StoreOptions):
+    """Options of the actions on one episode."""
 
     id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
 
 
-class JudgeOptions(ListOptions):
+class ShowOptions(EpisodeOptions):
+    """Show one episode: header, topics, damage, reward sequences."""
+
+    out: Path | None = pydantic.Field(
+        None, description='a folder for a contact sheet of its pictures and plots, as PNG'
+    )
+
+
+class ListOptions(QueryOptions):
+    """List the episodes that match."""
+
+
+class StatsOptions(QueryOptions):
+    """Count episodes, hours and successes by task and source."""
+
+
+class JudgeOptions(QueryOptions):
     """Judge, by the task's predicate on recorded columns, what nobody has judged yet."""
 
 
-class LabelOptions(ShowOptions):
+class LabelOptions(EpisodeOptions):
     """Say whether an episode succeeded."""
 
     success: Literal['true', 'false', 'unknown'] = pydantic.Field(
@@ -59,7 +72,7 @@ class LabelOptions(ShowOptions):
     )
 
 
-class TagOptions(ShowOptions):
+class TagOptions(EpisodeOptions):
     """Add tags to an episode and remove tags from it."""
 
     changes: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
@@ -67,7 +80,7 @@ class TagOptions(ShowOptions):
     )
 
 
-class ReindexOptions(Options):
+class ReindexOptions(common.StoreOptions):
     """Rebuild the index from the directories."""
 
 
@@ -75,10 +88,12 @@ def main(argv: list[str]) -> int:
     """Run one action on the store."""
     actions = {
         'ls': (_list, ListOptions, 'task=ur5e/reach source=policy success=true --json'),
-        'show': (_show, ShowOptions, 'ID'),
+        'show': (_show, ShowOptions, 'ID --out shown'),
         'judge': (_judge, JudgeOptions, 'task=ur5e/reach'),
+        'stats': (_stats, StatsOptions, 'after=2026-01-01'),
         'label': (_label, LabelOptions, 'ID --success true'),
         'tag': (_tag, TagOptions, 'ID +curated -spoilt'),
+        **episode_care.ACTIONS,
         'reindex': (_reindex, ReindexOptions, '--store /data/episodes'),
     }
     return common.run_action(argv, 'episodes', __doc__, EXAMPLE, actions, _positional_last)
@@ -106,10 +121,49 @@ def _list(options: ListOptions) -> None:
 def _show(options: ShowOptions) -> None:
     store = options.open()
     reader = store.open(options.id)
-    data = reader.header.to_dict() | {'path': str(reader.path), 'damage': reader.damage()}
-    brief = _summary(store, reader.header) | {'path': str(reader.path), 'damage': data['damage']}
+    broken: dict[str, str] = {}
+    found = {
+        'path': str(reader.path),
+        'damage': reader.damage(),
+        'rewards': [
+            {'id': info.id, 'task': info.task, 'kind': info.kind, 'author': info.author}
+            for info in reader.rewards(broken)
+        ],
+        'damaged_rewards': broken,
+    }
+    if options.out:
+        from robot_rl.cli import episode_pictures
+
+        notes: list[str] = []
+        drawn = episode_pictures.draw(reader, options.out, notes.append)
+        found |= {'drawn': [str(path) for path in drawn], 'not_drawn': list(dict.fromkeys(notes))}
+    brief = _summary(store, reader.header) | found
     text = yaml.safe_dump(brief, sort_keys=False, allow_unicode=True, width=99).rstrip()
-    common.emit(data, options.as_json, text)
+    common.emit(reader.header.to_dict() | found, options.as_json, text)
+
+
+def _stats(options: StatsOptions) -> None:
+    headers = options.open().episodes(options.query)
+    groups = statistics.by_task_and_source(headers)
+    total = statistics.count(headers)
+    rows = [_counted({'task': key[0], 'source': key[1]}, groups[key]) for key in groups]
+    lines = common.table(
+        [
+            {name: _short(value) for name, value in row.items()}
+            for row in [*rows, _counted({'task': 'all', 'source': ''}, total)]
+        ]
+    )
+    common.emit(_counted({}, total) | {'groups': rows}, options.as_json, '\n'.join(lines))
+
+
+def _counted(group: dict[str, Any], count: statistics.Count) -> dict[str, Any]:
+    return group | count._asdict() | {'success_rate': count.success_rate}
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return 'unknown'
+    return f'{value:.3f}' if isinstance(value, float) else str(value)
 
 
 def _judge(options: JudgeOptions) -> None:
@@ -192,6 +246,6 @@ def _positional_last(argv: list[str]) -> list[str]:
             rest.append(word)
         else:
             flags.append(word)
-            if '=' not in word and word not in ('--json', '--help', '-h'):
+            if '=' not in word and word not in ('--json', '--help', '-h', '--yes', '--episodes'):
                 flags += itertools.islice(words, 1)
     return [*flags, '--', *rest] if rest else flags

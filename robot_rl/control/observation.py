@@ -24,9 +24,6 @@ from robot_rl.specs.contract import DERIVED, FROM_TOOL, POSE_ELEMENTS
 Streams = Mapping[str, Mapping[str, np.ndarray]]
 Observation = dict[str, np.ndarray]
 
-# How old a picture may be where the contract says nothing [s].
-IMAGE_MAX_AGE_S = 0.5
-
 
 class Chain(Protocol):
     """The part of robots.kinematics.KinematicChain that observations need."""
@@ -111,12 +108,14 @@ class _Reading(NamedTuple):
     def read(self, streams: Streams) -> np.ndarray:
         """Return the values [..., *shape], the elements in the field's order, as its dtype."""
         try:
-            values = np.asarray(streams[self.stream][self.quantity])
+            values = streams[self.stream][self.quantity]
         except KeyError:
             found = [f'{stream}.{quantity}' for stream in streams for quantity in streams[stream]]
             raise ContractMismatch(
                 f'observation {self.name}: no {self.source!r}; found {", ".join(found) or "none"}'
             ) from None
+        if not hasattr(values, 'astype'):  # as a column of recorded pictures has, undecoded
+            values = np.asarray(values)
         if self.index is not None:
             values = values[..., self.index]
         if values.shape[values.ndim - len(self.shape) :] != self.shape:
@@ -140,6 +139,17 @@ def _indices(field: ObservationField, elements: tuple[str, ...]) -> list[int]:
             f'which has {list(elements)}'
         )
     return [elements.index(name) for name in field.names]
+
+
+def with_history(contract: Contract, observation: Observation) -> Observation:
+    """Return the steps of one episode {field: [T, *shape]} as History gives them one by one."""
+    stacked = dict(observation)
+    for field in contract.observation:
+        if field.history > 1:
+            steps = np.arange(len(observation[field.name]))[:, None]
+            rows = np.maximum(steps + np.arange(1 - field.history, 1), 0)
+            stacked[field.name] = observation[field.name][rows]
+    return stacked
 
 
 class History:
@@ -192,8 +202,7 @@ class _Need(NamedTuple):
     @classmethod
     def of(cls, field: ObservationField) -> Self:
         """Return what one field asks of its stream."""
-        default = IMAGE_MAX_AGE_S if field.kind == 'image' else np.inf
-        return cls(field.name, field.max_age_s or default, field.is_set)
+        return cls(field.name, field.age_limit_s, field.is_set)
 
 
 class ObservationAssembler:

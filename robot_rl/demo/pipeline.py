@@ -27,7 +27,7 @@ from robot_rl.demo.pictures import episode_pictures
 from robot_rl.demo.twin import Batch, loop_figures, run_batch
 from robot_rl.errors import RobotRLError
 from robot_rl.imitation.data import Episode, judge
-from robot_rl.policies.export import check_parity, git_revision
+from robot_rl.policies.export import check_parity
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.sim.reach import ReachTask
 from robot_rl.storage.store import Store
@@ -178,7 +178,7 @@ class Demo:
                 'load average': round(os.getloadavg()[0], 2),
                 'date': time.strftime('%Y-%m-%d %H:%M'),
                 'robot_rl': __version__,
-                'git revision': git_revision() or 'no checkout',
+                'git revision': resources.git_revision() or 'no checkout',
                 'python': platform.python_version(),
                 **{name: _version(name) for name in ('torch', 'mujoco', 'numpy', 'ros-rclpy')},
                 'policy': str(self.folder / 'train' / 'policy.onnx'),

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robot_rl.nodes.supervisor import Supervisor
-from robot_rl.storage.columns import stamp_ns
 from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.samples import stamp_ns
 from robot_rl.storage.store import Store
 
 _ACTION, _APPLIED = '/policy/action', '/command_guard/applied'

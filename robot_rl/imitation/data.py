@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from robot_rl.sim.recorded import steps_of, with_tool
 from robot_rl.specs import Contract
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeHeader
-from robot_rl.storage.steps import Steps
+from robot_rl.storage.mixture import Part
+from robot_rl.storage.shards import ShardedSteps, ShardWriter
 from robot_rl.storage.store import Store
 
 
@@ -24,36 +26,63 @@ class Episode(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-def load_episodes(
+class StoredEpisodes(Sequence[Episode]):
+    """Episodes of a store, each read when it is asked for: one at a time is in memory."""
+
+    def __init__(
+        self, store: Store, task: ReachTask, contract: Contract, headers: Sequence[EpisodeHeader]
+    ):
+        self.headers = tuple(headers)
+        self._store, self._task, self._contract = store, task, contract
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> StoredEpisodes: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | StoredEpisodes:
+        """Raises StorageError for an episode that can no longer be read."""
+        header = self.headers[index]
+        if isinstance(index, slice):
+            return StoredEpisodes(self._store, self._task, self._contract, header)
+        columns = aligned_columns(self._store.open(header.id), self._contract)
+        return Episode(header, with_tool(self._task, columns))
+
+
+def find_episodes(
     store: Store,
     task: ReachTask,
     contract: Contract,
     query: str | Sequence[str],
     refused: Callable[[str], None] = lambda reason: None,
-) -> list[Episode]:
+) -> StoredEpisodes:
     """Return the episodes that `query` finds and that can be used, oldest first.
 
-    One that cannot (cut before there was a step, damaged, other joints, commanded at another
-    rate or in another way) is told to `refused` and left out. Raises StorageError where none is
-    left.
+    Each is read once, to see that it can; at what rate and in what way it was commanded does not
+    matter. One that cannot (cut before there was a step, damaged, other joints, a stream of the
+    contract that was not recorded) is told to `refused` and left out.
+    Raises StorageError where none is left.
     """
     headers = store.episodes(query)
-    episodes, reasons = [], []
+    usable, reasons = [], []
     for header in headers:
         try:
-            _require_same_actions(header, contract)
-            columns = aligned_columns(store.open(header.id), contract)
-            episodes.append(Episode(header, with_tool(task, columns)))
+            aligned_columns(store.open(header.id), contract)
+            usable.append(header)
         except (StorageError, ContractMismatch) as error:
             reasons.append(str(error))
             refused(str(error))
-    if not episodes:
+    if not usable:
         why = f'; the first of {len(reasons)}: {reasons[0]}' if reasons else ''
         raise StorageError(
             f'{store.root}: no usable episode for the query {query!r}{why}'
             ' (robot-rl episodes ls lists what is there)'
         )
-    return episodes
+    return StoredEpisodes(store, task, contract, usable)
 
 
 def judge(store: Store, task: ReachTask, query: str | Sequence[str] = '') -> list[Episode]:
@@ -63,7 +92,7 @@ def judge(store: Store, task: ReachTask, query: str | Sequence[str] = '') -> lis
     Raises StorageError where there is none.
     """
     judged = []
-    for episode in load_episodes(store, task, task.contract(), query):
+    for episode in find_episodes(store, task, task.contract(), query):
         header = episode.header
         if header.success is None:
             header = store.label(header.id, bool(task.success(episode.columns)))
@@ -71,51 +100,62 @@ def judge(store: Store, task: ReachTask, query: str | Sequence[str] = '') -> lis
     return judged
 
 
-def _require_same_actions(header: EpisodeHeader, contract: Contract) -> None:
-    """Raise ContractMismatch where the recorded actions mean something else."""
-    recorded = header.contract
-    if recorded is None:
-        raise ContractMismatch(f'episode {header.id}: recorded without a contract')
-    if recorded.rate_hz != contract.rate_hz:
-        raise ContractMismatch(
-            f'episode {header.id}: commanded at {recorded.rate_hz:g} Hz, '
-            f'the task at {contract.rate_hz:g} Hz'
-        )
-    kinds = [[(field.kind, field.names) for field in c.action] for c in (recorded, contract)]
-    if kinds[0] != kinds[1]:
-        raise ContractMismatch(
-            f'episode {header.id}: commanded by {kinds[0][0][0]} of {list(kinds[0][0][1])}, '
-            f'the task by {kinds[1][0][0]} of {list(kinds[1][0][1])}'
-        )
-
-
-def make_steps(
+def write_steps(
+    folder: Path,
     task: ReachTask,
     contract: Contract,
     episodes: Sequence[Episode],
     action: Literal['requested', 'applied'] = 'requested',
     hindsight_goals: int = 0,
     seed: int = 0,
-) -> Steps:
-    """Return all episodes as Steps, rewarded by the task, each under `hindsight_goals` more goals.
+) -> ShardedSteps:
+    """Write all episodes as Steps below `folder`, a new one, an episode at a time; return them.
 
-    What the arm did does not depend on the goal that it was given, so each episode is evidence
-    for other goals as well: its target is replaced by the place where its tool ended, then in
-    turn by one where it came by and one where any episode's tool did, and its rewards are
-    computed anew (hindsight experience replay, Andrychowicz et al. 2017, strategies 'final',
-    'episode' and 'random').
+    They are rewarded by the task, each under `hindsight_goals` more goals. What the arm did does
+    not depend on the goal that it was given, so each episode is evidence for other goals as well:
+    its target is replaced by the place where its tool ended, then in turn by one where it came by
+    and one where any episode's tool did, and its rewards are computed anew (hindsight experience
+    replay, Andrychowicz et al. 2017, strategies 'final', 'episode' and 'random'). Spans 0, 1 + G,
+    2 (1 + G), ... of what is returned are the episodes' own, with those of their G goals behind.
     """
     rng = np.random.default_rng(seed)
-    reached = np.concatenate([episode.columns[TOOL] for episode in episodes])
-    rows = []
-    for episode in episodes:
-        own = episode.columns[TOOL]
-        rows.append(steps_of(task, episode.columns, contract, action))
-        for number in range(hindsight_goals):
-            place = own[-1]
-            if number:
-                places = own if number % 2 else reached
-                place = places[rng.integers(len(places))]
-            goal = np.broadcast_to(place, own.shape)
-            rows.append(steps_of(task, episode.columns | {TARGET: goal}, contract, action))
-    return Steps.concatenate(rows)
+    if hindsight_goals > 2:
+        reached = np.concatenate([episode.columns[TOOL] for episode in episodes])
+    with ShardWriter(folder) as writer:
+        for episode in episodes:
+            own = episode.columns[TOOL]
+            writer.append(steps_of(task, episode.columns, contract, action))
+            for number in range(hindsight_goals):
+                place = own[-1]
+                if number:
+                    places = own if number % 2 else reached
+                    place = places[rng.integers(len(places))]
+                columns = episode.columns | {TARGET: np.broadcast_to(place, own.shape)}
+                writer.append(steps_of(task, columns, contract, action))
+    return ShardedSteps(folder)
+
+
+def mixed_parts(
+    store: Store,
+    query: str,
+    mix: Mapping[str, float],
+    headers: Sequence[EpisodeHeader],
+    spans: np.ndarray,
+) -> dict[str, Part]:
+    """Return the parts of a batch: shares of those episodes that a further query finds too.
+
+    `mix` is {query: share}; what is left of 1 is of all episodes. `spans` [E * K, 2] are the rows
+    of the E episodes with `headers`, K spans each. Raises StorageError where a query finds none.
+    """
+    borders = spans.reshape(len(headers), -1)
+    parts = {'all': Part(1 - sum(mix.values()))}
+    for wanted, share in mix.items():
+        ids = {header.id for header in store.episodes(f'{query} {wanted}')}
+        chosen = [number for number, header in enumerate(headers) if header.id in ids]
+        if not chosen:
+            raise StorageError(
+                f'{store.root}: none of {len(headers)} usable episodes fits {wanted!r}, which '
+                f'{share:g} of each batch should come from'
+            )
+        parts[wanted] = Part(share, borders[chosen][:, [0, -1]])
+    return parts

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from robot_rl.errors import SpecError, StorageError
 from robot_rl.policies.agent import Learner
+from robot_rl.storage.mixture import Mixing, Part
+from robot_rl.storage.prefetch import Prefetch
 from robot_rl.storage.sampler import WindowSampler
+from robot_rl.storage.shards import chunks
 from robot_rl.storage.steps import LAST, OBSERVATION, REWARD, STEP_TYPE, Steps
 
 # How often `report` is called; reading metrics waits for the computation.
 _REPORT_EVERY = 100
+# Observations that the normaliser is fitted to, at most: statistics of more are the same.
+_FITTED = 200_000
 
 
 def train_offline(
@@ -21,10 +26,14 @@ def train_offline(
     updates: int,
     seed: int = 0,
     report: Callable[[int, dict[str, float]], None] | None = None,
+    parts: Mapping[str, Part] | None = None,
+    mixing: Mixing = 'quota',
 ) -> None:
     """Fit the learner's normaliser to `steps`, then update it `updates` times from them.
 
-    `report(done, metrics)` is called every hundred updates and after the last. Raises SpecError
+    `parts` and `mixing` are those of WindowSampler. `report(done, metrics)` is called every
+    hundred updates and after the last; among the metrics is what fraction of all elements came
+    from each part, where there are several. Raises SpecError
     for a learner that wants other batches than transitions, one at a time, and StorageError for
     steps that are not all numbers.
     """
@@ -36,12 +45,16 @@ def train_offline(
                 f'transitions, all alike, one batch at a time: {right} is right'
             )
     _require_finite(steps)
-    sampler = WindowSampler(steps, config.n_step, config.discount, np.random.default_rng(seed))
+    sampler = WindowSampler(
+        steps, config.n_step, config.discount, seed, parts=parts, mixing=mixing
+    )
     learner.fit_normalizer(_observations(steps))
-    for done in range(1, updates + 1):
-        metrics = learner.update(sampler.transitions(config.batch_size))
-        if report and (done % _REPORT_EVERY == 0 or done == updates):
-            report(done, {name: float(value) for name, value in metrics.items()})
+    with Prefetch(lambda: sampler.transitions(config.batch_size)) as batches:
+        for done in range(1, updates + 1):
+            metrics = learner.update(next(batches))
+            if report and (done % _REPORT_EVERY == 0 or done == updates):
+                shown = {name: float(value) for name, value in metrics.items()}
+                report(done, shown | (_fractions(sampler) if parts else {}))
 
 
 def shuffle_rewards(steps: Steps, seed: int = 0) -> Steps:
@@ -50,16 +63,21 @@ def shuffle_rewards(steps: Steps, seed: int = 0) -> Steps:
     The rewards keep their distribution and lose their meaning; observations, actions and episode
     ends stay as they are. LAST rows, which have no reward, are left out.
     """
-    valid = steps.columns[STEP_TYPE] != LAST
-    rewards = steps.columns[REWARD].copy()
+    valid = steps.flat[STEP_TYPE] != LAST
+    rewards = steps.flat[REWARD].copy()
     rewards[valid] = np.random.default_rng(seed).permutation(rewards[valid])
-    return Steps(steps.columns | {REWARD: rewards}, steps.size, steps.head)
+    return steps.with_column(REWARD, rewards)
 
 
 def _require_finite(steps: Steps) -> None:
     """Raise StorageError, which names the column, where a value is NaN or infinite."""
     for name, column in steps.flat.items():
-        wrong = np.count_nonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
+        if column.dtype.kind != 'f':
+            continue  # pictures, say: each value of theirs is a number
+        wrong = sum(
+            np.count_nonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+            for rows in chunks(column)
+        )
         if wrong:
             raise StorageError(
                 f'{name.replace("/", " ")}: NaN or infinite in {wrong} of {len(column)} recorded '
@@ -68,5 +86,13 @@ def _require_finite(steps: Steps) -> None:
 
 
 def _observations(steps: Steps) -> dict[str, np.ndarray]:
-    """Return all observations as fields {name: [M, ...]}."""
-    return {name: steps.flat[OBSERVATION + name] for name in steps.observation_names}
+    """Return observations as fields {name: [M, ...]}: all, or evenly spaced ones of many."""
+    count = len(steps.flat[STEP_TYPE])
+    rows = np.arange(0, count, -(-count // _FITTED))
+    return {
+        name: steps.flat[OBSERVATION + name].take(rows, axis=0) for name in steps.observation_names
+    }
+
+
+def _fractions(sampler: WindowSampler) -> dict[str, float]:
+    return {f'fraction {name}': part for name, part in sampler.mixture.fractions().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,14 @@ import pydantic
 
 from robot_rl import registry
 from robot_rl.errors import StorageError
-from robot_rl.imitation.data import load_episodes, make_steps
+from robot_rl.imitation.data import find_episodes, mixed_parts, write_steps
 from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.agent import CriticConfig, fit_support
-from robot_rl.policies.export import export_onnx, git_revision
+from robot_rl.policies.export import export_onnx
+from robot_rl.resources import git_revision
 from robot_rl.sim.reach import ReachTask
 from robot_rl.specs import PolicyCard, Spec
+from robot_rl.storage.mixture import Mixing
 from robot_rl.storage.store import Store
 
 CONFIG, METRICS, POLICY = 'config.yaml', 'metrics.jsonl', 'policy.onnx'
@@ -34,10 +37,21 @@ class RetrainConfig(Spec):
     # What is learned from: what the source asked for, or what the guard let through.
     action: Literal['requested', 'applied'] = 'requested'
     hindsight_goals: pydantic.NonNegativeInt = 0  # further goals each episode is rewarded for
+    # {query: share}: so much of each batch comes from those of the episodes that fit this too,
+    # the rest from all; by exact 'quota', or by 'bernoulli' per element.
+    mix: dict[str, pydantic.PositiveFloat] = pydantic.Field({})
+    mixing: Mixing = 'quota'
     # The control: rewards in a random order. What is learned then owes nothing to them.
     shuffle_rewards: bool = False
     # The agent's own config; what is not given is filled in.
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
+
+    @pydantic.field_validator('mix')
+    @classmethod
+    def _leaves_a_share_for_all(cls, value: dict[str, float]) -> dict[str, float]:
+        if sum(value.values()) >= 1:
+            raise ValueError(f'shares of {sum(value.values()):g} in all, below 1 is right')
+        return value
 
     @pydantic.field_validator('learner')
     @classmethod
@@ -63,12 +77,7 @@ def retrain(
     task = registry.make_task(config.task)
     contract = task.contract()
     agent = registry.resolve('offline agent', config.agent)
-    episodes = load_episodes(store, task, contract, config.query, refused)
-    steps = make_steps(
-        task, contract, episodes, config.action, config.hindsight_goals, config.seed
-    )
-    if config.shuffle_rewards:
-        steps = shuffle_rewards(steps, config.seed)
+    episodes = find_episodes(store, task, contract, config.query, refused)
     settings = agent.config.parse(config.learner)
     if isinstance(settings, CriticConfig):
         settings = settings.replace(**fit_support(settings, settings.discount, task.reward_range))
@@ -79,11 +88,35 @@ def retrain(
         rows.append({'learner_steps': done, **metrics})
         report(done)
 
-    train_offline(learner, steps, config.updates, config.seed, note)
+    with _steps_folder(folder) as scratch:
+        steps = write_steps(
+            Path(scratch, 'steps'),
+            task,
+            contract,
+            episodes,
+            config.action,
+            config.hindsight_goals,
+            config.seed,
+        )
+        parts = None
+        if config.mix:
+            parts = mixed_parts(store, config.query, config.mix, episodes.headers, steps.spans)
+        if config.shuffle_rewards:
+            steps = shuffle_rewards(steps, config.seed)
+        train_offline(learner, steps, config.updates, config.seed, note, parts, config.mixing)
     card = _card(config, task, len(episodes), rows[-1])
     _write(folder, config, rows)
     export_onnx(learner.policy, card, folder / POLICY)
     return card
+
+
+def _steps_folder(folder: Path) -> tempfile.TemporaryDirectory:
+    """Return a folder for what is learned from, beside the result: there is room for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix='.steps-', dir=folder)
+    except OSError as error:
+        raise StorageError(f'{folder}: cannot be written ({error.strerror})') from None
 
 
 def _card(config: RetrainConfig, task: ReachTask, episodes: int, last: dict) -> PolicyCard:

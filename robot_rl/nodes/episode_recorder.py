@@ -21,6 +21,7 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
+from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
 from robot_rl.storage.schemas import message_definition
@@ -77,6 +78,7 @@ class EpisodeRecorder(Node):
         self._given = support.read_parameters(self, Parameters)
         self._robot = RobotSpec.load(self._given.robot)
         self._root = Path(self._given.root).expanduser()
+        self._git_revision = git_revision()
         self._topics: dict[str, Topic] = {}
         self._lock = threading.Lock()
         self._writer: EpisodeWriter | None = None
@@ -170,6 +172,7 @@ class EpisodeRecorder(Node):
                 'robot_spec': self._robot.to_dict(),
                 'world': self._given.world,
                 'code_version': robot_rl.__version__,
+                'git_revision': self._git_revision,
             }
         )
 

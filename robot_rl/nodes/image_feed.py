@@ -12,10 +12,10 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
-from robot_rl.control.images import decoded, unpacked
 from robot_rl.control.session import SessionInfo
 from robot_rl.control.shared_frame import FrameWriter
 from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.images import decoded, unpacked
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.nodes.streams import PICTURES, camera_path

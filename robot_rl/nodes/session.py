@@ -26,7 +26,7 @@ from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.nodes.policy import open_policy
 from robot_rl.specs import Spec
-from robot_rl.storage.episode import new_episode_id
+from robot_rl.storage.files import new_id
 
 RECORDER = 'episode_recorder'
 # What a person may call, and the result that it gives to the episode in hand.
@@ -248,7 +248,7 @@ class SessionNode(Node):
         self._take_policy()
         seed = self._given.first_seed
         fields = self._fields | {'index': index, 'seed': seed + index if seed >= 0 else None}
-        self._publish(self._session.prepare(new_episode_id(), **fields))
+        self._publish(self._session.prepare(new_id(), **fields))
         ending = self._walk(stop)
         has_run = self._session.info.state == 'running'
         stopped = stop.is_set() or (ending.result == 'discarded' and ending.reason in CALLS)

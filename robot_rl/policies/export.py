@@ -7,7 +7,6 @@ import copy
 import itertools
 import logging
 import os
-import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,20 +117,6 @@ def _resolved_span(contract: Contract) -> np.ndarray:
     lower, upper = contract.action_lower, contract.action_upper
     step = np.spacing(np.maximum(np.abs(lower), np.abs(upper)).astype(np.float32))
     return (upper - lower + 2 * step / TOLERANCE).astype(np.float32)
-
-
-def git_revision() -> str:
-    """Return the revision of the checkout that this package runs from; '' outside of one.
-
-    It ends in -dirty where files differ from that revision.
-    """
-    place = str(Path(__file__).parent)
-    command = ['git', '-C', place, 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=12']
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ''
-    return done.stdout.strip() if done.returncode == 0 else ''
 
 
 def _inputs(card: PolicyCard, batch: int) -> list[tuple[str, tuple[int, ...], bool]]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from robot_rl.control.observation import Observer
+from robot_rl.control.observation import Observer, with_history
 from robot_rl.sim.environment import StepType
 from robot_rl.sim.reach import ReachTask
 from robot_rl.specs import Contract
@@ -45,7 +45,8 @@ def steps_of(
     rewards = task.reward(arrivals, actions)
     step_type = np.full(steps + 1, StepType.MID, dtype=np.int8)
     step_type[0], step_type[-1] = StepType.FIRST, StepType.LAST
-    observation = Observer(contract, task.chain).observe(_streams(columns))
+    observed = Observer(contract, task.chain).observe(_streams(columns))
+    observation = with_history(contract, observed)
     return {
         **{f'observation/{name}': values for name, values in observation.items()},
         'action': _with_last_row(actions),

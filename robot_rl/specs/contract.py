@@ -19,6 +19,8 @@ FROM_TOOL = 'from_tool'
 DERIVED = ('command', 'tool', 'env')
 # The elements of a pose's quantities, in their order.
 POSE_ELEMENTS = {'position': ('x', 'y', 'z'), 'orientation': ('w', 'x', 'y', 'z')}
+# How old a picture may be where the contract says nothing [s].
+IMAGE_MAX_AGE_S = 0.5
 # What a message of each kind brings.
 QUANTITIES = {
     'joints': ('position', 'velocity'),
@@ -114,6 +116,12 @@ class ObservationField(Spec):
     def is_set(self) -> bool:
         """Whether it is a goal that stays until another one is set."""
         return self.goal and self.max_age_s is None
+
+    @property
+    def age_limit_s(self) -> float:
+        """How far from now the stamp of what is read may be [s]; inf: there is no limit."""
+        default = IMAGE_MAX_AGE_S if self.kind == 'image' else math.inf
+        return self.max_age_s or default
 
     @property
     def recorded(self) -> str:

@@ -1,37 +1,37 @@
 """Aligned columns: what a policy saw and did, tick by tick, from the raw streams of an episode.
 
-The ticks are the messages on policy/action; their header.stamp is that of the joint_states
-sample which the action was computed from. Each row holds, of every stream, the latest sample
-that was taken by then. Derived data: cached as steps.npz and rebuilt whenever it does not match.
+A row holds, of every stream, the newest sample that had come when the action was decided: what
+was known then, not what was measured by then and came later. Derived data: cached as steps.npz
+in the episode's directory, and rebuilt whenever it does not match what is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import os
-import zipfile
+import math
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
-from robot_rl.specs import Contract
-from robot_rl.storage.episode import EpisodeReader
-from robot_rl.storage.streams import StreamMessage
+from robot_rl.specs import Contract, ObservationField
+from robot_rl.specs.robot import Camera
+from robot_rl.storage import column_file, samples
+from robot_rl.storage.column_file import Columns
+from robot_rl.storage.episode import STREAMS_FILE, EpisodeHeader, EpisodeReader
+from robot_rl.storage.pictures import Pictures
+from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = 'steps.npz'
-_CACHE_KEY = 'key'
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
-_ACTION, _COMMAND, _APPLIED = 'policy/action', 'policy/command', 'command_guard/applied'
+_ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _JOINT_STATES = 'joint_states'
 _POSE = 'geometry_msgs/msg/PoseStamped'
-
-Columns = dict[str, np.ndarray]
 
 
 def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) -> Columns:
@@ -39,97 +39,180 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
 
     'time' [T + 1] seconds; '<stream>.<quantity>' [T + 1, ...]: joint_states.position and
     .velocity [n] in the order of the episode's RobotSpec.joints (velocities filled as the
-    contract says, NaN where it says nothing), command.position [n], and position [3] and
-    orientation [4] (wxyz) of every pose stream (NaN before its first sample); action/requested
-    and action/applied [T, A] in contract units and order. Row T is the state that the last
-    action led to.
+    contract says, NaN where it says nothing), command.position [n], position [3] and orientation
+    [4] (wxyz) of every pose stream, position [n] of goals for the joints, image of every camera
+    that the contract reads (see Pictures); '<stream>.time' the samples' own stamps; NaN before a
+    stream's first sample. action/requested and action/applied [T, A] in contract units and order.
+    Row T is the state that the last action led to.
 
-    command.position of row k is the policy's target of tick k - 1, and of row 0 the measured
+    Where the episode was run by a policy at the contract's rate, the rows are that policy's
+    ticks: joint_states is the sample that the action was computed from, and requested what the
+    policy asked for. At another rate, and where a person commanded, they are a period of the
+    contract apart, from the first command on; joint_states is the newest sample by then, and
+    requested is where the commands led to within the period. So it is, too, where the contract
+    commands in another way (by joint_position instead of joint_delta).
+
+    command.position of row k is the last target before action k, and of row 0 the measured
     position; a lost message leaves the target before it. action/applied is what the guard let
-    through: the last applied position that carries tick k's stamp, less that of tick k - 1
-    (row 0's command before the first) where the action is a joint_delta.
+    through: the last applied position that answers action k, less that of action k - 1 (row 0's
+    command before the first) where the action is a joint_delta.
 
     `contract` is the episode's own where none is given. Raises StorageError where a topic or a
-    sample is missing and ContractMismatch for an action kind other than joint_position and
-    joint_delta.
+    sample is missing or older than the contract allows, and ContractMismatch for an action that
+    is no joint_position or joint_delta of the robot's joints.
     """
     contract = contract or episode.header.contract
     if contract is None or episode.header.robot_spec is None:
         raise StorageError(
             f'{episode.path}: no columns without a contract and a robot_spec in the header'
         )
-    key = _cache_key(episode, contract)
-    cached = _load(episode.path / CACHE_FILE, key)
-    if cached is None:
-        cached = _align(_read(episode, contract), contract, episode)
-        _save(episode.path / CACHE_FILE, key, cached)
-    return cached
-
-
-class _Series(NamedTuple):
-    """Samples of one stream in the order of their stamps [M]."""
-
-    stamps_ns: np.ndarray
-    values: dict[str, np.ndarray]  # {quantity: [M, ...]}
-
-
-class _Recording(NamedTuple):
-    """What an episode's messages say, not aligned yet."""
-
-    ticks_ns: list[int]
-    requested: list[np.ndarray]  # per tick [A]
-    commands: list[tuple[int, np.ndarray]]  # (stamp, target [n])
-    applied: dict[int, np.ndarray]  # {stamp: last applied position [n]}
-    streams: dict[str, _Series]
-
-
-def _align(recording: _Recording, contract: Contract, episode: EpisodeReader) -> Columns:
-    """Put the streams, the commands and the actions into rows."""
-    joints = episode.header.robot_spec.joints
-    times_ns = _row_times(recording, contract, episode.path)
-    ticks_ns = recording.ticks_ns[: len(times_ns) - 1]
-    columns = {'time': times_ns * 1e-9}
-    for stream, series in recording.streams.items():
-        rows = np.searchsorted(series.stamps_ns, times_ns, side='right') - 1
-        for quantity, values in series.values.items():
-            known = rows.reshape(-1, *[1] * (values.ndim - 1)) >= 0
-            columns[f'{stream}.{quantity}'] = np.where(known, values[rows], np.nan)
-    measured = columns['joint_states.position']
-    columns['command.position'] = _after_each_tick(
-        measured[0], _paired(ticks_ns, recording.commands)
-    )
-    applied = _after_each_tick(measured[0], [recording.applied.get(tick) for tick in ticks_ns])
-    columns['action/requested'] = np.array(recording.requested[: len(ticks_ns)])
-    columns['action/applied'] = _as_action(contract, joints, applied)
-    _require_columns(columns, contract, episode.path)
+    key, path = _cache_key(episode, contract), episode.path / CACHE_FILE
+    with contextlib.suppress(StorageError):  # a damaged cache is made anew
+        cached = column_file.read(path, key)
+        if cached is not None:
+            return cached
+    columns = _align(episode, contract)
+    with contextlib.suppress(OSError):  # a store that cannot be written serves without
+        column_file.write(path, key, columns)
     return columns
 
 
-def _row_times(recording: _Recording, contract: Contract, path: Path) -> np.ndarray:
-    """Return the times [T + 1] of the rows: the ticks, and the arrival of the last action.
+class _Rows(NamedTuple):
+    """The T + 1 moments that the columns are of."""
+
+    times_ns: np.ndarray  # on the sensors' clock
+    known_ns: np.ndarray  # what had come by then, on the recorder's clock, was known
+    states: np.ndarray  # the joint_states sample of each
+    are_ticks: bool  # whether they are those of the policy that commanded
+
+
+def _align(episode: EpisodeReader, contract: Contract) -> Columns:
+    """Put the streams, the commands and the actions into rows."""
+    header, joints = episode.header, episode.header.robot_spec.joints
+    _require_actions(episode, contract)
+    recorded = _read(episode, contract)
+    ticks = header.contract is not None and math.isclose(header.contract.rate_hz, contract.rate_hz)
+    rows = (_tick_rows if ticks and _by_policy(header) else _grid_rows)(
+        episode, recorded, contract
+    )
+    shown = {
+        stream: rows.states if stream == _JOINT_STATES else series.known(rows.known_ns)
+        for stream, series in recorded.items()
+        if stream not in (_ACTION, _COMMAND, _APPLIED)
+    }
+    rows, shown = _served(episode, contract, recorded, rows, shown)
+    columns: Columns = {'time': rows.times_ns * 1e-9}
+    for stream, numbers in shown.items():
+        columns |= _stream_columns(stream, recorded[stream], numbers, contract)
+    for field in contract.observation:
+        if field.kind and field.recorded not in columns:
+            raise StorageError(
+                f'{episode.path}: nothing recorded for {field.recorded!r}, which the contract '
+                f'reads (recorded: {", ".join(sorted(shown))})'
+            )
+    commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows)
+    columns['command.position'] = commanded
+    columns['action/requested'] = _as_action(contract, joints, commanded)
+    columns['action/applied'] = _as_action(contract, joints, applied)
+    if rows.are_ticks and _same_actions(header.contract, contract):
+        order = [header.contract.action_names.index(name) for name in contract.action_names]
+        asked = recorded[_ACTION].values['position'][: len(applied) - 1]
+        columns['action/requested'] = asked[:, order]
+    return columns
+
+
+def _by_policy(header: EpisodeHeader) -> bool:
+    return header.source in ('', 'policy')
+
+
+def _same_actions(recorded: Contract, contract: Contract) -> bool:
+    """Tell whether the recorded actions are those of `contract`, in whatever order."""
+    kinds = {name: field.kind for field in recorded.action for name in field.names}
+    return all(kinds.get(n) == field.kind for field in contract.action for n in field.names)
+
+
+def _tick_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Contract) -> _Rows:
+    """Return the policy's ticks, and the arrival of the last action.
 
     That is the joint_states sample nearest to one period later. Where the recording ended before
     it, the last tick is the last row, and its action (of unknown effect) is left out.
     """
-    ticks, stamps = recording.ticks_ns, recording.streams[_JOINT_STATES].stamps_ns
+    actions, states = recorded[_ACTION], recorded[_JOINT_STATES]
     period_ns = contract.period_s * 1e9
-    arrival = ticks[-1] + period_ns
-    nearest = stamps[np.abs(stamps - arrival).argmin()]
-    if abs(nearest - arrival) <= period_ns / 2:
-        ticks = [*ticks, nearest]
-    if len(ticks) < 2:
-        raise StorageError(f'{path}: no joint_states after the only action; there are no steps')
-    return np.array(ticks, dtype=np.int64)
+    arrival = actions.stamps_ns[-1] + period_ns
+    nearest = np.abs(states.stamps_ns - arrival).argmin()
+    times, known = actions.stamps_ns, actions.arrivals_ns
+    if abs(states.stamps_ns[nearest] - arrival) <= period_ns / 2:
+        times = np.append(times, states.stamps_ns[nearest])
+        known = np.append(known, states.arrivals_ns[nearest])
+    if len(times) < 2:
+        raise StorageError(
+            f'{episode.path}: no joint_states after the only action; there are no steps'
+        )
+    return _Rows(times, known, states.stamped(times), are_ticks=True)
 
 
-def _paired(
-    ticks_ns: Sequence[int], commands: Sequence[tuple[int, np.ndarray]]
-) -> list[np.ndarray | None]:
+def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Contract) -> _Rows:
+    """Return moments one period apart, from the first command until the last one had its own.
+
+    At each the newest joint_states are those stamped by then, and what came after them came too
+    late: nothing in a row is from after its moment.
+    """
+    states, period_ns = recorded[_JOINT_STATES], contract.period_s * 1e9
+    if _by_policy(episode.header):
+        start, last = recorded[_ACTION].stamps_ns[[0, -1]]
+        own = episode.header.contract or contract
+        end = last + own.period_s * 1e9
+    else:
+        ends = np.maximum(states.known(recorded[_COMMAND].arrivals_ns[[0, -1]]), 0)
+        start, last = states.stamps_ns[ends]
+        end = last + period_ns
+    end = min(end, states.stamps_ns.max())
+    steps = int((end - start) / period_ns + 0.5)  # half a period early is the end, too
+    if steps < 1:
+        raise StorageError(
+            f'{episode.path}: shorter than a period at {contract.rate_hz:g} Hz; there are no steps'
+        )
+    times = start + np.round(np.arange(steps + 1) * period_ns).astype(np.int64)
+    newest = np.maximum.accumulate(states.stamps_ns)
+    shown = np.searchsorted(newest, times, side='right') - 1
+    return _Rows(times, states.arrivals_ns[shown], shown, are_ticks=False)
+
+
+def _paths(
+    start: np.ndarray, recorded: dict[str, Series], rows: _Rows
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the commanded and the applied positions before each row [T + 1, n].
+
+    Where rows are ticks, what answers tick k carries its stamp, and stands in row k + 1.
+    """
+    commands, applied = recorded[_COMMAND], recorded[_APPLIED]
+    if not rows.are_ticks:
+        return _before(start, commands, rows.known_ns), _before(start, applied, rows.known_ns)
+    ticks = rows.times_ns[:-1].tolist()
+    commanded = _after_each_tick(start, _paired(ticks, commands))
+    last = dict(zip(applied.stamps_ns.tolist(), range(len(applied)), strict=True))
+    # Where nothing carries a tick's stamp (a person overruled the policy), time decides.
+    else_ = applied.known(rows.known_ns[1:]).tolist()
+    numbers = [last.get(tick, other) for tick, other in zip(ticks, else_, strict=True)]
+    positions = [None if n < 0 else applied.values['position'][n] for n in numbers]
+    return commanded, _after_each_tick(start, positions)
+
+
+def _before(start: np.ndarray, series: Series, known_ns: np.ndarray) -> np.ndarray:
+    """Return the newest position at each row [T + 1, n]; `start` before there is one."""
+    newest = series.known(known_ns)
+    positions = series.values.get('position', start[None])
+    return np.where(newest[:, None] < 0, start, positions[newest])
+
+
+def _paired(ticks_ns: Sequence[int], commands: Series) -> list[np.ndarray | None]:
     """Return each tick's target, matched by stamp (by order where ticks share one), or None."""
-    waiting: dict[int, deque[np.ndarray]] = defaultdict(deque)
-    for stamp, target in commands:
-        waiting[stamp].append(target)
-    return [waiting[tick].popleft() if waiting[tick] else None for tick in ticks_ns]
+    waiting: dict[int, deque[int]] = defaultdict(deque)
+    for number, stamp in enumerate(commands.stamps_ns.tolist()):
+        waiting[stamp].append(number)
+    targets = commands.values.get('position', ())
+    return [targets[waiting[tick].popleft()] if waiting[tick] else None for tick in ticks_ns]
 
 
 def _after_each_tick(start: np.ndarray, positions: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -149,183 +232,209 @@ def _as_action(contract: Contract, joints: Sequence[str], positions: np.ndarray)
     return np.concatenate(parts, axis=1)
 
 
-def _require_columns(columns: Columns, contract: Contract, path: Path) -> None:
-    """Raise StorageError where the contract reads a stream that is not there from row 0 on."""
-    for field in contract.observation:
-        if field.stream == 'tool':
-            continue  # forward kinematics of the joints: computed by whoever needs it
-        if field.recorded not in columns:
-            streams = sorted(name for name in columns if '.' in name)
-            raise StorageError(
-                f'{path}: nothing recorded for {field.recorded!r}, which the contract reads '
-                f'(recorded: {", ".join(streams)})'
-            )
-        if not np.isfinite(columns[field.recorded]).all():
-            raise StorageError(
-                f'{path}: {field.recorded!r} has no value at some of the ticks '
-                '(no sample before the first one, or a velocity that no fill rule replaces)'
-            )
+def _stream_columns(stream: str, series: Series, shown: np.ndarray, contract: Contract) -> Columns:
+    """Return a stream's columns; `shown` [T + 1] are the samples of the rows, -1 where none is."""
+    if not len(series):
+        return {}
+    columns: Columns = {}
+    for quantity, values in series.values.items():
+        if isinstance(values, list):
+            if (shown < 0).any():
+                continue
+            (size,) = {f.shape[:2] for f in contract.observation if f.stream == stream}
+            columns[f'{stream}.{quantity}'] = Pictures.of(values, shown, size)
+        else:
+            known = shown.reshape(-1, *[1] * (values.ndim - 1)) >= 0
+            columns[f'{stream}.{quantity}'] = np.where(known, values[shown], np.nan)
+    stamps = np.where(shown < 0, np.nan, series.stamps_ns[shown] * 1e-9)
+    return columns | {f'{stream}.time': stamps}
 
 
-def _read(episode: EpisodeReader, contract: Contract) -> _Recording:
-    """Read the messages that columns are made of."""
+def _require_actions(episode: EpisodeReader, contract: Contract) -> None:
+    """Raise ContractMismatch for actions that no columns can be made of."""
+    joints = episode.header.robot_spec.joints
     for field in contract.action:
         if field.kind not in ('joint_position', 'joint_delta'):
             raise ContractMismatch(
                 f'{episode.path}: action {field.name} is a {field.kind}; columns can be made of '
                 'joint_position and joint_delta'
             )
-    robot, names = episode.header.robot_spec, _stream_names(episode)
-    recording = _Recording([], [], [], {}, {})
-    samples: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
-    others: Sequence[str] = ()  # joints of another driver, on the topic of the arm's
-    for item in episode.messages(names):
-        name, stamp = names[item.topic], stamp_ns(item)
-        try:
-            if name == _ACTION:
-                recording.requested.append(point_positions(item.message, contract.action_names))
-                recording.ticks_ns.append(stamp)
-            elif name == _COMMAND:
-                recording.commands.append((stamp, point_positions(item.message, robot.joints)))
-            elif name == _APPLIED:
-                recording.applied[stamp] = point_positions(item.message, robot.joints)
-            elif name == _JOINT_STATES:
-                if robot.is_among(item.message.name):
-                    joints = joint_state(item.message, robot.driver_joints)
-                    samples[name].append((stamp, joints))
-                else:  # a gripper's own driver, say
-                    others = item.message.name
-            else:
-                samples[name].append((stamp, _pose(item.message.pose)))
-        except ValueError as error:
-            raise StorageError(f'{episode.path}: a message on {item.topic}: {error}') from None
-    for topic, found in ((_ACTION, recording.ticks_ns), (_JOINT_STATES, samples[_JOINT_STATES])):
-        if not found:
-            passed_over = f', only of {others}' if others and topic == _JOINT_STATES else ''
-            raise StorageError(
-                f'{episode.path}: no message on {topic}{passed_over}; there are no steps'
+        unknown = [name for name in field.names if name not in joints]
+        if unknown:
+            raise ContractMismatch(
+                f'{episode.path}: action {field.name}: {unknown} are no joints of '
+                f'{episode.header.robot}, which has {list(joints)}'
             )
-    recording.streams.update({name: _series(part) for name, part in samples.items()})
-    _fill_velocities(recording.streams[_JOINT_STATES], contract)
-    return recording
 
 
-def _stream_names(episode: EpisodeReader) -> dict[str, str]:
-    """Return {topic: stream} of what columns are made of, topics below any namespace.
+def _served(
+    episode: EpisodeReader,
+    contract: Contract,
+    recorded: dict[str, Series],
+    rows: _Rows,
+    shown: dict[str, np.ndarray],
+) -> tuple[_Rows, dict[str, np.ndarray]]:
+    """Leave out the last row, and its action, where only there a stream has gone.
+
+    That is how an episode ends which the policy broke off because it saw nothing any more. Raises
+    StorageError where a field has no sample, or too old a one, at another row.
+    """
+    problems = [
+        problem
+        for field in contract.observation
+        if (stream := _JOINT_STATES if field.stream == 'tool' else field.stream) in shown
+        if (problem := _problem(field, stream, recorded[stream], shown[stream], rows.times_ns))
+    ]
+    if not problems:
+        return rows, shown
+    first, told = min(problems)
+    if first < len(rows.times_ns) - 1 or first < 2:
+        raise StorageError(f'{episode.path}: {told}')
+    cut = _Rows(rows.times_ns[:-1], rows.known_ns[:-1], rows.states[:-1], rows.are_ticks)
+    return cut, {stream: numbers[:-1] for stream, numbers in shown.items()}
+
+
+def _problem(
+    field: ObservationField, stream: str, series: Series, shown: np.ndarray, times_ns: np.ndarray
+) -> tuple[int, str] | None:
+    """Return the first row that does not serve `field`, and why; None: all do.
+
+    Ages are those at the rows' times: less than the policy saw, by what a tick takes, never more.
+    """
+    why = f' ({series.refusal})' if series.refusal else ''
+    absent = shown < 0
+    if absent.any():
+        return int(absent.argmax()), (
+            f'{field.recorded!r} has no value at {absent.sum()} of {len(shown)} ticks: '
+            f'none had come{why}'
+        )
+    ages_s = (times_ns - series.stamps_ns[shown]) * 1e-9
+    old = np.abs(ages_s) > field.age_limit_s
+    if field.is_set or not old.any():
+        return None
+    row = int(old.argmax())
+    side = 'old' if ages_s[row] > 0 else 'in the future'
+    return row, (
+        f'observation {field.name}: the newest of {stream} is {abs(ages_s[row]):.3f} s {side} '
+        f'at tick {row} of {len(shown)}, at most {field.age_limit_s:g} s{why}'
+    )
+
+
+def _read(episode: EpisodeReader, contract: Contract) -> dict[str, Series]:
+    """Read what columns are made of: {stream: samples}, the actions and commands too."""
+    recorded = samples.read_series(episode, _topics(episode, contract))
+    required = [_JOINT_STATES, _ACTION if _by_policy(episode.header) else _COMMAND]
+    for stream in required:
+        series = recorded[stream]
+        if not len(series) or (stream == _ACTION and series.refusal):
+            why = series.refusal or f'no message on {stream}; there are no steps'
+            raise StorageError(f'{episode.path}: {why}')
+    rules = {f.fill for f in contract.observation if f.source == 'joint_states.velocity'}
+    if len(rules) > 1:
+        raise ContractMismatch(f'joint_states.velocity: different fill rules {sorted(rules)}')
+    for rule in rules:
+        filled = samples.fill_velocities(recorded[_JOINT_STATES], rule)
+        if not len(filled):
+            raise StorageError(
+                f"{episode.path}: 'joint_states.velocity' has no value: {filled.refusal}"
+            )
+        recorded[_JOINT_STATES] = filled
+    return recorded
+
+
+def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, Take]]:
+    """Return {topic: (stream, what makes a sample of a message)}, topics below any namespace.
 
     Raises StorageError where a topic that no columns can be made without is missing.
     """
-    types = episode.types()
-    actions = [topic for topic in types if f'/{topic}'.endswith(f'/{_ACTION}')]
-    if len(actions) != 1:
-        raise StorageError(
-            f'{episode.path}: needs one topic {_ACTION}, found {actions or "none"} '
-            f'among {", ".join(types) or "no topics"}'
-        )
-    namespace = actions[0].removesuffix(_ACTION)
-    states = episode.header.robot_spec.joint_states_topic
-    names = {namespace + name: name for name in (_ACTION, _COMMAND, _APPLIED)}
-    names[states if states.startswith('/') else namespace + states] = _JOINT_STATES
-    for topic in names.keys() - types.keys():
+    header, types = episode.header, episode.types()
+    robot, namespace = header.robot_spec, _namespace(episode, types)
+    whole = functools.partial(_positions, names=robot.joints)
+    joint_state = functools.partial(samples.joint_state, joints=robot.driver_joints)
+    wanted: dict[str, tuple[str, Take]] = {
+        _command_topic(header): (_COMMAND, whole),
+        _APPLIED: (_APPLIED, whole),
+        robot.joint_states_topic: (_JOINT_STATES, joint_state),
+    }
+    if _by_policy(header):
+        asked = (header.contract or contract).action_names
+        wanted[_ACTION] = _ACTION, functools.partial(_positions, names=asked)
+    topics = {_resolved(namespace, name): part for name, part in wanted.items()}
+    for topic in [topic for topic in topics if topic not in types]:
         raise StorageError(f'{episode.path}: no topic {topic} among {", ".join(types)}')
     for topic, kind in types.items():
         if kind == _POSE and topic.startswith(namespace):
-            names[topic] = topic.removeprefix(namespace).lstrip('/').replace('/', '_')
-    return names
+            stream = topic.removeprefix(namespace).lstrip('/').replace('/', '_')
+            topics[topic] = stream, samples.pose
+    for field in contract.observation:
+        if field.kind == 'joints' and field.stream != _JOINT_STATES:
+            topic, take = _resolved(namespace, field.stream), _joint_goal(joint_state)
+        elif field.kind == 'image':
+            topic = _picture_topic(header, field, namespace, types)
+            take = functools.partial(samples.picture, field=field)
+        else:
+            continue
+        if topic in types:
+            topics[topic] = field.stream, take
+    return topics
 
 
-def stamp_ns(item: StreamMessage) -> int:
-    """Return the time of a message's sample; that of its publication where it has none."""
-    stamp = item.message.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec or item.publish_time_ns
+def _namespace(episode: EpisodeReader, types: Mapping[str, str]) -> str:
+    """Return what stands before the topics of the episode's robot, '/arm1/', say."""
+    anchor = _ACTION if _by_policy(episode.header) else _command_topic(episode.header)
+    found = [topic for topic in types if f'/{topic}'.endswith(f'/{anchor}')]
+    if len(found) != 1:
+        raise StorageError(
+            f'{episode.path}: needs one topic {anchor}, found {found or "none"} '
+            f'among {", ".join(types) or "no topics"}'
+        )
+    return found[0].removesuffix(anchor)
 
 
-def point_positions(message: Any, wanted: Sequence[str]) -> np.ndarray:
-    """Return the positions of a JointTrajectory's one point in the order `wanted`."""
-    if len(message.points) != 1:
-        raise ValueError(f'{len(message.points)} points, expected one')
-    return _by_name(message.joint_names, message.points[0].positions, wanted)
+def _resolved(namespace: str, topic: str) -> str:
+    return topic if topic.startswith('/') else namespace + topic
 
 
-def joint_state(message: Any, joints: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return position and velocity [n] of a JointState in the order `joints`."""
-    velocity = message.velocity if len(message.velocity) else [np.nan] * len(message.name)
-    return {
-        'position': _by_name(message.name, message.position, joints),
-        'velocity': _by_name(message.name, velocity, joints),
-    }
+def _command_topic(header: EpisodeHeader) -> str:
+    return f'{header.source or "policy"}/command'
 
 
-def _pose(pose: Any) -> dict[str, np.ndarray]:
-    place, turn = pose.position, pose.orientation
-    return {
-        'position': np.array([place.x, place.y, place.z]),
-        'orientation': np.array([turn.w, turn.x, turn.y, turn.z]),
-    }
+def _picture_topic(
+    header: EpisodeHeader, field: ObservationField, namespace: str, types: Mapping[str, str]
+) -> str:
+    """Return the topic with the pictures of a field: as the contract says, or the other one."""
+    height, width, _ = field.shape
+    camera = header.robot_spec.camera(field.stream)
+    camera = camera or Camera(name=field.stream, width=width, height=height)
+    names = [header.robot_spec.topic(field), camera.raw_topic, camera.compressed_topic]
+    topics = [_resolved(namespace, name) for name in names]
+    return next((topic for topic in topics if topic in types), topics[0])
 
 
-def _by_name(names: Sequence[str], values: Sequence[float], wanted: Sequence[str]) -> np.ndarray:
-    """Return the values of the names `wanted`. Raises ValueError where they do not fit."""
-    if len(names) != len(values):
-        raise ValueError(f'{len(values)} values for {len(names)} names')
-    found = dict(zip(names, values, strict=True))
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise ValueError(f'{missing} missing among the names {list(names)}')
-    return np.array([found[name] for name in wanted], dtype=np.float64)
+def _positions(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {'position': samples.point_positions(message, names)}
 
 
-def _series(samples: list[tuple[int, dict[str, np.ndarray]]]) -> _Series:
-    stamps = np.array([stamp for stamp, _ in samples], dtype=np.int64)
-    order = np.argsort(stamps, kind='stable')
-    values = {
-        quantity: np.array([sample[quantity] for _, sample in samples])[order]
-        for quantity in samples[0][1]
-    }
-    return _Series(stamps[order], values)
-
-
-def _fill_velocities(series: _Series, contract: Contract) -> None:
-    """Replace velocities that the driver left out, as control.observation does beside the arm."""
-    rules = {f.fill for f in contract.observation if f.source == 'joint_states.velocity'}
-    velocity, absent = series.values['velocity'], ~np.isfinite(series.values['velocity'])
-    if 'zero' in rules:
-        velocity[absent] = 0.0
-    elif 'difference' in rules:
-        elapsed_s = np.diff(series.stamps_ns)[:, None] * 1e-9
-        change = np.diff(series.values['position'], axis=0)
-        velocity[0, absent[0]] = 0.0
-        for row in np.flatnonzero(absent.any(axis=1)):
-            if row:
-                moving = elapsed_s[row - 1] > 0  # a sample sent twice keeps its velocity
-                stand_in = change[row - 1] / elapsed_s[row - 1] if moving else velocity[row - 1]
-                velocity[row] = np.where(absent[row], stand_in, velocity[row])
+def _joint_goal(joint_state: Take) -> Take:
+    return lambda message: {'position': joint_state(message)['position']}
 
 
 def _cache_key(episode: EpisodeReader, contract: Contract) -> str:
+    """Return a hash of all that the columns depend on."""
+    header = episode.header
     try:
         size = episode.streams_path.stat().st_size
     except OSError as error:
         raise StorageError(f'{episode.streams_path}: cannot be read ({error.strerror})') from None
-    joints = episode.header.robot_spec.joints
-    text = f'{_CACHE_VERSION} {size} {joints} {contract.to_json()}'
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _load(path: Path, key: str) -> Columns | None:
-    """Return the cached columns, or None where there are none for this key."""
-    try:
-        with np.load(path) as stored:
-            if str(stored[_CACHE_KEY]) == key:
-                return {name: stored[name] for name in stored.files if name != _CACHE_KEY}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
-
-
-def _save(path: Path, key: str, columns: Columns) -> None:
-    """Keep the columns for the next time; a store that cannot be written serves without."""
-    new = path.with_suffix(f'.{os.getpid()}.npz')
-    with contextlib.suppress(OSError):
-        np.savez(new, **{_CACHE_KEY: np.array(key)}, **columns)
-        new.replace(path)
+    own = header.contract.to_json() if header.contract else ''
+    primary = [file.sha256 for file in header.files if file.file == STREAMS_FILE]
+    parts = (
+        _CACHE_VERSION,
+        size,
+        primary,
+        header.source,
+        own,
+        header.robot_spec.to_json(),
+        contract.to_json(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -6,41 +6,38 @@ An episode is written as '<id>.partial' and renamed to '<id>' when it is whole a
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
-import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
 import pydantic
 
 from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
-from robot_rl.storage import streams
+from robot_rl.storage import rewards, streams
+from robot_rl.storage.claims import Claim
+from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
+from robot_rl.storage.rewards import Int64, RewardInfo
 from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, TopicReport
 
 HEADER_FILE = 'episode.json'
 STREAMS_FILE = 'streams.mcap'
 PARTIAL, DISCARDED = '.partial', '.discarded'
 
-ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
-Int64 = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
-
-
-def new_episode_id() -> str:
-    """Return a new id; ids sort by the time (UTC) of their making."""
-    now = datetime.datetime.now(datetime.UTC)
-    return f'{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}'
+# What turns the fields that version N of the header has into those of N + 1.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda fields: fields,  # 2 has git_revision besides
+}
 
 
 class EpisodeHeader(Spec):
     """episode.json: what an episode is, how it went and what its directory holds."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     # Unique everywhere; it names the directory.
-    id: str = pydantic.Field(default_factory=new_episode_id, pattern=ID_PATTERN)
+    id: str = pydantic.Field(default_factory=new_id, pattern=ID_PATTERN)
     # The task's name, e.g. 'ur5e/reach'.
     task: str = ''
     # Who commanded: 'policy', 'teleop', ...
@@ -66,8 +63,9 @@ class EpisodeHeader(Spec):
     # Why it ended, in words.
     termination: str = ''
     tags: tuple[str, ...] = ()
-    # The version of robot_rl that recorded it.
+    # The version of robot_rl that recorded it, and the revision where it ran from a checkout.
     code_version: str = ''
+    git_revision: str = ''
     # Nanoseconds since the epoch.
     start_time_ns: Int64 = pydantic.Field(default_factory=time.time_ns)
     end_time_ns: Int64 | None = None
@@ -77,6 +75,16 @@ class EpisodeHeader(Spec):
     files: tuple[StoredFile, ...] = ()
     # What came from elsewhere and has no field here.
     extra: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _migrate(cls, fields: Any) -> Any:
+        """Read what an older robot_rl wrote; the file itself stays as it is."""
+        found = fields.get('schema_version') if isinstance(fields, dict) else None
+        while type(found) is int and found in _MIGRATIONS:
+            fields = _MIGRATIONS[found](fields) | {'schema_version': found + 1}
+            found += 1
+        return fields
 
     @property
     def duration_s(self) -> float | None:
@@ -103,6 +111,7 @@ class EpisodeWriter:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.path.mkdir()
+            self._claim = Claim(self.path)  # nobody mends or clears away what is being recorded
             # A killed recorder must not take along what is known at the start.
             write_header(self.path, header)
         except OSError as error:
@@ -139,7 +148,10 @@ class EpisodeWriter:
 
     def close(self) -> None:
         """End the recording where it is; what was not committed stays '<id>.partial'."""
-        self._streams.close()
+        try:
+            self._streams.close()
+        finally:
+            self._claim.release()
 
     def _finish(self, suffix: str, fields: dict[str, Any]) -> Path:
         fields = {'end_time_ns': self._streams.last_time_ns, **fields}
@@ -153,6 +165,7 @@ class EpisodeWriter:
             sync_directory(self.root)
         except OSError as error:
             raise StorageError(f'{self.path}: cannot be committed ({error.strerror})') from None
+        self._claim.release()
         self.path = final
         return final
 
@@ -182,6 +195,20 @@ class EpisodeReader:
             return {topic: report.type for topic, report in self.header.topics.items()}
         return streams.topic_types(self.streams_path)  # the recorder died before it could tell
 
+    def rewards(self, damaged: dict[str, str] | None = None) -> list[RewardInfo]:
+        """Return what the reward sequences are, oldest first; Store.add_reward adds one.
+
+        One that cannot be read is left out and told in `damaged`: {'rewards/<id>.json': why}.
+        """
+        return rewards.infos(self.path, damaged)
+
+    def reward(self, id: str) -> np.ndarray:
+        """Return the values of one reward sequence, float32 [T].
+
+        Raises UnknownName where there is none, StorageError that names a damaged file.
+        """
+        return rewards.read(self.path, id)
+
 
 def read_header(path: Path) -> EpisodeHeader:
     """Read the episode.json in `path`. Raises StorageError that names the file."""
@@ -197,19 +224,4 @@ def read_header(path: Path) -> EpisodeHeader:
 
 def write_header(path: Path, header: EpisodeHeader) -> None:
     """Replace the episode.json in `path` at one stroke: a reader sees the old or the new one."""
-    new = path / f'{HEADER_FILE}.new'
-    with new.open('w', encoding='utf-8') as file:
-        file.write(header.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path / HEADER_FILE)
-    sync_directory(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path / HEADER_FILE, header.model_dump_json(indent=1).encode())

@@ -1,36 +1,70 @@
-"""The index: a SQLite cache of the episodes' headers, rebuilt from their directories at will."""
+"""The index: a SQLite cache of what the directories say, rebuilt from them at will."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from robot_rl.errors import StorageError
+from robot_rl.errors import StorageError, did_you_mean
+from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader
-from robot_rl.storage.query import Query
+from robot_rl.storage.query import REWARDS, Query
+from robot_rl.storage.rewards import RewardInfo
 
-_VERSION = 1
+_VERSION = 2
 _COLUMNS = dict.fromkeys(
-    ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result', 'header'), 'TEXT'
-) | dict.fromkeys(('seed', 'success', 'start_time_ns'), 'INTEGER')
+    ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result'), 'TEXT'
+) | dict.fromkeys(('seed', 'success'), 'INTEGER')
+# Long, and the same in many episodes: stored once.
+_SPECS: dict[str, type[Spec]] = {'contract': Contract, 'robot_spec': RobotSpec}
+# A query walks the narrow table `episodes`, which lies in the order of the answer.
+_TABLES = ('scanned', 'episodes', 'headers', 'specs', 'tags', 'rewards', 'notes')
+_TYPED = ', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())
 _SCHEMA = f"""
-DROP TABLE IF EXISTS episodes;
-DROP TABLE IF EXISTS tags;
-DROP TABLE IF EXISTS edits;
+{' '.join(f'DROP TABLE IF EXISTS {table};' for table in _TABLES)}
+CREATE TABLE scanned (generation BLOB, changed_ns INTEGER);
+INSERT INTO scanned VALUES (randomblob(16), NULL);
 CREATE TABLE episodes (
-    id TEXT PRIMARY KEY, {', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}
+    start_time_ns INTEGER, id TEXT, {_TYPED}, PRIMARY KEY (start_time_ns, id)
 ) WITHOUT ROWID;
-CREATE TABLE tags (id TEXT, tag TEXT, PRIMARY KEY (id, tag)) WITHOUT ROWID;
-CREATE INDEX tags_by_tag ON tags (tag);
-CREATE TABLE edits (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE UNIQUE INDEX episodes_by_id ON episodes (id);
+CREATE TABLE headers (id TEXT PRIMARY KEY, header TEXT, {' TEXT, '.join(_SPECS)} TEXT);
+CREATE TABLE specs (digest TEXT PRIMARY KEY, spec TEXT) WITHOUT ROWID;
+CREATE TABLE tags (id TEXT, tag TEXT, PRIMARY KEY (tag, id)) WITHOUT ROWID;
+CREATE INDEX tags_by_id ON tags (id);
+CREATE TABLE rewards (
+    id TEXT, reward TEXT, kind TEXT, author TEXT, PRIMARY KEY (kind, author, id, reward)
+) WITHOUT ROWID;
+CREATE INDEX rewards_by_id ON rewards (id);
+CREATE TABLE notes (id TEXT PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
 
 
+class Entry(NamedTuple):
+    """What the index knows of one episode."""
+
+    header: EpisodeHeader
+    rewards: Sequence[RewardInfo] = ()
+
+
+class Scan(NamedTuple):
+    """What the index has taken in of the folder of episodes."""
+
+    # Of the tables: new ones are empty.
+    generation: bytes
+    # The folder's time of change up to which the index has everything; None: not known.
+    changed_ns: int | None
+
+
 class Index:
-    """Finds headers by a Query. One instance belongs to one thread; processes share the file.
+    """Finds episodes by a Query. One instance belongs to one thread; processes share the file.
 
     `path` None keeps the index in memory, for a store that cannot be written. A file that is no
     index of this version is replaced. Raises StorageError where SQLite cannot work with it.
@@ -39,6 +73,8 @@ class Index:
     def __init__(self, path: Path | None):
         self._path = path
         with self._explained():
+            if path is not None:
+                path.parent.mkdir(exist_ok=True)
             try:
                 self._open()
             except sqlite3.OperationalError:
@@ -46,25 +82,51 @@ class Index:
             except sqlite3.DatabaseError:
                 self._renew()
 
+    def lost(self) -> bool:
+        """Return whether the file was removed or replaced since it was opened."""
+        return self._path is not None and _identity(self._path) != self._identity
+
     def ids(self) -> set[str]:
         """Return the ids of all episodes in the index."""
         with self._explained():
             return {id for (id,) in self._connection.execute('SELECT id FROM episodes')}
 
-    def find(self, query: Query) -> list[EpisodeHeader]:
-        """Return the headers that `query` asks for, in the order of their start."""
+    def find(self, query: Query) -> list[str]:
+        """Return the ids of the episodes that `query` asks for, in the order of their start."""
         with self._explained():
             rows = self._connection.execute(
-                f'SELECT header FROM episodes WHERE {query.where} ORDER BY start_time_ns, id',
+                f'SELECT id FROM episodes WHERE {query.where} ORDER BY start_time_ns, id',
                 query.parameters,
-            ).fetchall()
-        return [EpisodeHeader.model_validate_json(header) for (header,) in rows]
+            )
+            return [id for (id,) in rows]
 
-    def add(self, headers: Iterable[EpisodeHeader]) -> None:
+    def headers(self, ids: Iterable[str]) -> dict[str, EpisodeHeader]:
+        """Return the headers of those of `ids` that are in the index."""
+        names = ', '.join(_SPECS)
+        with self._explained():
+            rows = self._connection.execute(
+                f'SELECT id, header, {names} FROM headers '
+                'WHERE id IN (SELECT value FROM json_each(?))',
+                [json.dumps(list(ids))],
+            ).fetchall()
+            return {id: self._header(header, digests) for id, header, *digests in rows}
+
+    def unheard_of(self, query: Query) -> list[str]:
+        """Return one line for each value in `query` that no episode has, with the nearest ones."""
+        lines = []
+        with self._explained():
+            for key, value in query.asked:
+                known = self._known(key)
+                if value not in known | {''}:
+                    near = did_you_mean(value, sorted(known - {''}))
+                    lines.append(f'no episode has {key} {value!r}{near}')
+        return lines
+
+    def add(self, entries: Iterable[Entry]) -> None:
         """Take in episodes; what is there already stays: another process may know it better."""
         with self._explained(), _transaction(self._connection):
-            for header in headers:
-                self._insert(header)
+            for entry in entries:
+                self._insert(entry)
 
     @contextlib.contextmanager
     def edit(self, id: str) -> Iterator[None]:
@@ -73,26 +135,45 @@ class Index:
         A process that dies inside leaves a note, for others to read the episode again.
         """
         with self._explained():
-            self._connection.execute('INSERT OR IGNORE INTO edits VALUES (?)', (id,))
+            self.note(id)
             with _transaction(self._connection):
                 yield
-                self._connection.execute('DELETE FROM edits WHERE id = ?', (id,))
+                self._connection.execute('DELETE FROM notes WHERE id = ?', (id,))
 
-    def edits(self) -> list[str]:
-        """Return the ids of the episodes that are being edited, or were when a process died."""
+    def note(self, id: str) -> None:
+        """Note that an episode is to be read (again) at the next query."""
         with self._explained():
-            return [id for (id,) in self._connection.execute('SELECT id FROM edits')]
+            self._connection.execute('INSERT OR IGNORE INTO notes VALUES (?)', (id,))
 
-    def replace(self, header: EpisodeHeader) -> None:
+    def notes(self) -> list[str]:
+        """Return the ids that are noted: damaged, being edited, or were when a process died."""
+        with self._explained():
+            return [id for (id,) in self._connection.execute('SELECT id FROM notes')]
+
+    def replace(self, entry: Entry) -> None:
         """Take in an episode in place of what the index says about it; only inside `edit`."""
-        self._delete(header.id)
-        self._insert(header)
+        self._delete(entry.header.id)
+        self._insert(entry)
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Drop episodes from the index (never from the store)."""
+        """Drop episodes and notes of them from the index (never from the store)."""
         with self._explained(), _transaction(self._connection):
             for id in ids:
                 self._delete(id)
+                self._connection.execute('DELETE FROM notes WHERE id = ?', (id,))
+
+    def scanned(self) -> Scan:
+        """Return what the index has taken in of the folder."""
+        with self._explained():
+            return Scan(*self._connection.execute('SELECT * FROM scanned').fetchone())
+
+    def set_scanned(self, scan: Scan) -> None:
+        """Say that the index has everything, unless it was cleared since that generation."""
+        with self._explained():
+            self._connection.execute(
+                'UPDATE scanned SET changed_ns = ? WHERE generation = ?',
+                (scan.changed_ns, scan.generation),
+            )
 
     def clear(self) -> None:
         """Forget everything, and mend a damaged file."""
@@ -110,12 +191,14 @@ class Index:
         self._connection = sqlite3.connect(
             self._path or ':memory:', timeout=30, isolation_level=None
         )
+        self._spec = functools.lru_cache(maxsize=256)(self._read_spec)
         self._connection.execute('PRAGMA journal_mode = WAL')
         self._connection.execute('PRAGMA synchronous = NORMAL')
         if not self._is_current():
             with _transaction(self._connection):
                 if not self._is_current():  # another process may have been first
                     self._make_tables()
+        self._identity = _identity(self._path) if self._path else None
 
     def _is_current(self) -> bool:
         (version,) = self._connection.execute('PRAGMA user_version').fetchone()
@@ -131,21 +214,61 @@ class Index:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._open()
 
-    def _insert(self, header: EpisodeHeader) -> None:
-        values = header.to_dict() | {'header': header.to_json()}
+    def _known(self, key: str) -> set[str]:
+        """Return the values of a key that some episode has."""
+        if key == 'reward':
+            rows = self._connection.execute('SELECT DISTINCT kind, author FROM rewards')
+            return {f'{kind}:{author}' for kind, author in rows} | set(REWARDS)
+        table = 'tags' if key == 'tag' else 'episodes'
+        rows = self._connection.execute(f'SELECT DISTINCT {key} FROM {table}')
+        return {value for (value,) in rows}
+
+    def _insert(self, entry: Entry) -> None:
+        header, values = entry.header, entry.header.to_dict()
         added = self._connection.execute(
-            f'INSERT OR IGNORE INTO episodes (id, {", ".join(_COLUMNS)}) '
-            f'VALUES (?{", ?" * len(_COLUMNS)})',
-            [header.id, *(values[name] for name in _COLUMNS)],
+            f'INSERT OR IGNORE INTO episodes (start_time_ns, id, {", ".join(_COLUMNS)}) '
+            f'VALUES (?, ?{", ?" * len(_COLUMNS)})',
+            [header.start_time_ns, header.id, *(values[name] for name in _COLUMNS)],
         )
-        if added.rowcount:
-            self._connection.executemany(
-                'INSERT INTO tags VALUES (?, ?)', {(header.id, tag) for tag in header.tags}
-            )
+        if not added.rowcount:
+            return
+        digests = [self._insert_spec(values.pop(name)) for name in _SPECS]
+        self._connection.execute(
+            f'INSERT INTO headers VALUES (?, ?{", ?" * len(_SPECS)})',
+            [header.id, json.dumps(values), *digests],
+        )
+        self._connection.executemany(
+            'INSERT OR IGNORE INTO tags VALUES (?, ?)', [(header.id, tag) for tag in header.tags]
+        )
+        self._connection.executemany(
+            'INSERT INTO rewards VALUES (?, ?, ?, ?)',
+            [(header.id, reward.id, reward.kind, reward.author) for reward in entry.rewards],
+        )
+
+    def _insert_spec(self, spec: dict[str, Any] | None) -> str | None:
+        if spec is None:
+            return None
+        text = json.dumps(spec)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        self._connection.execute('INSERT OR IGNORE INTO specs VALUES (?, ?)', (digest, text))
+        return digest
+
+    def _header(self, header: str, digests: Iterable[str | None]) -> EpisodeHeader:
+        specs = {
+            name: digest and self._spec(name, digest)
+            for name, digest in zip(_SPECS, digests, strict=True)
+        }
+        return EpisodeHeader.model_validate(json.loads(header) | specs)
+
+    def _read_spec(self, name: str, digest: str) -> Spec:
+        (text,) = self._connection.execute(
+            'SELECT spec FROM specs WHERE digest = ?', (digest,)
+        ).fetchone()
+        return _SPECS[name].model_validate_json(text)
 
     def _delete(self, id: str) -> None:
-        self._connection.execute('DELETE FROM episodes WHERE id = ?', (id,))
-        self._connection.execute('DELETE FROM tags WHERE id = ?', (id,))
+        for table in ('episodes', 'headers', 'tags', 'rewards'):
+            self._connection.execute(f'DELETE FROM {table} WHERE id = ?', (id,))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -155,6 +278,15 @@ class Index:
             raise StorageError(
                 f'{self._path}: {error}; it is only a cache: robot-rl episodes reindex mends it'
             ) from None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one of its name; None: it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

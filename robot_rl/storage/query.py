@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import json
 import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.errors import RobotRLError, UnknownName, did_you_mean
 
 # Keys that compare a column of the index with one of several values, separated by commas.
 _EQUAL = ('id', 'task', 'source', 'policy', 'robot', 'operator', 'world', 'result', 'seed')
-KEYS = (*_EQUAL, 'success', 'tag', 'after', 'before')
+# Keys whose values are names that people and programs choose.
+_NAMES = ('task', 'source', 'policy', 'robot', 'operator', 'result', 'tag', 'reward')
+KEYS = (*_EQUAL, 'success', 'tag', 'reward', 'after', 'before')
 
-_TRUTH = {'true': 1, 'yes': 1, '1': 1, 'false': 0, 'no': 0, '0': 0, 'unknown': None, 'none': None}
+_TRUTH = {'true': 1, 'yes': 1, '1': 1, 'false': 0, 'no': 0, '0': 0} | dict.fromkeys(
+    ('unknown', 'none', ''), None
+)
+_WORLDS = ('sim', 'real')
+REWARDS = ('sketch', 'predicted', 'none')
 
 
 class QueryError(RobotRLError, ValueError):
@@ -25,15 +32,19 @@ class Query(NamedTuple):
 
     where: str
     parameters: tuple[Any, ...]
+    # The names that were asked for: (key, name).
+    asked: tuple[tuple[str, str], ...]
 
 
 def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
     """Read 'key=value ...' (one text, or its words) and keyword filters; all must hold.
 
     A value may be a list, 'policy=a,b' or policy=['a', 'b']: one of them must hold. Tags are the
-    exception: each of them must be there. success is true, false or unknown; after (inclusive)
-    and before (exclusive) take a date or a time, UTC where no zone is said. Raises UnknownName
-    for a key, with the nearest valid one, and QueryError for the rest.
+    exception: each of them must be there. An empty value, or None, stands for what is not known.
+    success is true, false or unknown; reward is sketch or predicted, or sketch:<annotator> or
+    predicted:<model>, or none; after (inclusive) and before (exclusive) take a date or a time,
+    UTC where no zone is said. Raises UnknownName for a key, with the nearest valid one, and
+    QueryError for the rest.
     """
     try:
         words = shlex.split(query) if isinstance(query, str) else list(query)
@@ -46,34 +57,39 @@ def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
         condition, added = _condition(key, values)
         conditions.append(condition)
         parameters += added
-    return Query(' AND '.join(conditions), tuple(parameters))
+    asked = tuple((key, value) for key, values in pairs if key in _NAMES for value in values)
+    return Query(' AND '.join(conditions), tuple(parameters), asked)
 
 
 def _pair(word: str) -> tuple[str, list[str]]:
     key, equals, value = word.partition('=')
     if not equals:
-        raise QueryError(f'query: {word!r} is not of the form key=value, e.g. success=true')
+        near = did_you_mean(key, KEYS) if key not in KEYS else ''
+        raise QueryError(f'query: {word!r} is not of the form key=value, e.g. success=true{near}')
     return key, value.split(',')
 
 
 def _words(value: Any) -> list[str]:
-    if value is None:
-        return ['unknown']
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [str(item) for item in value]
+        return [word for item in value for word in _words(item)]
+    if value is None:
+        return ['']
     return [value.isoformat() if isinstance(value, datetime.date) else str(value)]
 
 
 def _condition(key: str, values: list[str]) -> tuple[str, list[Any]]:
     """Return one SQL condition and its parameters."""
     if key in _EQUAL:
-        return f'{key} IN ({", ".join("?" * len(values))})', [_value(key, v) for v in values]
+        # As JSON: the number of SQL's parameters is limited.
+        listed = json.dumps([_value(key, value) for value in values])
+        return f'{key} IN (SELECT value FROM json_each(?))', [listed]
     if key == 'tag':
         one = 'id IN (SELECT id FROM tags WHERE tag = ?)'
-        return ' AND '.join([one] * len(values)), values
+        return ' AND '.join([one] * len(values)) or '1', values
     if key == 'success':
-        truths = [_truth(value) for value in values]
-        return '(' + ' OR '.join(['success IS ?'] * len(truths)) + ')', truths
+        return _any([('success IS ?', [_truth(value)]) for value in values])
+    if key == 'reward':
+        return _any([_reward(value) for value in values])
     if key in ('after', 'before'):
         if len(values) != 1:
             raise QueryError(f'query: {key} takes one time, found {",".join(values)!r}')
@@ -81,7 +97,15 @@ def _condition(key: str, values: list[str]) -> tuple[str, list[Any]]:
     raise UnknownName('query key', key, KEYS)
 
 
+def _any(conditions: list[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:
+    """Return the condition that one of `conditions` holds."""
+    where = ' OR '.join(condition for condition, _ in conditions) or '0'
+    return f'({where})', [value for _, values in conditions for value in values]
+
+
 def _value(key: str, text: str) -> str | int:
+    if key == 'world' and text not in _WORLDS:
+        raise QueryError(f'query: world takes sim or real, found {text!r}{_near(text, _WORLDS)}')
     if key != 'seed':
         return text
     if not (text.isascii() and text.isdigit()):
@@ -91,8 +115,32 @@ def _value(key: str, text: str) -> str | int:
 
 def _truth(text: str) -> int | None:
     if text.lower() not in _TRUTH:
-        raise QueryError(f'query: success takes true, false or unknown, found {text!r}')
+        known = ('true', 'false', 'unknown')
+        raise QueryError(
+            f'query: success takes true, false or unknown, found {text!r}{_near(text, known)}'
+        )
     return _TRUTH[text.lower()]
+
+
+def _reward(text: str) -> tuple[str, list[str]]:
+    """Return the condition that an episode has such a reward sequence."""
+    kind, colon, author = text.partition(':')
+    if kind in ('none', '') and not colon:
+        return 'id NOT IN (SELECT id FROM rewards)', []
+    if kind not in ('sketch', 'predicted') or (colon and not author):
+        raise QueryError(
+            'query: reward takes sketch, sketch:<annotator>, predicted, predicted:<model> '
+            f'or none, found {text!r}{_near(kind, REWARDS)}'
+        )
+    if author:
+        return 'id IN (SELECT id FROM rewards WHERE kind = ? AND author = ?)', [kind, author]
+    return 'id IN (SELECT id FROM rewards WHERE kind = ?)', [kind]
+
+
+def _near(word: str, known: tuple[str, ...]) -> str:
+    """Return '; did you mean ...?' where a near word is known; the line lists them all already."""
+    hint = did_you_mean(word.lower(), known)
+    return hint if word not in known and hint.startswith('; did') else ''
 
 
 def _time_ns(key: str, text: str) -> int:

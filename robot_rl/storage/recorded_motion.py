@@ -8,8 +8,8 @@ import numpy as np
 
 from robot_rl.errors import StorageError
 from robot_rl.specs import RobotSpec
-from robot_rl.storage.columns import joint_state, point_positions, stamp_ns
 from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.samples import joint_state, point_positions, stamp_ns
 
 # Commands and joint states of one clock begin no farther apart [s].
 SAME_CLOCK_S = 3600.0

@@ -5,19 +5,19 @@ It serves a ring buffer that is being written and memory-mapped episodes alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robot_rl.errors import StorageError
+from robot_rl.storage.mixture import Mixing, Mixture, Part
 from robot_rl.storage.priorities import Priorities
 from robot_rl.storage.steps import (
     ACTION,
     DISCOUNT,
     FIRST,
     LAST,
-    MID,
     OBSERVATION,
     REWARD,
     STATE,
@@ -85,10 +85,25 @@ class Windows(NamedTuple):
     count: np.ndarray
 
 
+class _Block(NamedTuple):
+    """The rows behind windows [T, B] of up to n steps, and before the first of them.
+
+    `ends`: a row is the last one of its episode. `joined`: it and the next one are stored, and of
+    one episode.
+    """
+
+    rows: np.ndarray  #    [T + n - 1, B]
+    ends: np.ndarray  #    [T + n - 1, B] bool
+    joined: np.ndarray  #  [burn_in + T + n - 1, B] bool
+
+
 class WindowSampler:
     """Draws n-step transitions or sequences from every start that `steps` can serve.
 
     Starts are drawn uniformly, or in proportion to `priorities` over the flat rows of `steps`.
+    `parts` {name: Part} mixes several queries instead: parts may overlap, and `mixing` says how
+    each gets its share of a batch, by exact 'quota' or by 'bernoulli' per element. In a batch the
+    parts stand one after another; `mixture` counts what each has had.
 
     A window never joins LAST to FIRST: it is shorter at the end of an episode, where a
     truncation keeps its discount (and so bootstraps) and a termination has discount 0. A start
@@ -110,20 +125,19 @@ class WindowSampler:
         rng: np.random.Generator | int = 0,
         priorities: Priorities | None = None,
         take: Callable[[str, np.ndarray], Any] | None = None,
+        parts: Mapping[str, Part] | None = None,
+        mixing: Mixing = 'quota',
     ):
         if n_step < 1:
             raise StorageError(f'window sampler: n_step {n_step} must be at least 1')
-        if priorities is not None and priorities.rows != steps.lanes * steps.length:
-            raise StorageError(
-                f'window sampler: priorities of {priorities.rows} rows do not belong to '
-                f'{steps.lanes} lanes of {steps.length} rows'
-            )
+        if parts is not None and priorities is not None:
+            raise StorageError('window sampler: of several parts each has priorities of its own')
         self.steps = steps
         self.n_step = n_step
         self.gamma = gamma
         self.rng = np.random.default_rng(rng)
-        self.priorities = priorities
-        self._offsets = np.arange(n_step + 1)
+        parts = {'all': Part(priorities=priorities)} if parts is None else parts
+        self.mixture = Mixture(parts, steps.lanes * steps.length, mixing)
         self._take = take or self._take_array
         self._observations = [(name, OBSERVATION + name) for name in steps.observation_names]
 
@@ -132,22 +146,26 @@ class WindowSampler:
 
         Raises StorageError where no start can be served yet.
         """
-        return self.gather(self._draw(batch_size))
+        windows, weight = self._draw(batch_size)
+        return self.gather(windows)._replace(weight=weight)
 
     def gather(self, windows: Windows) -> Transitions:
-        """Return the transitions of `windows`."""
-        steps = self.steps
-        start = steps.rows(windows.lane, windows.age)
-        end = steps.rows(windows.lane, windows.age + windows.count)
-        reward, discount = self._returns(windows)
+        """Return the transitions of `windows`, all with weight 1."""
+        steps, (lane, age, count) = self.steps, windows
+        ages = age + np.arange(self.n_step)[:, None]
+        rows = steps.rows(lane, np.minimum(ages, steps.size - 1))
+        reward, discount = self._returns(rows, count[None])
+        # Both observations at once: half the reads.
+        ends = np.array([rows[0], steps.rows(lane, age + count)])
+        seen = {name: self._take(column, ends) for name, column in self._observations}
         return Transitions(
-            {name: self._take(column, start) for name, column in self._observations},
-            self._take(ACTION, start),
-            reward,
-            discount,
-            {name: self._take(column, end) for name, column in self._observations},
-            self._weights(start),
-            start,
+            {name: values[0] for name, values in seen.items()},
+            self._take(ACTION, rows[0]),
+            reward[0],
+            discount[0],
+            {name: values[1] for name, values in seen.items()},
+            np.ones(len(lane), np.float32),
+            rows[0],
         )
 
     def sequences(self, batch_size: int, length: int, burn_in: int = 0) -> Sequences:
@@ -163,135 +181,135 @@ class WindowSampler:
                 f'window sampler: sequences of length {length} and burn_in {burn_in}, expected '
                 'a length of 1 or more and a burn_in of 0 or more'
             )
-        lane, age, _ = self._draw(batch_size)
-        steps = self.steps
-        before, after = self._extent(lane, age, burn_in, length + self.n_step - 1)
+        (lane, age, _), weight = self._draw(batch_size)
+        steps, block = self.steps, self._block(lane, age, burn_in, length)
+        before = _unbroken(block.joined[:burn_in][::-1])
+        after = _unbroken(block.joined[burn_in:])
         offsets = np.arange(-burn_in, length + self.n_step)[:, None]
         rows = steps.rows(lane, age + np.clip(offsets, -before, after))
-        learned, valid = self._learned(lane, age, after, length)
-        reward, discount = self._returns(learned)
-        first, place = steps.rows(lane, age - before), steps.rows(lane, age)
+        count, served = self._counts(block)
+        valid = served & (offsets[burn_in : burn_in + length] <= after)
+        count = np.where(valid, count, 0)
+        reward, discount = self._returns(block.rows, count)
         return Sequences(
             {name: self._take(column, rows) for name, column in self._observations},
             offsets[:burn_in] >= -before,
-            {name: self._take(STATE + name, first) for name in steps.state_names},
+            {
+                name: self._take(STATE + name, steps.rows(lane, age - before))
+                for name in steps.state_names
+            },
             self._take(ACTION, rows[burn_in : burn_in + length]),
-            np.where(valid, reward, 0),
-            np.where(valid, discount, 0),
-            learned.count,
+            reward,
+            np.where(valid, discount, np.float32(0)),
+            count,
             valid,
-            self._weights(place),
-            place,
+            weight,
+            block.rows[0],
         )
 
-    def _take_array(self, column: str, rows: np.ndarray) -> np.ndarray:
-        return self.steps.flat[column].take(rows, axis=0)
-
     def update_priorities(self, place: np.ndarray, priorities: np.ndarray) -> None:
-        """Give the starts at `place` [B] their new priorities [B]; without priorities do nothing.
+        """Give the starts at `place` [B] their new priorities [B], in each part that holds them.
 
-        Call it before the rows at `place` are overwritten. Raises StorageError for a priority
-        that is negative or not finite.
+        Where there are no priorities nothing happens. Call it before the rows at `place` are
+        overwritten. Raises StorageError for a priority that is negative or not finite.
         """
-        if self.priorities is not None:
-            self.priorities.set(place, priorities)
+        for part in self.mixture.parts:
+            part.update_priorities(place, priorities)
 
     def available(self) -> Windows:
         """Return every window that can be sampled, in the order of lanes, then ages."""
         lane, age = np.divmod(np.arange(self.steps.lanes * self.steps.size), self.steps.size or 1)
         return self._served(lane, age)
 
-    def _draw(self, batch_size: int) -> Windows:
-        """Draw starts over all rows and refuse those that cannot be served."""
-        steps, priorities, parts, found = self.steps, self.priorities, [], 0
-        drawable = steps.size and (priorities is None or priorities.total)
-        for _ in range(_DRAWS if drawable else 0):
-            # A little more than needed: most draws then need no second round.
-            size = (batch_size - found) * 9 // 8 + 8
-            if priorities is None:
-                place = self.rng.integers(steps.lanes * steps.size, size=size)
-                parts.append(self._served(*np.divmod(place, steps.size)))
-            else:
-                parts.append(self._served(*steps.places(priorities.draw(self.rng, size))))
-            found += len(parts[-1].lane)
-            if found >= batch_size:
-                columns = zip(*parts, strict=True)
-                return Windows(*(np.concatenate(column)[:batch_size] for column in columns))
-        return self._draw_from(self.available(), batch_size)
+    def _take_array(self, column: str, rows: np.ndarray) -> np.ndarray:
+        return self.steps.flat[column].take(rows, axis=0)
 
-    def _draw_from(self, served: Windows, batch_size: int) -> Windows:
-        """Draw among windows that were listed, in the same proportions as _draw does."""
-        steps, shares = self.steps, None
+    def _draw(self, batch_size: int) -> tuple[Windows, np.ndarray]:
+        """Draw each part's windows; return them with their importance weights [B] float32."""
+        counts = self.mixture.counts(self.rng, batch_size)
+        windows, weights = [], []
+        for part, count in zip(self.mixture.parts, counts, strict=True):
+            if count or batch_size == 0:
+                windows.append(self._draw_part(part, count))
+                weights.append(part.weights(self.steps, windows[-1].lane, windows[-1].age))
+        return _together(windows), weights[0] if len(weights) == 1 else np.concatenate(weights)
+
+    def _draw_part(self, part: Part, count: int) -> Windows:
+        """Draw starts over all rows of a part and refuse those that cannot be served."""
+        parts, found = [], 0
+        for _ in range(_DRAWS if self.steps.size and part.drawable else 0):
+            # A little more than needed: most draws then need no second round.
+            size = (count - found) * 9 // 8 + 8
+            parts.append(self._served(*part.draw(self.rng, self.steps, size)))
+            found += len(parts[-1].lane)
+            if found >= count:
+                return Windows(*(column[:count] for column in _together(parts)))
+        return self._draw_listed(part, count)
+
+    def _draw_listed(self, part: Part, count: int) -> Windows:
+        """Draw among all windows of a part, in the same proportions as _draw_part does."""
+        steps, served = self.steps, self.available()
+        here = part.holds(steps.rows(served.lane, served.age))
+        served = Windows(*(column[here] for column in served))
         if not len(served.lane):
             raise StorageError(
                 f'window sampler: no window of {self.n_step} steps among {steps.lanes} lanes of '
                 f'{steps.size} rows yet; sample after more steps or a finished episode'
             )
-        if self.priorities is not None:
-            shares = self.priorities.scaled(steps.rows(served.lane, served.age))
-            if not shares.any():
-                raise StorageError(
-                    f'window sampler: none of {len(shares)} windows has a priority above 0; '
-                    'give rows a priority when they are written'
-                )
-            shares = shares / shares.sum()
-        chosen = self.rng.choice(len(served.lane), size=batch_size, p=shares)
-        return Windows(*(part[chosen] for part in served))
+        shares = part.shares_of(steps.rows(served.lane, served.age))
+        chosen = self.rng.choice(len(served.lane), size=count, p=shares)
+        return Windows(*(column[chosen] for column in served))
 
     def _served(self, lane: np.ndarray, age: np.ndarray) -> Windows:
         """Return the windows that start at (lane, age) [M], without those not to be served."""
-        count, good = self._counts(lane, age)
+        (count,), (good,) = self._counts(self._block(lane, age, 0, 1))
         return Windows(lane[good], age[good], count[good])
 
-    def _counts(self, lane: np.ndarray, age: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return k of the windows that start at (lane, age) [...], and which can be served."""
-        ages = age[..., None] + self._offsets
-        types = self.steps.flat[STEP_TYPE].take(self.steps.rows(lane[..., None], ages))
-        types = np.where(ages < self.steps.size, types, MID)  # what lies past the newest row
+    def _block(self, lane: np.ndarray, age: np.ndarray, burn_in: int, length: int) -> _Block:
+        """Return what the `length` windows from each start (lane, age) [B] on are made of."""
+        steps = self.steps
+        ages = age + np.arange(-burn_in, length + self.n_step)[:, None]
+        rows = steps.rows(lane, np.maximum(np.minimum(ages, steps.size - 1), 0))
+        inside, types = (ages >= 0) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
         # An episode ends at LAST, or before the FIRST of the next one where it was cut.
-        ends = (types[..., :-1] == LAST) | (types[..., 1:] == FIRST)
-        stops = np.ones(ends.shape, dtype=bool)
-        stops[..., :-1] = ends[..., 1:]
-        count = stops.argmax(axis=-1) + 1
-        return count, ~ends[..., 0] & (age + count < self.steps.size)
+        ends = (types[:-1] == LAST) | ((types[1:] == FIRST) & inside[1:])
+        joined = inside[:-1] & inside[1:] & ~ends
+        return _Block(rows[burn_in:-1], ends[burn_in:], joined)
 
-    def _extent(
-        self, lane: np.ndarray, age: np.ndarray, most_before: int, most_after: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many rows [B] of its episode lie before and after each start [B]."""
-        ages = age[:, None] + np.arange(-most_before, most_after + 1)
-        types = self.steps.flat[STEP_TYPE].take(self.steps.rows(lane[:, None], ages))
-        inside = (ages >= 0) & (ages < self.steps.size)
-        # Whether a row and the next one belong together.
-        joined = (types[:, :-1] != LAST) & (types[:, 1:] != FIRST)
-        joined &= inside[:, :-1] & inside[:, 1:]
-        before, after = joined[:, :most_before][:, ::-1], joined[:, most_before:]
-        return before.cumprod(axis=1).sum(axis=1), after.cumprod(axis=1).sum(axis=1)
+    def _counts(self, block: _Block) -> tuple[np.ndarray, np.ndarray]:
+        """Return k of the windows of a block [T, B], and which of them can be served."""
+        length = len(block.ends) - self.n_step + 1
+        joined = block.joined[-len(block.ends) :]
+        inside = started = joined[:length]
+        count, ended = inside.astype(np.int64), np.zeros_like(inside)
+        for step in range(1, self.n_step):
+            ended = ended | (inside & block.ends[step : step + length])
+            inside = inside & joined[step : step + length]
+            count += inside
+        return count, started & (inside | ended)
 
-    def _learned(
-        self, lane: np.ndarray, age: np.ndarray, after: np.ndarray, length: int
-    ) -> tuple[Windows, np.ndarray]:
-        """Return the windows of the learned steps, k = 0 where not valid, and which are [T, B]."""
-        times = np.arange(length)[:, None]
-        lanes, ages = np.broadcast_arrays(lane, age + times)
-        count, served = self._counts(lanes, ages)
-        valid = served & (times <= after)
-        return Windows(lanes, ages, np.where(valid, count, 0)), valid
+    def _returns(self, rows: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return R and D_k (see Transitions) of windows of k = `count` [T, B] steps, as float32.
 
-    def _returns(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-        """Return R and D_k (see Transitions) of windows [...], each [...] float32."""
-        lane, age, count = windows
-        offsets = self._offsets[:-1]
-        rows = self.steps.rows(lane[..., None], age[..., None] + offsets)
-        inside = offsets < count[..., None]
-        rewards = np.where(inside, self.steps.flat[REWARD].take(rows), 0.0)
-        factors = np.where(inside, self.gamma * self.steps.flat[DISCOUNT].take(rows), 1.0)
-        products = np.cumprod(factors, axis=-1)
-        returns = rewards[..., 0] + (products[..., :-1] * rewards[..., 1:]).sum(axis=-1)
-        return returns.astype(np.float32), products[..., -1].astype(np.float32)
+        `rows` [T + n - 1, B] are those of their steps. Where k is 0, R is 0 and D_k is 1.
+        """
+        steps = np.arange(self.n_step)[:, None]
+        inside, windows = steps[..., None] < count, steps + np.arange(len(count))
+        rewards = np.where(inside, self.steps.flat[REWARD].take(rows)[windows], 0.0)
+        discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
+        factors = np.where(inside, discounts[windows], 1.0)
+        products = np.cumprod(factors, axis=0)
+        returns = rewards[0] + (products[:-1] * rewards[1:]).sum(axis=0)
+        return returns.astype(np.float32), products[-1].astype(np.float32)
 
-    def _weights(self, place: np.ndarray) -> np.ndarray:
-        """Return the importance weights [B] float32 of the starts at `place` [B]."""
-        if self.priorities is None:
-            return np.ones(len(place), np.float32)
-        return self.priorities.weights(place)
+
+def _unbroken(joined: np.ndarray) -> np.ndarray:
+    """Return how many of `joined` [K, B] hold one after another from the first on [B]."""
+    return np.logical_and.accumulate(joined, axis=0).sum(axis=0)
+
+
+def _together(windows: Sequence[Windows]) -> Windows:
+    """Return several windows as one."""
+    if len(windows) == 1:
+        return windows[0]
+    return Windows(*(np.concatenate(columns) for columns in zip(*windows, strict=True)))

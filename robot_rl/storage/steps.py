@@ -8,6 +8,7 @@ valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -91,12 +92,23 @@ class Steps:
 
     def rows(self, lane: np.ndarray, age: np.ndarray) -> np.ndarray:
         """Return the flat row of the `age`-th oldest valid step of `lane`; ages broadcast."""
-        return lane * self.length + (self.head - self.size + age) % self.length
+        oldest = (self.head - self.size) % self.length
+        if oldest == 0:
+            return lane * self.length + age
+        row = oldest + age
+        # It wraps at most once: a quarter of the time of a division.
+        return lane * self.length + np.where(row >= self.length, row - self.length, row)
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return lane and age of flat `rows`; an age of `size` or more is no valid step's."""
         lane, row = np.divmod(rows, self.length)
         return lane, (row - self.head + self.size) % self.length
 
+    def with_column(self, name: str, values: np.ndarray) -> Self:
+        """Return the same steps with another flat column [N * T, ...] in the place of `name`."""
+        other = copy.copy(self)
+        other.flat = self.flat | {name: values}
+        return other
+
     def _names(self, prefix: str) -> list[str]:
-        return [name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)]
+        return [name.removeprefix(prefix) for name in self.flat if name.startswith(prefix)]

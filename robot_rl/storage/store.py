@@ -1,14 +1,18 @@
-"""NeverEnding storage: a folder of episodes. Nothing in it is ever deleted."""
+"""NeverEnding storage: a folder of episodes. Only storage.garbage ever deletes any of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy.typing as npt
 
 from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.storage import query as queries
+from robot_rl.storage import rewards
 from robot_rl.storage.episode import (
     DISCARDED,
     PARTIAL,
@@ -17,9 +21,51 @@ from robot_rl.storage.episode import (
     read_header,
     write_header,
 )
-from robot_rl.storage.index import Index
+from robot_rl.storage.index import Entry, Index
+from robot_rl.storage.rewards import RewardInfo
 
-INDEX_FILE = 'index.sqlite'
+# In a folder of its own: what SQLite does there does not look like a change of the store.
+INDEX_FILE = '.index/index.sqlite'
+# Two changes of a folder within so short a time may leave it with one time of change [ns].
+_SETTLED_NS = 3 * 10**9
+# Episodes that are taken in or read at once.
+_BATCH = 500
+
+
+class Episodes(Sequence[EpisodeHeader]):
+    """Headers in the order of their start; each is read, as it is then, when it is asked for.
+
+    A slice is of the same kind; `ids` are there at once.
+    """
+
+    def __init__(self, ids: list[str], read: Callable[[list[str]], list[EpisodeHeader]]):
+        self.ids = ids
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> EpisodeHeader: ...
+    @overload
+    def __getitem__(self, place: slice) -> Episodes: ...
+    def __getitem__(self, place: int | slice) -> EpisodeHeader | Episodes:
+        if isinstance(place, slice):
+            return Episodes(self.ids[place], self._read)
+        (header,) = self._read([self.ids[place]])
+        return header
+
+    def __iter__(self) -> Iterator[EpisodeHeader]:
+        for start in range(0, len(self.ids), _BATCH):
+            yield from self._read(self.ids[start : start + _BATCH])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f'<{len(self)} episodes>'
 
 
 class Store:
@@ -51,14 +97,18 @@ class Store:
                 'exists or can be made'
             ) from None
 
-    def episodes(self, query: str | Iterable[str] = '', **filters: Any) -> list[EpisodeHeader]:
+    def episodes(self, query: str | Iterable[str] = '', **filters: Any) -> Episodes:
         """Return the headers of the episodes that match, in the order of their start.
 
         `query` and `filters` are those of query.parse: episodes('task=ur5e/reach tag=a'), or
         episodes(task='ur5e/reach', success=True). Raises UnknownName or QueryError.
         """
         condition = queries.parse(query, **filters)
-        return self._fresh_index().find(condition)
+        return Episodes(self._fresh_index().find(condition), self._headers)
+
+    def hints(self, query: str | Iterable[str] = '', **filters: Any) -> list[str]:
+        """Return a line for each name in a query that no episode has, with the nearest ones."""
+        return self._fresh_index().unheard_of(queries.parse(query, **filters))
 
     def open(self, id: str) -> EpisodeReader:
         """Open one episode; partial and discarded ones by the name of their directory.
@@ -93,6 +143,25 @@ class Store:
                 raise SpecError(f'tag {tag!r}: must be a word without spaces and commas')
         return self._edit(id, lambda h: h.replace(tags=sorted({*h.tags, *add} - remove)))
 
+    def add_reward(self, id: str, values: npt.ArrayLike, /, **about: Any) -> RewardInfo:
+        """Add a reward sequence to an episode and return its sidecar.
+
+        `values` are [T], finite: one for each step of the episode's primary time base, or at
+        `times_ns`. `about` are fields of RewardInfo: task, kind and author, and for a predicted
+        one model_sha256. Raises SpecError where they do not fit, StorageError where nothing can
+        be written. No sequence is ever replaced.
+        """
+        info, data = rewards.prepare(values, about)
+        path, index = self.open(id).path, self._open_index()
+        with index.edit(id):
+            rewards.add(path, info, data)
+            self._put(index, id)
+        return info
+
+    def refresh(self, id: str) -> None:
+        """Read an episode again whose files somebody else has changed, for the index."""
+        self._read_again(self._open_index(), id)
+
     def reindex(self) -> int:
         """Read every episode's directory again and return how many episodes there are."""
         self._open_index().clear()
@@ -107,54 +176,90 @@ class Store:
                 write_header(path, header)
             except OSError as error:
                 raise StorageError(f'{path}: cannot be changed ({error.strerror})') from None
-            if header.id == id:  # unfinished episodes are not in the index
-                index.replace(header)
+            self._put(index, id)
         return header
+
+    def _headers(self, ids: list[str]) -> list[EpisodeHeader]:
+        """Return the headers of episodes that a query found."""
+        known = self._open_index().headers(ids)
+        return [known.get(id) or read_header(self.root / id) for id in ids]
 
     def _fresh_index(self) -> Index:
         """Return the index after it has taken in new directories and dropped vanished ones."""
         index = self._open_index()
-        known, present = index.ids(), set(self._names())
-        if known - present:
-            index.forget(known - present)
         self.damaged = {}
-        new = [header for name in sorted(present - known) if (header := self._header(name))]
-        if new:
-            index.add(new)
-        for name in index.edits():
-            with index.edit(name):
-                header = self._header(name) if name in present else None
-                if header:
-                    index.replace(header)
+        self._scan(index)
+        for name in index.notes():
+            self._read_again(index, name)
         return index
 
-    def _header(self, name: str) -> EpisodeHeader | None:
-        """Return the header of a directory, or None, and why in `damaged`."""
+    def _scan(self, index: Index) -> None:
+        """Bring the index to what directories there are, if any came or went."""
+        now, changed_ns = time.time_ns(), self.root.stat().st_mtime_ns
+        scan = index.scanned()
+        if scan.changed_ns == changed_ns:
+            return
+        known, noted = index.ids(), set(index.notes())
+        names = {name for name in os.listdir(self.root) if _is_committed(name)}
+        if known - names:
+            index.forget(known - names)
+        new = sorted(name for name in names - known - noted if (self.root / name).is_dir())
+        for start in range(0, len(new), _BATCH):
+            entries = (self._entry(name, index) for name in new[start : start + _BATCH])
+            index.add([entry for entry in entries if entry])
+        if now - changed_ns > _SETTLED_NS:
+            index.set_scanned(scan._replace(changed_ns=changed_ns))
+
+    def _read_again(self, index: Index, name: str) -> None:
+        """Take in a directory that was damaged, or edited, when it was last read."""
+        if not _is_committed(name) or not (self.root / name).is_dir():
+            index.forget([name])
+        elif self._entry(name, index):
+            with index.edit(name):
+                self._put(index, name)
+            self._entry(name, index)  # notes it again where one of its rewards is damaged
+
+    def _put(self, index: Index, name: str) -> None:
+        """Put an episode as it is now into the index; only inside `index.edit`."""
+        if _is_committed(name) and (entry := self._entry(name)):
+            index.replace(entry)
+
+    def _entry(self, name: str, index: Index | None = None) -> Entry | None:
+        """Return what a directory says, or None; and what is wrong in `damaged`.
+
+        `index` takes a note of a directory with damage.
+        """
+        damaged: dict[str, str] = {}
+        entry = None
         try:
-            header = read_header(self.root / name)
-            if header.id == name:
-                return header
-            self.damaged[name] = (
-                f'{self.root / name}: holds episode {header.id}; rename the directory'
-            )
+            reader = EpisodeReader(self.root / name)
+            if reader.header.id != name:
+                raise StorageError(
+                    f'{reader.path}: holds episode {reader.header.id}; rename the directory'
+                )
+            entry = Entry(reader.header, reader.rewards(damaged))
         except StorageError as error:
-            self.damaged[name] = str(error)
-        return None
+            damaged[''] = str(error)
+        for file, problem in damaged.items():
+            self.damaged[f'{name}/{file}'.rstrip('/')] = problem
+        if damaged and index:
+            index.note(name)
+        return entry
 
     def _names(self) -> list[str]:
         """Return the names of the directories that are committed episodes."""
-        return [
-            entry.name
-            for entry in self._entries()
-            if not entry.name.endswith((PARTIAL, DISCARDED)) and not entry.name.startswith('.')
-        ]
+        return [entry.name for entry in self._entries() if _is_committed(entry.name)]
 
     def _entries(self) -> Iterator[os.DirEntry]:
         with os.scandir(self.root) as entries:
             yield from (entry for entry in entries if entry.is_dir())
 
     def _open_index(self) -> Index:
-        if self._index is None:
+        if self._index is None or self._index.lost():
             writable = os.access(self.root, os.W_OK)
             self._index = Index(self.root / INDEX_FILE if writable else None)
         return self._index
+
+
+def _is_committed(name: str) -> bool:
+    return not (name.startswith('.') or name.endswith((PARTIAL, DISCARDED)))

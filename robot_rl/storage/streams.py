@@ -186,6 +186,20 @@ def read_messages(path: Path, topics: Collection[str] | None = None) -> Iterator
     Raises StorageError, after the last message of the last whole chunk, where the file is cut
     off or damaged; one line says where. Whatever a serialiser appended to a message is ignored.
     """
+    for channel, schema, record in raw_messages(path):
+        if topics is None or channel.topic in topics:
+            yield StreamMessage(
+                channel.topic,
+                schema.name if schema else '',
+                record.log_time,
+                record.publish_time,
+                record.sequence,
+                _decode(path, channel, schema, record.data),
+            )
+
+
+def raw_messages(path: Path) -> Iterator[tuple[Channel, Schema | None, Message]]:
+    """Yield what `read_messages` does as it stands in the file, not decoded."""
     schemas: dict[int, Schema] = {}
     channels: dict[int, Channel] = {}
     for record in _records(path):
@@ -195,16 +209,7 @@ def read_messages(path: Path, topics: Collection[str] | None = None) -> Iterator
             channels[record.id] = record
         elif isinstance(record, Message):
             channel = channels[record.channel_id]
-            if topics is None or channel.topic in topics:
-                schema = schemas.get(channel.schema_id)
-                yield StreamMessage(
-                    channel.topic,
-                    schema.name if schema else '',
-                    record.log_time,
-                    record.publish_time,
-                    record.sequence,
-                    _decode(path, channel, schema, record.data),
-                )
+            yield channel, schemas.get(channel.schema_id), record
 
 
 def damage(path: Path) -> str | None:

@@ -18,8 +18,9 @@ import torch
 from robot_rl import registry
 from robot_rl.errors import RobotRLError, SpecError, StorageError
 from robot_rl.policies.agent import return_bounds
-from robot_rl.policies.export import export_onnx, git_revision
+from robot_rl.policies.export import export_onnx
 from robot_rl.policies.policy import Policy
+from robot_rl.resources import git_revision
 from robot_rl.sim.environment import Environment, StepType, TimeStep
 from robot_rl.specs import Contract, PolicyCard
 from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint

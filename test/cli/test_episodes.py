@@ -1,5 +1,6 @@
 """robot-rl episodes: what a person types, and what machines read."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from robot_rl.cli.main import main
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, read_header
+from robot_rl.storage.store import INDEX_FILE, Store
 
 
 @pytest.fixture
@@ -85,7 +87,8 @@ def test_label_and_tag_change_the_episode(store, run):
 
 
 def test_reindex_counts(store, run):
-    (store / 'index.sqlite').write_bytes(b'x' * 5000)
+    Store(store).episodes()
+    (store / INDEX_FILE).write_bytes(b'x' * 5000)
     assert json.loads(run('reindex', '--json')[1]) == {'count': 3, 'damaged': {}}
     assert '3 episodes indexed' in run('reindex')[1]
 
@@ -95,6 +98,89 @@ def test_a_damaged_episode_is_told_on_stderr(store, run):
     code, out, err = run('ls', '--json')
     assert (code, json.loads(out)['count']) == (0, 2)
     assert err.startswith('robot-rl: skipped: ') and err.count('\n') == 1
+
+
+def test_stats_counts_by_task_and_source(store, run):
+    data = json.loads(run('stats', '--json')[1])
+    assert (data['episodes'], data['hours']) == (3, pytest.approx(3 * 2 / 3600))
+    assert (data['successes'], data['failures'], data['success_rate']) == (1, 1, 0.5)
+    assert [(row['task'], row['episodes'], row['success_rate']) for row in data['groups']] == [
+        ('other', 1, 1.0),
+        ('ur5e/reach', 2, 0.0),
+    ]
+    lines = run('stats', 'success=unknown')[1].splitlines()
+    assert lines[1].split() == ['ur5e/reach', 'policy', '1', '0.001', '0', '0', 'unknown']
+    assert json.loads(run('stats', 'task=none', '--json')[1])['groups'] == []
+
+
+def test_verify_has_a_line_for_each_damaged_file_and_code_1(store, run):
+    code, out, err = run('verify')
+    assert (code, err) == (0, '')
+    assert out.startswith('3 episodes checked (') and '0 damaged files' in out
+    streams = store / 'e1' / 'streams.mcap'
+    streams.write_bytes(streams.read_bytes()[:-1] + b'x')
+    (store / 'e2' / 'episode.json').write_text('{')  # after it was indexed
+    code, out, _ = run('verify')
+    lines = out.splitlines()
+    assert code == 1 and len(lines) == 3
+    assert lines[0].startswith(f'{streams}: SHA-256 ')
+    assert lines[1].startswith(f'{store / "e2" / "episode.json"}: ')
+    code, out, _ = run('verify', '--json', 'id=e1')
+    data = json.loads(out)
+    assert (code, data['checked'], data['unverifiable']) == (1, 1, [])
+    assert [item['file'] for item in data['damaged']] == [str(streams)]
+    assert run('verify', 'id=e0')[0] == 0
+
+
+def test_recover_mends_what_was_cut_and_says_what_it_cannot(store, run):
+    for id, messages in (('cut', 3), ('empty', 0)):
+        with EpisodeWriter(store, EpisodeHeader(id=id)) as writer:
+            for i in range(messages):
+                writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', 10**9 + i, None, i + 1)
+    with EpisodeWriter(store, EpisodeHeader(id='live')):
+        code, out, err = run('recover', '--json')
+    assert (code, json.loads(out)['recovered'], err.count('\n')) == (1, ['cut'], 1)
+    assert err.startswith(f'robot-rl: {store / "empty.partial"}: no message reached the disk')
+    (episode,) = json.loads(run('ls', 'id=cut', '--json')[1])['episodes']
+    assert episode['topics']['/n']['count'] == 3 and episode['termination'].startswith('cut: ')
+    assert run('recover', 'e9')[0] == 2
+    assert run('recover', 'empty')[0] == 1
+
+
+def test_episodes_travel_by_archive_and_by_merge(store, run, tmp_path):
+    archive, other = tmp_path / 'a r.tar', tmp_path / 'other'
+    data = json.loads(run('export', str(archive), 'task=ur5e/reach', '--json')[1])
+    assert data['episodes'] == ['e1', 'e2'] and data['bytes'] == archive.stat().st_size
+    code, out, _ = run('import', str(archive), '--store', str(other))
+    assert code == 0 and out.startswith(f'2 episodes taken into {other}, 0 there already')
+    data = json.loads(run('merge', str(store), '--store', str(other), '--json')[1])
+    assert (data['added'], data['same'], data['renamed']) == (['e0'], ['e1', 'e2'], {})
+    with EpisodeWriter(tmp_path / 'third', EpisodeHeader(id='e0', task='another')) as writer:
+        writer.commit()
+    code, out, _ = run('merge', str(tmp_path / 'third'), '--store', str(other))
+    assert code == 0 and out.startswith('e0 is another episode here; it became e0-')
+    assert len(Store(other).episodes()) == 4
+
+
+def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
+    with EpisodeWriter(store, EpisodeHeader(id='thrown')) as writer:
+        writer.discard()
+    thrown = store / 'thrown.discarded'
+    code, out, _ = run('gc')  # nobody is there to be asked
+    assert code == 0 and thrown.exists() and 'nothing was deleted' in out
+    assert out.startswith(f'{thrown}  (0.0 MB; a recording that was discarded)')
+    terminal = io.StringIO('n\ny\n')
+    terminal.isatty = lambda: True
+    monkeypatch.setattr('sys.stdin', terminal)
+    assert 'nothing was deleted' in run('gc')[1] and thrown.exists()
+    assert '1 to delete, 0.0 MB: deleted' in run('gc')[1] and not thrown.exists()
+    data = json.loads(run('gc', '--episodes', 'task=ur5e/reach', '--json')[1])
+    assert [item['path'] for item in data['listed']] == [str(store / 'e1'), str(store / 'e2')]
+    assert data['deleted'] is False and (store / 'e1').exists()
+    data = json.loads(run('gc', '--yes', 'e2', '--episodes', '--json')[1])
+    assert data['deleted'] is True and not (store / 'e2').exists()
+    assert run('gc', '--yes')[1] == 'nothing to delete\n'
+    assert json.loads(run('ls', '--json')[1])['count'] == 2
 
 
 @pytest.mark.parametrize(
@@ -110,6 +196,15 @@ def test_a_damaged_episode_is_told_on_stderr(store, run):
         (['label', 'e1', '--success', 'perhaps'], 'episodes label: '),
         (['tag', 'e1', 'curated'], "'curated' is neither +tag (add) nor -tag (remove)"),
         (['tag', 'e1', '+a,b'], 'without spaces and commas'),
+        (['gc', 'e1'], 'gc: episodes are deleted with --episodes only'),
+        (['gc', '--episodes', '--yes'], 'gc: --episodes needs ids, or a query like tag=spoilt'),
+        (['gc', '--episodes', '--yes', 'e9'], "unknown episode 'e9'"),
+        (['export'], 'episodes export: '),
+        (['export', 'x.tar', 'task=none'], 'no episode matches; nothing to export'),
+        (['export', 'no/folder/x.tar'], 'no/folder/x.tar: cannot be written (No such file'),
+        (['import', 'absent.tar'], 'absent.tar: cannot be unpacked (No such file'),
+        (['merge', 'absent'], 'absent: no folder of episodes here'),
+        (['verify', 'tsk=x'], "unknown query key 'tsk'"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(store, run, argv, said):
@@ -123,7 +218,10 @@ def test_bad_input_is_one_line_and_changes_nothing(store, run, argv, said):
 def test_help_shows_an_example_and_every_action(run):
     code, out, _ = run('--help')
     assert code == 0 and 'example: robot-rl episodes ls --json' in out
-    for action in ('ls', 'show', 'label', 'tag', 'reindex'):
+    for action in (
+        'ls', 'show', 'stats', 'judge', 'label', 'tag', 'verify', 'recover', 'export', 'import',
+        'merge', 'gc', 'reindex',
+    ):  # fmt: skip
         assert f'\n{action} ' in out
     with pytest.raises(SystemExit) as stop:
         run('ls', '--help')

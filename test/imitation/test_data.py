@@ -4,13 +4,17 @@ import mujoco
 import numpy as np
 import pytest
 
+from robot_rl.control.observation import History
 from robot_rl.control.runtime import RandomPolicy
 from robot_rl.errors import StorageError
-from robot_rl.imitation.data import Episode, load_episodes, make_steps
+from robot_rl.images import lossless
+from robot_rl.imitation.data import Episode, find_episodes, mixed_parts, write_steps
 from robot_rl.registry import make_task
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.recorded import steps_of, with_tool
-from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.specs import ObservationField
+from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.store import Store
 
 
@@ -53,25 +57,53 @@ def test_recorded_columns_give_the_environments_observations_and_rewards(task, s
     assert recorded['discount'].tolist() == [1.0] * len(steps)
 
 
+def test_recorded_pictures_are_not_decoded_and_their_history_is_that_of_the_loop(task, simulated):
+    columns, _ = simulated
+    seen = np.random.default_rng(0).integers(0, 256, (61, 8, 6, 3), dtype=np.uint8)
+    column = Pictures.of([lossless(picture) for picture in seen], np.arange(61), (8, 6))
+    camera = ObservationField(
+        name='camera',
+        source='wrist.image',
+        shape=(8, 6, 3),
+        dtype='uint8',
+        encoding='jpeg',
+        history=3,
+    )
+    own = task.contract()
+    contract = own.replace(observation=(*own.observation, camera))
+    recorded = steps_of(task, with_tool(task, columns) | {'wrist.image': column}, contract)
+    stacked = recorded['observation/camera']
+    assert isinstance(stacked, Pictures) and stacked.blob is column.blob
+    history = History(contract)
+    for row in range(61):
+        live = history.push({'camera': seen[row]} | _blank(own))['camera']
+        np.testing.assert_array_equal(np.asarray(stacked[row]), live)
+
+
+def _blank(contract):
+    return {name: np.zeros(shape) for name, shape in contract.observation_shapes.items()}
+
+
 def test_imitation_learns_from_what_was_applied(task, simulated):
     columns, _ = simulated
     recorded = steps_of(task, with_tool(task, columns), task.contract(), action='applied')
     np.testing.assert_array_equal(recorded['action'][:-1], columns['action/applied'])
 
 
-def test_hindsight_goals_are_rewarded_as_mujoco_measures_them(task, simulated):
+def test_hindsight_goals_are_rewarded_as_mujoco_measures_them(task, simulated, tmp_path):
     columns, _ = simulated
     episode = Episode(EpisodeHeader(), with_tool(task, columns))
-    steps = make_steps(task, task.contract(), [episode], hindsight_goals=4, seed=1)
+    steps = write_steps(
+        tmp_path / 's', task, task.contract(), [episode], hindsight_goals=4, seed=1
+    )
     rows = task.max_steps + 1
-    assert steps.columns['reward'].shape == (1, 5 * rows)
+    assert steps.flat['reward'].shape == (5 * rows,)
     model = task.model()
     data = mujoco.MjData(model)
     site = model.site(task.robot.tool_site).id
     for part in range(5):
         seen = {
-            name: column[0, part * rows : (part + 1) * rows]
-            for name, column in steps.columns.items()
+            name: column[part * rows : (part + 1) * rows] for name, column in steps.flat.items()
         }
         for row in (1, 30, 60):
             data.qpos[:6] = columns['joint_states.position'][row]
@@ -85,18 +117,17 @@ def test_hindsight_goals_are_rewarded_as_mujoco_measures_them(task, simulated):
             assert seen['reward'][row - 1] == pytest.approx(reward, abs=1e-5)
 
 
-def test_goals_in_hindsight_are_places_where_the_tool_was(task, simulated):
+def test_goals_in_hindsight_are_places_where_the_tool_was(task, simulated, tmp_path):
     columns, _ = simulated
     complete = with_tool(task, columns)
-    steps = make_steps(
-        task, task.contract(), [Episode(EpisodeHeader(), complete)], hindsight_goals=6
-    )
+    episodes = [Episode(EpisodeHeader(), complete)]
+    steps = write_steps(tmp_path / 's', task, task.contract(), episodes, hindsight_goals=6)
     rows = task.max_steps + 1
     for part in range(1, 7):
         first = part * rows
         goal = (
-            steps.columns['observation/target_from_tool'][0, first]
-            + steps.columns['observation/tool_position'][0, first]
+            steps.flat['observation/target_from_tool'][first]
+            + steps.flat['observation/tool_position'][first]
         )
         nearest = np.linalg.norm(complete['tool.position'] - goal, axis=1).min()
         assert nearest < 1e-6
@@ -104,4 +135,23 @@ def test_goals_in_hindsight_are_places_where_the_tool_was(task, simulated):
 
 def test_a_query_without_episodes_is_one_line(task, tmp_path):
     with pytest.raises(StorageError, match="no usable episode for the query 'task=ur5e/reach'"):
-        load_episodes(Store(tmp_path), task, task.contract(), 'task=ur5e/reach')
+        find_episodes(Store(tmp_path), task, task.contract(), 'task=ur5e/reach')
+
+
+def test_parts_of_a_batch_are_the_rows_of_the_episodes_that_a_query_finds(tmp_path):
+    headers = [
+        EpisodeHeader(task='stack' if number % 2 else 'reach', success=number < 4)
+        for number in range(6)
+    ]
+    for header in headers:
+        EpisodeWriter(tmp_path, header).commit()
+    ends = np.cumsum([4, 3, 6, 7, 2, 5, 3, 3, 9, 1, 2, 2])  # two spans an episode: a goal each
+    spans = np.stack([np.append(0, ends[:-1]), ends], axis=1)
+    store, mix = Store(tmp_path), {'task=stack': 0.25, 'task=reach': 0.125}
+    parts = mixed_parts(store, 'success=true', mix, headers, spans)
+    assert {name: part.share for name, part in parts.items()} == {'all': 0.625, **mix}
+    assert parts['all'].spans is None
+    np.testing.assert_array_equal(parts['task=stack'].spans, [[7, 20], [27, 33]])
+    np.testing.assert_array_equal(parts['task=reach'].spans, [[0, 7], [20, 27]])
+    with pytest.raises(StorageError, match="none of 6 usable episodes fits 'tag=curated'"):
+        mixed_parts(store, '', {'tag=curated': 0.5}, headers, spans)

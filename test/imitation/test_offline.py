@@ -1,5 +1,7 @@
 """Learning from recorded steps: CRR filters by reward, cloning does not, shuffling undoes both."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.crr import CRRConfig, CRRLearner
 from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
 from robot_rl.specs import ActionField, Contract, ObservationField
+from robot_rl.storage.mixture import Part
 from robot_rl.storage.sampler import Transitions
 from robot_rl.storage.steps import LAST, Steps
 
@@ -97,11 +100,11 @@ def test_crr_weight_is_that_of_the_paper():
 def test_shuffling_permutes_rewards_and_nothing_else():
     steps = bandit(episodes=50)
     shuffled = shuffle_rewards(steps, seed=3)
-    valid = steps.columns['step_type'] != LAST
-    for name, column in steps.columns.items():
+    valid = steps.flat['step_type'] != LAST
+    for name, column in steps.flat.items():
         if name != 'reward':
-            np.testing.assert_array_equal(shuffled.columns[name], column)
-    before, after = steps.columns['reward'], shuffled.columns['reward']
+            np.testing.assert_array_equal(shuffled.flat[name], column)
+    before, after = steps.flat['reward'], shuffled.flat['reward']
     np.testing.assert_array_equal(np.sort(before[valid]), np.sort(after[valid]))
     np.testing.assert_array_equal(before[~valid], after[~valid])
     assert (before[valid] != after[valid]).any()
@@ -152,3 +155,23 @@ def test_nan_among_recorded_steps_is_refused_by_name(column):
     told = f'{column.replace("/", " ")}: NaN or infinite in 1 of 10 recorded steps'
     with pytest.raises(StorageError, match=told):
         train_offline(learner, steps, updates=1)
+
+
+@pytest.mark.parametrize('mixing', ['quota', 'bernoulli'])
+def test_parts_are_learned_from_by_their_shares_which_are_reported(mixing):
+    steps, rows = bandit(episodes=40), []
+    parts = {'all': Part(0.75), 'task': Part(0.25, np.array([[0, 2], [10, 14]]))}
+    learner = BCLearner(CONTRACT, BCConfig(**SMALL))
+    train_offline(learner, steps, 150, 3, lambda *row: rows.append(row), parts, mixing)
+    assert [done for done, _ in rows] == [100, 150]
+    told = rows[-1][1]['fraction task']
+    assert told == 0.25 if mixing == 'quota' else told == pytest.approx(0.25, abs=0.02)
+    assert told + rows[-1][1]['fraction all'] == 1
+
+
+def test_an_error_while_learning_ends_what_draws_ahead():
+    learner = BCLearner(CONTRACT, BCConfig(**SMALL))
+    learner.update = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        train_offline(learner, bandit(episodes=5), updates=3)
+    assert not [t for t in threading.enumerate() if t.name == 'prefetch']

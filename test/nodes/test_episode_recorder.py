@@ -14,7 +14,9 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
+import robot_rl
 from robot_rl import registry
+from robot_rl.resources import git_revision
 from robot_rl.storage.episode import EpisodeReader
 
 CONTROLLER = 'forward_position_controller/commands'
@@ -139,6 +141,7 @@ def test_an_episode_is_committed_with_every_message_and_true_times(recorder, obs
     )
     assert (header.seed, header.operator, header.robot, header.world) == (9, 'ada', 'ur5e', 'sim')
     assert header.robot_spec.name == 'ur5e' and header.contract.rate_hz == 20
+    assert (header.code_version, header.git_revision) == (robot_rl.__version__, git_revision())
     assert header.topics['/policy/action'].count == 5
     assert header.topics['/joint_states'].type == 'sensor_msgs/msg/JointState'
     messages = list(episode.messages())

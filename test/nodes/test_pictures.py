@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import itertools
 import time
+from collections import defaultdict
 
 import cv2
 import mujoco
@@ -18,12 +20,14 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
-from robot_rl.control.observation import Observer
+from robot_rl.control.observation import Observer, with_history
 from robot_rl.control.runtime import load_policy
 from robot_rl.control.shared_frame import FOLDER
 from robot_rl.errors import RobotRLError
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim import rendering
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeReader
 
 HEIGHT, WIDTH = 24, 32
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -214,6 +218,50 @@ def test_pictures_that_nobody_hands_over_are_told(blind, publishing, observer):
     world = blind(seeing('wrist'), fed=False)
     told = '/wrist/image_raw/compressed is there: the node image_feed, which hands it over, does n'
     assert observer.until(lambda: any(told in message.data for message in world.session.answers))
+
+
+@pytest.mark.parametrize('encoding', ['jpeg', 'rgb8'])
+def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
+    publishing, supervisor, conductor, policy_file, tmp_path, encoding
+):
+    """Every decision again, offline, from what the recorder wrote of the real nodes."""
+    contract = seeing('wrist', encoding, history=2)
+    policy = load_policy(path := policy_file(contract, seed=6))
+    supervisor.start('sim_robot', {'seed': 3})
+    supervisor.start('policy', {'policy': str(path)})
+    supervisor.start('command_guard')
+    supervisor.start('image_feed')
+    supervisor.start('episode_recorder', {'root': str(tmp_path)})
+    seeds = itertools.count()
+    made = compressed if encoding == 'jpeg' else raw
+    topic = 'wrist/image_raw' + ('/compressed' if encoding == 'jpeg' else '')
+    publishing(lambda: made(picture(next(seeds), 2 * HEIGHT, 2 * WIDTH)), topic)
+    supervisor.wait_ready()
+    session, recorder = conductor('policy'), conductor('episode_recorder')
+    given = {'episode': 'e1', 'source': 'policy', 'task': 'ur5e/reach', 'seed': 3}
+    session.say('prepare', contract=contract.to_dict(), max_steps=20, **given)
+    session.hears('ready')
+    recorder.hears('ready')
+    session.say('running')
+    session.hears('done')
+    session.say('ended', result='truncated')
+    recorder.hears('done')
+
+    columns, task = (
+        aligned_columns(EpisodeReader(tmp_path / 'e1')),
+        registry.make_task('ur5e/reach'),
+    )
+    assert columns['wrist.image'].shape == (21, HEIGHT, WIDTH, 3)
+    streams = defaultdict(dict)
+    for name, values in columns.items():
+        stream, _, quantity = name.partition('.')
+        streams[stream][quantity] = values
+    observed = with_history(contract, Observer(contract, task.chain).observe(streams))
+    actions = policy.select({name: values[:-1] for name, values in observed.items()}, {})[0]
+    same = np.abs(actions - columns['action/requested']).max(axis=1) < 1e-5
+    # A picture that came within the milliseconds before a tick may not have been decoded yet, and
+    # is seen by two ticks with this history.
+    assert same.sum() >= 12, same
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Episodes of a made-up two-joint arm, written with the bytes that real ROS publishers send."""
 
+import array
 import types
 
 import numpy as np
@@ -20,7 +21,7 @@ def ros():
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import PoseStamped
     from rclpy.serialization import serialize_message
-    from sensor_msgs.msg import JointState
+    from sensor_msgs.msg import CompressedImage, Image, JointState
     from std_msgs.msg import String
     from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -45,6 +46,15 @@ def ros():
         turn.x, turn.y, turn.z, turn.w = map(float, orientation_xyzw)
         return message
 
+    def compressed(stamp_ns, data):
+        return stamped(CompressedImage(format='jpeg', data=array.array('B', data)), stamp_ns)
+
+    def raw(stamp_ns, pixels):
+        height, width = pixels.shape[:2]
+        data = array.array('B', pixels.tobytes())
+        message = Image(height=height, width=width, encoding='rgb8', step=3 * width, data=data)
+        return stamped(message, stamp_ns)
+
     def type_name(message):
         package = type(message).__module__.split('.')[0]
         return f'{package}/msg/{type(message).__name__}'
@@ -59,6 +69,8 @@ def ros():
         joint_state=joint_state,
         trajectory=trajectory,
         pose=pose,
+        compressed=compressed,
+        raw=raw,
         string=lambda text: String(data=text),
         serialize=serialize_message,
         type_name=type_name,

@@ -77,11 +77,14 @@ def brute_force(recording):
     """Walk the rows one by one over the plain lists."""
     stamps = [stamp for stamp, _, _ in recording.ticks]
     after = min(recording.states, key=lambda state: abs(state[0] - stamps[-1] - 50 * MS))[0]
-    rows = {'time': [], 'q': [], 'qd': [], 'place': [], 'turn': []}
-    for now in [*stamps, after]:
-        state = [values for stamp, values in recording.states if stamp <= now][-1]
-        pose = [values for stamp, values in recording.poses if stamp <= now][-1]
-        rows['time'].append(now * 1e-9)
+    rows = {'time': [], 'q': [], 'qd': [], 'place': [], 'turn': [], 'pose_time': []}
+    decided = [START_NS + (503 + 50 * tick) * MS for tick in range(len(stamps))]
+    for stamp, now in zip([*stamps, after], [*decided, after], strict=True):
+        state = [values for at, values in recording.states if at <= stamp][-1]
+        # What came before the action did, also what was stamped after the joint states.
+        at, pose = [pose for pose in recording.poses if pose[0] <= now][-1]
+        rows['time'].append(stamp * 1e-9)
+        rows['pose_time'].append(at * 1e-9)
         rows['q'].append([state[name][0] for name in JOINTS])
         rows['qd'].append([state[name][1] for name in JOINTS])
         rows['place'].append(pose[:3])
@@ -106,11 +109,12 @@ def test_columns_equal_a_walk_over_the_messages(tmp_path, ros, rng, header, name
         'qd': 'joint_states.velocity',
         'place': 'target_pose.position',
         'turn': 'target_pose.orientation',
+        'pose_time': 'target_pose.time',
         'command': 'command.position',
         'requested': 'action/requested',
         'applied': 'action/applied',
     }
-    assert set(found) == set(names.values())
+    assert set(found) == {*names.values(), 'joint_states.time'}
     for short, name in names.items():
         assert found[name].dtype == np.float64
         np.testing.assert_allclose(found[name], expected[short], rtol=0, atol=1e-12, err_msg=name)
@@ -140,7 +144,7 @@ def test_joints_are_found_behind_a_prefix(tmp_path, ros, header, robot):
     found = aligned_columns(left.write(tmp_path, behind))
     for name, column in expected.items():
         np.testing.assert_array_equal(found[name], column)
-    with pytest.raises(StorageError, match=r'no message on joint_states, only of .*shoulder'):
+    with pytest.raises(StorageError, match=r'left_shoulder.* missing among the names'):
         aligned_columns(plain.write(tmp_path / 'other', behind))
 
 
@@ -254,7 +258,7 @@ def test_a_missing_topic_is_named(tmp_path, recording, header, topic, said):
 def test_a_goal_that_came_too_late_is_told(tmp_path, recording, header):
     late = [i for i, item in enumerate(recording.sent) if item[1] == 'target_pose'][:-3]
     reader = recording.write(tmp_path, header(), drop=set(late))
-    with pytest.raises(StorageError, match=r"'target_pose\.position' has no value at some"):
+    with pytest.raises(StorageError, match=r"'target_pose\.position' has no value at 11 of 13"):
         aligned_columns(reader)
 
 
@@ -354,7 +358,106 @@ def test_a_message_without_a_stamp_counts_from_its_publication(tmp_path, ros, rn
             message.header.stamp.sec = message.header.stamp.nanosec = 0
     reader = recording.write(tmp_path, header())
     found = aligned_columns(reader)
-    published = [stamp + 300_000 for stamp, _ in recording.poses]
-    rows = np.searchsorted(published, np.round(found['time'] * 1e9).astype(int)) - 1
-    expected = np.array([recording.poses[row][1][:3] for row in rows])
+    published = {stamp + 300_000: values for stamp, values in recording.poses}
+    times = np.round(found['target_pose.time'] * 1e9 - START_NS).astype(int)
+    expected = [
+        values[:3]
+        for time in times
+        for at, values in published.items()
+        if abs(at - START_NS - time) < 1000
+    ]
     np.testing.assert_allclose(found['target_pose.position'], expected)
+
+
+def grid_of(recording, start, period, steps):
+    """Walk over the messages with a clock that ticks every `period` [ns] from `start`."""
+    rows = {'time': [], 'q': [], 'place': [], 'command': [], 'applied': []}
+    applied = sorted(
+        (time_ns, message.points[0].positions)
+        for time_ns, topic, message in recording.sent
+        if topic == 'command_guard/applied'
+    )
+    commands = sorted(
+        (time_ns, message.points[0].positions[::-1])
+        for time_ns, topic, message in recording.sent
+        if topic.endswith('/command')
+    )
+    for now in (start + k * period for k in range(steps + 1)):
+        stamp, state = [(at, values) for at, values in recording.states if at <= now][-1]
+        known = stamp + 300_000
+        rows['time'].append(now * 1e-9)
+        rows['q'].append([state[name][0] for name in JOINTS])
+        rows['place'].append(
+            [pose[:3] for at, pose in recording.poses if at + 300_000 <= known][-1]
+        )
+        first = [(0, rows['q'][0])]
+        rows['command'].append([p for at, p in first + commands if at <= known][-1])
+        rows['applied'].append([p for at, p in first + applied if at <= known][-1])
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def require_grid(found, expected, contract):
+    order = [JOINTS.index(name) for name in contract.action_names]
+    np.testing.assert_allclose(found['time'], expected['time'], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found['joint_states.position'], expected['q'])
+    np.testing.assert_array_equal(found['target_pose.position'], expected['place'])
+    np.testing.assert_array_equal(found['command.position'], expected['command'])
+    for action, path in (('requested', 'command'), ('applied', 'applied')):
+        moved = np.diff(expected[path], axis=0)[:, order]
+        np.testing.assert_array_equal(found[f'action/{action}'], moved)
+
+
+@pytest.mark.parametrize(('rate_hz', 'steps'), [(10, 6), (40, 24), (100, 60), (7, 4)])
+def test_another_rate_is_a_walk_with_its_clock(
+    tmp_path, recording, header, contract, rate_hz, steps
+):
+    found = aligned_columns(recording.write(tmp_path, header()), contract.replace(rate_hz=rate_hz))
+    start = recording.ticks[0][0]
+    expected = grid_of(recording, start, round(1e9 / rate_hz), steps)
+    assert len(found['action/requested']) == steps
+    require_grid(found, expected, contract)
+
+
+def test_a_person_s_commands_are_on_a_grid_from_the_first_one(
+    tmp_path, recording, header, contract
+):
+    recording.sent = [
+        (time_ns, topic.replace('policy/command', 'teleop/command'), message)
+        for time_ns, topic, message in recording.sent
+        if topic != 'policy/action'
+    ]
+    for _, topic, message in recording.sent:
+        if topic == 'teleop/command':  # a device that knows no stamps
+            message.header.stamp.sec = message.header.stamp.nanosec = 0
+    reader = recording.write(tmp_path, header(source='teleop'))
+    for rate_hz, steps in ((20, 12), (50, 29)):
+        found = aligned_columns(reader, contract.replace(rate_hz=rate_hz))
+        expected = grid_of(recording, recording.ticks[0][0], round(1e9 / rate_hz), steps)
+        require_grid(found, expected, contract)
+
+
+def test_what_a_person_did_to_a_policy_s_episode_was_applied(tmp_path, ros, rng, header):
+    """From tick 3 to tick 6 nothing answers the policy: the guard hears somebody else."""
+    recording = Recording(ros, rng)
+    overruled = [stamp for stamp, _, _ in recording.ticks[3:7]]
+    recording.sent = [  # what is applied comes after the tick
+        (time_ns + (topic == 'command_guard/applied'), topic, message)
+        for time_ns, topic, message in recording.sent
+    ]
+    for _, topic, message in recording.sent:
+        stamp = message.header.stamp
+        if topic == 'command_guard/applied' and stamp.sec * 10**9 + stamp.nanosec in overruled:
+            stamp.sec = stamp.nanosec = 0
+    found = aligned_columns(recording.write(tmp_path, header()))
+    last = np.array([recording.applied[stamp][::-1] for stamp, _, _ in recording.ticks])
+    expected = np.diff(last, axis=0)
+    np.testing.assert_allclose(found['action/applied'][1:], expected, atol=1e-12)
+
+
+def test_too_short_for_a_period_and_unknown_joints_are_told(tmp_path, recording, header, contract):
+    reader = recording.write(tmp_path, header())
+    with pytest.raises(StorageError, match=r'shorter than a period at 0\.5 Hz'):
+        aligned_columns(reader, contract.replace(rate_hz=0.5))
+    action = contract.action[0].replace(names=('elbow', 'rail')).to_dict()
+    with pytest.raises(ContractMismatch, match=r"\['rail'\] are no joints of made_up"):
+        aligned_columns(reader, contract.replace(action=[action]))

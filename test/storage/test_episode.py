@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 import os
 import re
 import signal
@@ -24,17 +25,17 @@ from robot_rl.storage.episode import (
     EpisodeHeader,
     EpisodeReader,
     EpisodeWriter,
-    new_episode_id,
     read_header,
     write_header,
 )
+from robot_rl.storage.files import new_id
 from robot_rl.storage.schemas import message_definition
 
 START_NS = 1_700_000_000_000_000_000
 
 
 def test_ids_sort_by_time_and_never_repeat():
-    ids = [new_episode_id() for _ in range(200)]
+    ids = [new_id() for _ in range(200)]
     assert len(set(ids)) == 200
     times = [id.rsplit('-', 1)[0] for id in ids]
     assert times == sorted(times)
@@ -49,6 +50,34 @@ def test_header_round_trips_and_refuses_what_it_does_not_know(header):
     for bad in ('../up', '', 'a b', '.hidden', 'x.partial'):
         with pytest.raises(SpecError, match='id'):
             EpisodeHeader.parse({'id': bad})
+
+
+OLD = Path(__file__).parent / 'data' / 'episode_v1.json'  # written by the first version
+
+
+def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
+    (tmp_path / 'episode.json').write_bytes(OLD.read_bytes())
+    header = read_header(tmp_path)
+    told = json.loads(OLD.read_text())
+    assert (told['schema_version'], header.schema_version) == (1, 2)
+    assert header.git_revision == ''
+    assert header.to_dict() == told | {'schema_version': 2, 'git_revision': ''}
+    assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
+    # A change writes the present version, which reads back as the same.
+    write_header(tmp_path, header.replace(success=False))
+    assert json.loads((tmp_path / 'episode.json').read_text())['schema_version'] == 2
+    assert read_header(tmp_path) == header.replace(success=False)
+
+
+@pytest.mark.parametrize('version', [3, 99, 0, -1, '1', None, True, [1]])
+def test_a_header_of_no_known_version_is_refused_and_tells_which_is_read(tmp_path, version):
+    data = json.loads(OLD.read_text()) | {'schema_version': version, 'of_the_future': 1}
+    (tmp_path / 'episode.json').write_text(json.dumps(data))
+    with pytest.raises(StorageError, match=r'episode\.json: schema_version: ') as caught:
+        read_header(tmp_path)
+    assert '\n' not in str(caught.value)
+    newer = isinstance(version, int) and version > 2
+    assert ('newer than 2' if newer else 'this robot_rl reads 2, found') in str(caught.value)
 
 
 def test_a_committed_episode_reads_back_with_every_message_and_its_times(tmp_path, ros, header):

@@ -1,4 +1,5 @@
 import datetime
+import shlex
 import sqlite3
 
 import pytest
@@ -18,6 +19,8 @@ def test_words_and_keywords_mean_the_same():
         policy=['a', 'b'], seed=3, success=None
     )
     assert parse('after=2026-01-01') == parse(after=datetime.date(2026, 1, 1))
+    assert parse('reward=sketch:anna,') == parse(reward=['sketch:anna', None])
+    assert parse('policy=') == parse(policy=None)
     assert parse('task="a b"') == parse(['task=a b'])
     assert parse() == parse('  ') == parse([])
 
@@ -45,6 +48,13 @@ def test_a_misspelt_key_gets_the_nearest_valid_one():
 @pytest.mark.parametrize(
     ('text', 'said'),
     [
+        ('tsk', "not of the form key=value.*did you mean 'task'"),
+        ('success=ture', "found 'ture'; did you mean 'true'"),
+        ('world=simm', "world takes sim or real, found 'simm'; did you mean 'sim'"),
+        ('reward=skech', "or none, found 'skech'; did you mean 'sketch'"),
+        ('reward=predict:m', "found 'predict:m'; did you mean 'predicted'"),
+        ('reward=sketch:', "sketch:<annotator>.*found 'sketch:'"),
+        ('reward=none:anna', "found 'none:anna'"),
         ('success', 'not of the form key=value'),
         ('success=maybe', "true, false or unknown, found 'maybe'"),
         ('after=yesterday', "2026-01-31.*found 'yesterday'"),
@@ -71,13 +81,59 @@ words = st.one_of(
 @given(st.one_of(st.text(max_size=60), st.lists(words, max_size=4)))
 def test_any_text_is_a_query_that_sqlite_takes_or_a_clear_line(text):
     try:
-        where, parameters = parse(text)
+        where, parameters, _ = parse(text)
     except RobotRLError as error:
         assert str(error)
         return
     with sqlite3.connect(':memory:') as connection:
-        columns = [key for key in KEYS if key not in ('tag', 'after', 'before')]
+        columns = [key for key in KEYS if key not in ('tag', 'reward', 'after', 'before')]
         connection.execute(f'CREATE TABLE episodes ({", ".join(columns)}, start_time_ns)')
         connection.execute('CREATE TABLE tags (id, tag)')
+        connection.execute('CREATE TABLE rewards (id, kind, author)')
         connection.execute(f'SELECT id FROM episodes WHERE {where}', parameters)
     connection.close()
+
+
+NAMES = st.text(st.characters(exclude_characters=',', exclude_categories=['Cs']), min_size=1)
+TERMS = st.one_of(
+    st.tuples(st.sampled_from(['task', 'source', 'policy', 'tag']), st.lists(NAMES, min_size=1)),
+    st.tuples(st.just('seed'), st.lists(st.integers(0, 2**63 - 1).map(str), min_size=1)),
+    st.tuples(st.just('success'), st.lists(st.sampled_from(['true', 'false', 'unknown']))),
+    st.tuples(st.just('world'), st.just(['sim', 'real'])),
+    st.tuples(
+        st.just('reward'),
+        st.lists(
+            st.one_of(
+                st.sampled_from(['sketch', 'predicted', 'none']),
+                st.builds('{}:{}'.format, st.sampled_from(['sketch', 'predicted']), NAMES),
+            ),
+            min_size=1,
+        ),
+    ),
+    st.tuples(st.just('before'), st.datetimes().map(lambda time: [time.isoformat()])),
+).filter(lambda term: term[1])
+
+
+@given(st.lists(TERMS, unique_by=lambda term: term[0], max_size=4))
+def test_a_text_its_words_and_keywords_are_one_query_whatever_the_names(terms):
+    words = [f'{key}={",".join(values)}' for key, values in terms]
+    assert parse(shlex.join(words)) == parse(words) == parse(**dict(terms))
+
+
+@given(NAMES, NAMES, st.sampled_from(['task', 'tag', 'reward']))
+def test_a_name_finds_what_bears_it_and_nothing_else(wanted, other, key):
+    """What a query means, told by a database of two episodes."""
+    with sqlite3.connect(':memory:') as connection:
+        connection.execute('CREATE TABLE episodes (id, task)')
+        connection.execute('CREATE TABLE tags (id, tag)')
+        connection.execute('CREATE TABLE rewards (id, kind, author)')
+        for id, name in enumerate([wanted, other]):
+            connection.execute('INSERT INTO episodes VALUES (?, ?)', (id, name))
+            connection.execute('INSERT INTO tags VALUES (?, ?)', (id, name))
+            connection.execute("INSERT INTO rewards VALUES (?, 'sketch', ?)", (id, name))
+        value = f'sketch:{wanted}' if key == 'reward' else wanted
+        where, parameters, asked = parse([f'{key}={value}'])
+        found = connection.execute(f'SELECT id FROM episodes WHERE {where}', parameters).fetchall()
+    connection.close()
+    assert asked == ((key, value),)
+    assert found == [(0,), (1,)] if wanted == other else [(0,)]

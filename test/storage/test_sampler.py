@@ -365,7 +365,7 @@ def test_columns_that_do_not_belong_together_are_refused():
         Steps.concatenate([{'action': np.ones(2)}, {'reward': np.ones(2)}])
     with pytest.raises(StorageError, match='n_step 0'):
         WindowSampler(Steps(columns), n_step=0)
-    with pytest.raises(StorageError, match='priorities of 15 rows do not belong to 2 lanes of 8'):
+    with pytest.raises(StorageError, match='priorities of 15 rows do not belong to 16 rows'):
         WindowSampler(Steps(columns), priorities=Priorities(15))
     with pytest.raises(StorageError, match='length 0 and burn_in 0'):
         WindowSampler(Steps(columns)).sequences(4, length=0)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.storage import index as index_module
+from robot_rl.storage import store as store_module
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
-from robot_rl.storage.store import Store
+from robot_rl.storage.query import KEYS
+from robot_rl.storage.store import INDEX_FILE, Store
 
 DAY_NS = 86_400 * 10**9
 QUERIES = [
@@ -37,11 +39,32 @@ QUERIES = [
     'before=1970-01-03T12:00',
     'after=1970-01-02 before=1970-01-04 tag=b',
     'id=e4',
+    'id=e4,e5,e99 source=policy,teleop',
+    'reward=sketch',
+    'reward=sketch:anna',
+    'reward=sketch:bob,predicted:model-1',
+    'reward=predicted tag=a',
+    'reward=predicted:anna',
+    'reward=none success=true',
+    'reward=none,sketch:anna',
 ]
+REWARDS = {  # by the episode's number
+    0: [('sketch', 'anna'), ('sketch', 'bob')],
+    3: [('predicted', 'model-1')],
+    4: [('sketch', 'anna'), ('sketch', 'anna'), ('predicted', 'model-2')],
+    17: [('predicted', 'model-1'), ('sketch', 'bob')],
+}
 
 
-def matches(header, query):
-    """Judge one header by a query, without SQL."""
+def rewarded(path):
+    """Return 'kind' and 'kind:author' of what the sidecars in an episode say, or 'none'."""
+    said = [json.loads(file.read_text()) for file in path.glob('rewards/*.json')]
+    names = {name for s in said for name in (s['kind'], f'{s["kind"]}:{s["author"]}')}
+    return names or {'none'}
+
+
+def matches(header, query, rewards):
+    """Judge one header, and the names of its rewards, by a query, without SQL."""
     days = {'1970-01-02': 1, '1970-01-03': 2, '1970-01-03T12:00': 2.5, '1970-01-04': 3}
     truth = {'true': True, 'false': False, 'unknown': None}
     for word in query.split():
@@ -49,6 +72,8 @@ def matches(header, query):
         values = value.split(',')
         if key == 'tag':
             good = all(tag in header.tags for tag in values)
+        elif key == 'reward':
+            good = any(value in rewards for value in values)
         elif key == 'after':
             good = header.start_time_ns >= days[value] * DAY_NS
         elif key == 'before':
@@ -87,6 +112,8 @@ def store(tmp_path, header, rng):
             tags=[['a'], ['a', 'b'], ['b'], []][number % 4],
             start_time_ns=number * DAY_NS // 6,
         )
+        for kind, author in REWARDS.get(number, []):
+            store.add_reward(f'e{number}', [0, 1], task='stack', kind=kind, author=author)
     return store
 
 
@@ -95,17 +122,51 @@ def answers(store):
 
 
 def test_every_query_equals_a_walk_over_the_headers(store):
-    headers = [read_header(path) for path in store.root.iterdir() if path.is_dir()]
+    headers = [read_header(path) for path in store.root.glob('e*')]
     headers.sort(key=lambda header: header.start_time_ns)
     for query in QUERIES:
-        expected = [header for header in headers if matches(header, query)]
+        rewards = {header.id: rewarded(store.root / header.id) for header in headers}
+        expected = [header for header in headers if matches(header, query, rewards[header.id])]
         assert store.episodes(query) == expected, query
     assert len(store.episodes()) == 24
+    asked = {word.split('=')[0] for query in QUERIES for word in query.split()}
+    assert asked == set(KEYS)
+
+
+def test_what_is_found_is_a_sequence_whose_headers_are_read_when_asked_for(store, header):
+    found = store.episodes('task=reach')
+    headers = list(found)
+    assert found.ids == [h.id for h in headers]
+    assert (found[0], found[-1], len(found)) == (headers[0], headers[-1], len(headers))
+    assert found[1:3] == headers[1:3] and found[::-1] == headers[::-1]
+    assert list(reversed(found)) == headers[::-1]
+    with pytest.raises(IndexError):
+        found[len(found)]
+    store.label(found.ids[0], success=None)
+    assert found[0].success is None  # as it is now
+    assert found[0] == read_header(store.root / found.ids[0])
+    shutil.rmtree(store.root / found.ids[0])
+    store.episodes()
+    with pytest.raises(StorageError, match='cannot be read'):
+        found[0]
+    assert not store.episodes('task=nothing')
+    assert len(store.episodes(id=[str(number) for number in range(40_000)])) == 0
+
+
+def test_a_name_that_no_episode_has_is_told_with_the_nearest_one(store):
+    assert store.hints('task=reach tag=a reward=sketch:anna success=unknown') == []
+    assert store.hints('') == store.hints('policy= seed=99 id=e99') == []
+    assert store.hints('task=rech,stack reward=predicted:model-11', tag='curated') == [
+        "no episode has task 'rech'; did you mean 'reach'?",
+        "no episode has reward 'predicted:model-11'; did you mean 'predicted:model-1' or "
+        "'predicted:model-2' or 'predicted'?",
+        "no episode has tag 'curated'; known: a, b",
+    ]
 
 
 def test_a_deleted_damaged_or_older_index_gives_the_same_answers(store, monkeypatch):
     before = answers(store)
-    files = ['index.sqlite', 'index.sqlite-wal', 'index.sqlite-shm']
+    files = [INDEX_FILE, f'{INDEX_FILE}-wal', f'{INDEX_FILE}-shm']
     for file in files:
         (store.root / file).unlink(missing_ok=True)
     assert answers(Store(store.root)) == before
@@ -113,23 +174,80 @@ def test_a_deleted_damaged_or_older_index_gives_the_same_answers(store, monkeypa
     assert answers(store) == before
     for file in files:
         (store.root / file).unlink(missing_ok=True)
-    (store.root / 'index.sqlite').write_text('no database ' * 1000)
+    (store.root / INDEX_FILE).write_text('no database ' * 1000)
     assert answers(Store(store.root)) == before
-    monkeypatch.setattr(index_module, '_VERSION', 2)
+    monkeypatch.setattr(index_module, '_VERSION', 99)
     monkeypatch.setattr(
-        index_module, '_SCHEMA', index_module._SCHEMA.replace('version = 1', 'version = 2')
+        index_module, '_SCHEMA', index_module._SCHEMA.replace('version = 2', 'version = 99')
     )
     assert answers(Store(store.root)) == before
+
+
+def test_an_index_deleted_beneath_an_open_store_is_made_anew(store, header):
+    before = answers(store)
+    for file in store.root.glob(f'{INDEX_FILE}*'):
+        file.unlink()
+    Store(store.root).tag('e0', add=['fresh'])
+    assert [h.id for h in store.episodes('tag=fresh')] == ['e0']
+    store.tag('e0', remove=['fresh'])
+    assert answers(store) == answers(Store(store.root)) == before
+
+
+def test_a_folder_that_rests_is_not_scanned_and_a_change_is_seen(store, header, monkeypatch):
+    monkeypatch.setattr(store_module, '_SETTLED_NS', -1)  # as if the changes were long ago
+    before, scans = answers(store), []
+    listed = os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda path: scans.append(path) or listed(path))
+    other = Store(store.root)
+    assert answers(store) == answers(other) == before
+    assert scans == []  # nor by another one: the index knows
+    wait_for_another_time_of_change(store.root)
+    add(store, header, id='new', tags=['new'])
+    assert other.episodes('tag=new').ids == store.episodes('tag=new').ids == ['new']
+    assert len(scans) == 1
+    # While one clears the index, another one must not take it for whole.
+    cleared = store._index.scanned()
+    other._index.clear()
+    store._index.set_scanned(cleared)
+    assert len(store.episodes()) == 25
+
+
+def wait_for_another_time_of_change(root):
+    before = root.stat().st_mtime_ns
+    while root.stat().st_mtime_ns == before:
+        os.utime(root)
+
+
+def test_a_damaged_reward_is_told_until_it_is_mended(store):
+    file = next((store.root / 'e3' / 'rewards').glob('*.json'))
+    whole = file.read_text()
+    store.reindex()
+    file.write_text(whole[:20])
+    store.reindex()
+    for reader in (store, store, Store(store.root)):
+        assert reader.episodes('reward=predicted:model-1').ids == ['e17']
+        (said,) = reader.damaged.items()
+        assert said[0] == f'e3/rewards/{file.name}' and 'not valid JSON' in said[1]
+        assert len(reader.episodes()) == 24
+    file.write_text(whole)
+    assert store.episodes('reward=predicted:model-1').ids == ['e3', 'e17']
+    assert (store.damaged, store._index.notes()) == ({}, [])
+
+
+def test_rewards_that_were_copied_in_are_seen_after_a_refresh(store):
+    shutil.copytree(store.root / 'e3' / 'rewards', store.root / 'e5' / 'rewards')
+    store.refresh('e5')
+    assert store.episodes('reward=predicted:model-1').ids == ['e3', 'e5', 'e17']
 
 
 def test_an_index_damaged_inside_is_told_and_mended_by_reindex(store):
     before = answers(store)
     store._index._connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
     store._index._connection.close()
-    data = bytearray((store.root / 'index.sqlite').read_bytes())
+    data = bytearray((store.root / INDEX_FILE).read_bytes())
     for page in range(4096, len(data), 4096):
         data[page : page + 16] = b'\xff' * 16
-    (store.root / 'index.sqlite').write_bytes(data)
+    (store.root / INDEX_FILE).write_bytes(data)
     broken = Store(store.root)
     with pytest.raises(StorageError, match=r'index\.sqlite: .*robot-rl episodes reindex'):
         broken.episodes()
@@ -212,7 +330,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path):
 
 def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     before = answers(store)
-    for file in store.root.glob('index.sqlite*'):
+    for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()
     monkeypatch.setattr(os, 'access', lambda *args: False)
 
@@ -228,12 +346,12 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     assert answers(reader) == before
     with pytest.raises(StorageError, match=r'e0: cannot be changed \(Read-only'):
         reader.label('e0', True)
-    assert not list(store.root.glob('index.sqlite*'))
+    assert not list(store.root.glob(f'{INDEX_FILE}*'))
 
 
 actions = st.lists(
     st.tuples(
-        st.sampled_from(['add', 'label', 'tag', 'untag', 'damage', 'remove', 'query']),
+        st.sampled_from(['add', 'label', 'tag', 'untag', 'reward', 'remove', 'query']),
         st.integers(0, 5),
     ),
     max_size=25,
@@ -254,12 +372,15 @@ def test_whatever_happens_the_index_answers_as_a_new_one_would(actions, header, 
             add(store, header, id=path.name, seed=number, start_time_ns=number * DAY_NS)
         elif action == 'label' and path.exists():
             store.label(path.name, success=number % 2 == 0)
+        elif action == 'reward' and path.exists():
+            about = {'kind': 'sketch', 'author': 'anna' if number % 2 else 'bob'}
+            store.add_reward(path.name, [number], task='reach', **about)
         elif action in ('tag', 'untag') and path.exists():
             store.tag(path.name, **{'add' if action == 'tag' else 'remove': ['a', 'b']})
         elif action == 'remove' and path.exists():
             shutil.rmtree(path)
     found = answers(store)
-    for file in store.root.glob('index.sqlite*'):
+    for file in store.root.glob(f'{INDEX_FILE}*'):
         file.unlink()
     assert answers(Store(store.root)) == found
 
@@ -277,22 +398,46 @@ WRITER = textwrap.dedent("""
             writer.commit(result='success')
         store.label(header.id, success=number % 2 == 0)
         store.tag('shared', add=[f'{name}-{number}'])
+        about = {'task': 'busy', 'kind': 'sketch', 'author': name}
+        store.add_reward('shared', [number], **about)
+        store.add_reward(header.id, [number], **about)
+""")
+READER = textwrap.dedent("""
+    import os, sys
+    from robot_rl.storage.store import Store
+    root, done = sys.argv[1:]
+    store, seen, ended = Store(root), {}, False
+    while not ended:
+        ended = os.path.exists(done)  # one more time after the end
+        for query in ('task=busy', 'reward=sketch:a', 'reward=sketch:b task=busy'):
+            found = store.episodes(query)
+            assert seen.get(query, set()) <= set(found.ids), query
+            assert len(list(found)) == len(found)
+            seen[query] = set(found.ids)
+    assert not store.damaged
+    print(*(len(ids) for ids in seen.values()))
 """)
 
 
-def test_two_writers_and_a_reader_at_once(tmp_path, header):
-    root = tmp_path / 'store'
+def test_two_writers_and_ten_readers_at_once(tmp_path, header):
+    root, done = tmp_path / 'store', tmp_path / 'done'
     add(Store(root), header, id='shared')
     writers = [subprocess.Popen([sys.executable, '-c', WRITER, str(root), name]) for name in 'ab']
-    store, seen = Store(root), 0
-    while any(writer.poll() is None for writer in writers):
-        now = len(store.episodes('task=busy'))
-        assert now >= seen
-        seen = now
-    assert [writer.returncode for writer in writers] == [0, 0]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, '-c', READER, str(root), str(done)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(10)
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    done.touch()
+    assert [reader.communicate(timeout=120)[0] for reader in readers] == ['30 16 15\n'] * 10
+    store = Store(root)
     expected = {f'{name}-{number}' for name in 'ab' for number in range(15)}
     assert {h.id for h in store.episodes('task=busy')} == expected
     assert len(store.episodes('task=busy success=true')) == 16
+    values = [store.open('shared').reward(r.id)[0] for r in store.open('shared').rewards()]
+    assert sorted(values) == sorted([*range(15)] * 2)
     # No tag of either was lost: both edited one header again and again.
     assert set(read_header(root / 'shared').tags) == expected
     assert set(store.episodes('id=shared')[0].tags) == expected
@@ -314,7 +459,7 @@ def test_an_editor_that_dies_leaves_no_stale_index(store, monkeypatch):
     monkeypatch.undo()
     assert 'late' in read_header(store.root / 'e3').tags
     assert [h.id for h in Store(store.root).episodes('tag=late')] == ['e3']
-    assert store._index.edits() == []
+    assert store._index.notes() == []
 
 
 OPENER = 'import sys; from robot_rl.storage.store import Store; Store(sys.argv[1]).episodes()'

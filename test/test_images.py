@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robot_rl.control.images import decoded, fitted, unpacked
 from robot_rl.errors import ContractMismatch
+from robot_rl.images import decoded, fitted, unpacked
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

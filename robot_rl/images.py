@@ -1,4 +1,4 @@
-"""Pictures as cameras send them, made into those that a policy sees."""
+"""Pictures as cameras send them, made into those that a policy sees: live and from recordings."""
 
 from __future__ import annotations
 
@@ -48,6 +48,13 @@ def unpacked(
     rows = bytes_[: step * height].reshape(height, step)[:, :row]
     picture = fitted(rows.reshape(height, width, channels), shape)
     return picture if conversion is None else cv2.cvtColor(picture, conversion)
+
+
+def lossless(picture: np.ndarray) -> bytes:
+    """Return an RGB picture [height, width, 3] uint8 as a PNG, which decoded() gives back."""
+    # Level 1 is as small as the default for pictures of cameras.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    return cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def fitted(picture: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""`robot-rl episodes`: the actions that check, mend, carry and clear away whole episodes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import tyro
+
+from robot_rl.cli import common
+from robot_rl.errors import RobotRLError, StorageError
+from robot_rl.storage import archives, checksums, garbage, recovery, transfer
+from robot_rl.storage.claims import in_use
+from robot_rl.storage.episode import DISCARDED, PARTIAL
+from robot_rl.storage.query import KEYS
+from robot_rl.storage.store import Store
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+class QueryOptions(common.StoreOptions):
+    """Options of the actions on the episodes that match; a docstring is the help of its action."""
+
+    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description=f'key=value; all must hold. Keys: {", ".join(KEYS)}'
+    )
+
+
+class VerifyOptions(QueryOptions):
+    """Compare recorded data with its checksums: one line for each damaged file, exit code 1."""
+
+
+class RecoverOptions(common.StoreOptions):
+    """Mend recordings that were cut, up to the last flush; their bytes are kept."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description='ids, with or without .partial; all that nobody is recording, if none'
+    )
+
+
+class ExportOptions(common.StoreOptions):
+    """Write whole episodes to a tar file."""
+
+    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='the file to make')
+    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description=f'key=value; all must hold. Keys: {", ".join(KEYS)}'
+    )
+
+
+class ImportOptions(common.StoreOptions):
+    """Take in the episodes of an archive; its checksums must be right."""
+
+    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='an export')
+
+
+class MergeOptions(common.StoreOptions):
+    """Copy the episodes of another store."""
+
+    other: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='its folder')
+
+
+class GcOptions(common.StoreOptions):
+    """List what may be deleted, ask, and delete it."""
+
+    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description='with --episodes: ids, or key=value; all must hold'
+    )
+    episodes: Flag = pydantic.Field(False, description='delete whole episodes, and nothing else')
+    yes: Flag = pydantic.Field(False, description='do not ask')
+
+
+def verify(options: VerifyOptions) -> int:
+    """Check the episodes that match; without a query, whatever is not being recorded."""
+    store = options.open()
+    # By id: the header of an episode may have been damaged since it was indexed.
+    ids = store.episodes(options.query).ids
+    broken = {name.split('/')[0] for name in store.damaged}
+    paths = [store.root / id for id in [*ids, *sorted(broken - set(ids))]]
+    if not options.query:
+        paths += [path for path in store.unfinished() if path.name.endswith(DISCARDED)]
+    checks = [checksums.check(path) for path in paths]
+    damaged = [damage for check in checks for damage in check.damaged]
+    unverifiable = [str(file) for check in checks for file in check.unverifiable]
+    size = sum(check.bytes for check in checks)
+    data = {
+        'checked': len(paths),
+        'bytes': size,
+        'damaged': [{'file': str(item.file), 'problem': item.problem} for item in damaged],
+        'unverifiable': unverifiable,
+    }
+    lines = [str(item) for item in damaged]
+    lines += [f'{file}: cannot be verified: stored without a checksum' for file in unverifiable]
+    lines.append(
+        f'{_episodes(len(paths))} checked ({size / 1e6:.1f} MB): '
+        f'{len(damaged)} damaged files, {len(unverifiable)} without a checksum'
+    )
+    common.emit(data, options.as_json, '\n'.join(lines))
+    return 1 if damaged else 0
+
+
+def recover(options: RecoverOptions) -> int:
+    """Recover the partial episodes that are named, or all of them."""
+    store = options.open()
+    if options.names:
+        names = [name.removesuffix(PARTIAL) + PARTIAL for name in options.names]
+        paths = [store.open(name).path for name in names]
+    else:
+        cut = (path for path in store.unfinished() if path.name.endswith(PARTIAL))
+        paths = [path for path in cut if not in_use(path)]
+    recovered, refused = [], []
+    for path in paths:
+        try:
+            recovered.append(recovery.recover(path))
+        except StorageError as error:
+            refused.append(str(error))
+    data = {'recovered': [path.name for path in recovered], 'refused': refused}
+    _tell(refused)
+    lines = [*map(str, recovered), f'{_episodes(len(recovered))} recovered']
+    common.emit(data, options.as_json, '\n'.join(lines))
+    return 1 if refused else 0
+
+
+def export(options: ExportOptions) -> int:
+    """Write the episodes that match to an archive."""
+    store = options.open()
+    paths = [store.root / id for id in store.episodes(options.query).ids]
+    if not paths:
+        raise RobotRLError(f'{store.root}: no episode matches; nothing to export')
+    ids, damaged = archives.export(paths, options.archive)
+    refused = [str(item) for item in damaged]
+    _tell(refused)
+    size = options.archive.stat().st_size
+    data = {'archive': str(options.archive), 'bytes': size, 'episodes': ids, 'refused': refused}
+    text = f'{_episodes(len(ids))} ({size / 1e6:.1f} MB) in {options.archive}'
+    common.emit(data, options.as_json, text)
+    return 1 if refused else 0
+
+
+def import_(options: ImportOptions) -> int:
+    """Take in an archive; a store that is not there is made."""
+    return _taken(options, transfer.import_archive(Store(options.store), options.archive))
+
+
+def merge(options: MergeOptions) -> int:
+    """Copy another store's episodes; a store that is not there is made."""
+    # Made only when there is something to put into it.
+    source = Store(options.other, create=False)
+    return _taken(options, transfer.merge(Store(options.store), source.root))
+
+
+def gc(options: GcOptions) -> int:
+    """List what would go; delete it with --yes, or when somebody at a terminal says so."""
+    store = options.open()
+    listed = _listed(store, options)
+    size = sum(item.bytes for item in listed)
+    # Machines read one object from stdout, people the list and the question.
+    for item in [] if options.as_json else listed:
+        what = item.path if item.kind != 'columns' else f'{item.path}: {", ".join(item.files)}'
+        print(f'{what}  ({item.bytes / 1e6:.1f} MB; {garbage.REASONS[item.kind]})')
+    summary = f'{len(listed)} to delete, {size / 1e6:.1f} MB'
+    agreed = bool(listed) and (options.yes or (not options.as_json and _asked(summary)))
+    left = garbage.delete(store, listed) if agreed else []
+    _tell(left)
+    data = {
+        'listed': [
+            {'path': str(item.path), 'kind': item.kind, 'files': list(item.files)}
+            for item in listed
+        ],
+        'bytes': size,
+        'deleted': agreed,
+        'left': left,
+    }
+    done = 'deleted' if agreed else 'nothing was deleted'
+    common.emit(data, options.as_json, f'{summary}: {done}' if listed else 'nothing to delete')
+    return 1 if left else 0
+
+
+def _listed(store: Store, options: GcOptions) -> list[garbage.Garbage]:
+    if not options.episodes:
+        if options.query:
+            raise RobotRLError('gc: episodes are deleted with --episodes only; it is missing')
+        return garbage.garbage(store)
+    if not options.query:
+        raise RobotRLError('gc: --episodes needs ids, or a query like tag=spoilt')
+    ids = [word for word in options.query if '=' not in word]
+    query = [word for word in options.query if '=' in word]
+    found = store.episodes(query).ids if query else []
+    return garbage.episodes(store, dict.fromkeys([*ids, *found]))
+
+
+def _asked(summary: str) -> bool:
+    if not sys.stdin.isatty():
+        print('--yes deletes what is listed')
+        return False
+    return input(f'{summary}. Delete? [y/N] ').strip().lower() in ('y', 'yes')
+
+
+def _taken(options: common.StoreOptions, done: transfer.Transfer) -> int:
+    """Tell what an import or a merge did."""
+    _tell(done.refused)
+    lines = [
+        f'{old} is another episode here; it became {new}' for old, new in done.renamed.items()
+    ]
+    lines.append(
+        f'{_episodes(len(done.added) + len(done.renamed))} taken into {options.store}, '
+        f'{len(done.same)} there already, {len(done.refused)} left'
+    )
+    data: dict[str, Any] = {'store': str(options.store), **done._asdict()}
+    common.emit(data, options.as_json, '\n'.join(lines))
+    return 1 if done.refused else 0
+
+
+def _tell(problems: list[str]) -> None:
+    for problem in problems:
+        print(f'robot-rl: {problem}', file=sys.stderr)
+
+
+def _episodes(count: int) -> str:
+    return f'{count} episode' if count == 1 else f'{count} episodes'
+
+
+ACTIONS = {
+    'verify': (verify, VerifyOptions, 'task=ur5e/reach'),
+    'recover': (recover, RecoverOptions, ''),
+    'export': (export, ExportOptions, 'curated.tar tag=curated'),
+    'import': (import_, ImportOptions, 'curated.tar --store episodes'),
+    'merge': (merge, MergeOptions, '/mnt/other/episodes'),
+    'gc': (gc, GcOptions, '--episodes tag=spoilt'),
+}

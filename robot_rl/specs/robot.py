@@ -297,8 +297,11 @@ class RobotSpec(Spec):
         return camera.compressed_topic if field.encoding == 'jpeg' else camera.raw_topic
 
     def is_among(self, names: Collection[str]) -> bool:
-        """Tell whether a driver's message of these joints is about this arm, if only in part."""
-        return not set(self.driver_joints).isdisjoint(names)
+        """Tell whether a driver's message of these joints is about this arm, if only in part.
+
+        One without names has those of the arm.
+        """
+        return not names or not set(self.driver_joints).isdisjoint(names)
 
     def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
         """Return where each joint stands in the driver's `names`; others may stand there too.

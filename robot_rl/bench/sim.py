@@ -15,7 +15,7 @@ import numpy as np
 from robot_rl import registry
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import StepType
-from robot_rl.sim.reach import ReachTask
+from robot_rl.sim.task import ArmTask
 
 TASK = 'ur5e/reach'
 _SLICE_S = 0.25
@@ -33,7 +33,7 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
         yield _compare(task, num_envs, seconds / 2)
 
 
-def _compare(task: ReachTask, num_envs: int, seconds: float) -> dict[str, Any]:
+def _compare(task: ArmTask, num_envs: int, seconds: float) -> dict[str, Any]:
     environment = ArmEnvironment(task, num_envs)
     cores = len(os.sched_getaffinity(0))
     totals = {'batched': np.zeros(2), 'bare': np.zeros(2)}  # steps, seconds
@@ -78,7 +78,7 @@ def _batched(environment: ArmEnvironment) -> Callable[[float], int]:
     return turn
 
 
-def _bare(task: ReachTask, pool: ThreadPoolExecutor, cores: int) -> Callable[[float], int]:
+def _bare(task: ArmTask, pool: ThreadPoolExecutor, cores: int) -> Callable[[float], int]:
     """Return a function that calls mj_step for some seconds -> physics steps taken."""
     model, substeps, home = task.model(), task.ticks * task.substeps, task.robot.home_position
 

@@ -68,8 +68,9 @@ class Beside:
             'velocity': self.twin.joint_velocity[::-1],
         }
         self.loop.observations.put('joint_states', now, values, names)
-        pose = {'position': self.twin.target_position, 'orientation': self.twin.target_orientation}
-        self.loop.observations.put('target_pose', now, pose)
+        for stream, (position, orientation, _) in self.twin.poses.items():
+            pose = {'position': position, 'orientation': orientation}
+            self.loop.observations.put(stream, now, pose)
         assert self.guard.measured(names, values['position'], now) is None
 
     def step(self) -> Command:
@@ -85,7 +86,10 @@ class Beside:
 
     def columns(self) -> dict[str, np.ndarray]:
         tool, _ = self.task.chain.forward(self.twin.joint_position)
-        return {'tool.position': tool, 'target_pose.position': self.twin.target_position}
+        return {
+            'tool.position': tool,
+            'target_pose.position': self.twin.poses['target_pose'].position,
+        }
 
 
 def with_history(contract):

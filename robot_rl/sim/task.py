@@ -37,6 +37,10 @@ UPRIGHT = (1.0, 0.0, 0.0, 0.0)
 _JOINTS_MAX_AGE_S, _OBJECT_MAX_AGE_S, _GOAL_MAX_AGE_S = 0.25, 0.5, 1.0
 
 
+# How often two places are drawn until they are far enough apart.
+_DRAWS = 1000
+
+
 class Sway(NamedTuple):
     """A motion about a place, axis by axis: amplitude * sin(pulse * t + phase), each [..., 3]."""
 
@@ -97,12 +101,12 @@ class Standing(Spec):
     # Turned about z by an angle in this range [rad].
     yaw: Range = (0.0, 0.0)
 
-    def drawn(self, rng: np.random.Generator, origin: float = 0.5) -> Pose:
-        """Draw a pose; its origin is at this share of its height."""
+    def drawn(self, rng: np.random.Generator) -> Pose:
+        """Draw a pose, that of its middle."""
         x, y = rng.uniform(self.place.lower, self.place.upper)
         half = rng.uniform(*self.yaw) / 2
         orientation = np.array([np.cos(half), 0.0, 0.0, np.sin(half)])
-        return Pose(np.array([x, y, origin * self.size[2]]), orientation)
+        return Pose(np.array([x, y, self.size[2] / 2]), orientation)
 
 
 class Start(Spec):
@@ -350,6 +354,20 @@ class ArmTask:
             max_age_s=_GOAL_MAX_AGE_S,
             history=history,
         )
+
+
+def apart(
+    rng: np.random.Generator, one: Standing, other: Standing, distance: float
+) -> tuple[Pose, Pose]:
+    """Draw two poses that are at least `distance` [m] from each other, seen from above.
+
+    Raises SpecError where that seems to be impossible.
+    """
+    for _ in range(_DRAWS):
+        pair = one.drawn(rng), other.drawn(rng)
+        if np.linalg.norm((pair[0].position - pair[1].position)[:2]) >= distance:
+            return pair
+    raise SpecError(f'places {one.place} and {other.place} are hardly ever {distance} m apart')
 
 
 def task_file(name: str) -> str:

@@ -25,6 +25,9 @@ _LARGEST_STEP = 0.4
 # Steps and damping of one displacement: two leave a hundred-thousandth of it where the smallest
 # singular value is 0.3, as amid the workspace of an arm.
 _DIFFERENTIAL_STEPS, _DIFFERENTIAL_DAMPING = 2, 2e-4
+# How far from the walls of its space a displaced tool stays [m]: from one place to the next joints
+# lead it on an arc, which bulges by less.
+_WALL_MARGIN = 0.001
 _POSITION_TOLERANCE, _ROTATION_TOLERANCE = 1e-6, 1e-6
 
 
@@ -132,9 +135,8 @@ class KinematicChain:
         here, turned = self.forward(q)
         position = here + displacement[..., :3]
         if space is not None:  # an arm that stands outside may only come back
-            position = np.clip(
-                position, np.minimum(space.lower, here), np.maximum(space.upper, here)
-            )
+            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
+            position = np.clip(position, np.minimum(low, here), np.maximum(high, here))
         turn = quaternions.from_rotation_vector(displacement[..., 3:])
         orientation = quaternions.multiply(turn, turned)
         for _ in range(_DIFFERENTIAL_STEPS):

@@ -134,9 +134,10 @@ class KinematicChain:
         q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
         here, turned = self.forward(q)
         position = here + displacement[..., :3]
-        if space is not None:  # an arm that stands outside may only come back
+        if space is not None:  # an arm that stands outside comes back as fast as it is moved
             low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
-            position = np.clip(position, np.minimum(low, here), np.maximum(high, here))
+            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
+            position = np.clip(position, np.minimum(low, here + way), np.maximum(high, here - way))
         turn = quaternions.from_rotation_vector(displacement[..., 3:])
         orientation = quaternions.multiply(turn, turned)
         for _ in range(_DIFFERENTIAL_STEPS):

@@ -132,19 +132,20 @@ def test_a_twist_stays_within_workspace_and_joint_limits_where_it_is_singular(ar
             command = joint_target(contract, push, command, robot, chain)
             assert np.isfinite(command).all()
             assert (command >= robot.lower).all() and (command <= robot.upper).all()
-            # It falls short of where it is to be near singular poses, by millimetres.
+            # At a metre a second, where it is stretched out, it slips by a centimetre.
             tool = chain.position(command)
-            assert (tool > np.array(robot.workspace.lower) - 0.01).all()
-            assert (tool < np.array(robot.workspace.upper) + 0.01).all()
+            assert (tool > np.array(robot.workspace.lower) - 0.02).all()
+            assert (tool < np.array(robot.workspace.upper) + 0.02).all()
 
 
-def test_a_tool_outside_the_workspace_may_come_back_but_not_go_on(arm, contract):
+def test_a_tool_outside_the_workspace_comes_back_as_fast_as_it_is_moved(arm, contract):
     robot, chain = arm
     contract = with_actions(contract, twist('linear_z'))
     wall = robot.workspace.replace(lower=(-0.85, -0.85, 0.4))  # home is below
     robot = robot.replace(workspace=wall)
     start = chain.position(robot.home_position)
-    for velocity, expected in ((-0.2, 0.0), (0.2, 0.2 / contract.rate_hz)):
+    period = contract.period_s
+    for velocity, expected in ((-0.2, 0.2 * period), (0.2, 0.2 * period), (0.0, 0.0)):
         target = joint_target(contract, [velocity], robot.home_position, robot, chain)
         moved = chain.position(target) - start
         np.testing.assert_allclose(moved, [0, 0, expected], atol=1e-6)

@@ -172,11 +172,18 @@ def test_environment_and_control_loop_give_the_same_numbers(policy_file, task_fi
 
 # So slow that the arm does not hit what it stands on, where it stops and rounding grows.
 SLOW = {'action': 'joint_velocity', 'max_joint_velocity': 0.15}
+TURNING = {'linear_x': 0.04, 'linear_y': 0.04, 'linear_z': 0.02, 'angular_z': 0.3}
 KINDS = {
-    'twist and gripper': ('ur5e/lift', {}),
+    'twist and gripper': ('ur5e/lift', {'max_twist': TURNING}),
     'velocities and gripper': ('ur5e/stack', SLOW | {'duration_s': 6.0}),
-    'deltas and gripper, beside a fixture': ('ur5e/insert', {'action': 'joint_delta'}),
-    'twist, a closed gripper': ('ur5e/push', {'duration_s': 6.0}),
+    'deltas and gripper, beside a fixture': (
+        'ur5e/insert',
+        {'action': 'joint_delta', 'max_delta': 0.006},
+    ),
+    'twist, a closed gripper': (
+        'ur5e/push',
+        {'duration_s': 6.0, 'max_twist': TURNING},
+    ),
     'velocities, a moving target': ('ur5e/match', SLOW),
     'all of a twist, another arm': (
         'jaco/reach',

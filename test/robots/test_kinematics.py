@@ -109,6 +109,8 @@ def test_slides_anchors_references_and_joint_order_are_mujocos():
         columns = [model.joint(name).dofadr[0] for name in joints]
         expected = np.vstack([linear, angular])[:, columns]
         np.testing.assert_allclose(chain.jacobian(q), expected, atol=1e-12)
+        batch = chain.jacobian(np.stack([np.zeros_like(q), q]))
+        np.testing.assert_allclose(batch[1], expected, atol=1e-12)
 
 
 def test_positions_are_relative_to_the_base_body():

@@ -310,7 +310,7 @@ def require_fixed_horizon(learner: Adversarial, discounts: np.ndarray, whose: st
     """Raise RobotRLError where an episode terminated and the horizon is to be fixed.
 
     Ending early is then a signal of its own: -log(1-D) pays for living on, log D for ending
-    (Kostrikov et al. 2019, section 4.1). `discounts` [M] are those of steps.
+    (Kostrikov et al. 2019). `discounts` [M] are those of steps.
     """
     if learner.config.horizon == 'fixed' and (discounts == 0).any():
         raise RobotRLError(

@@ -181,6 +181,7 @@ class ActorCritic:
         """Return all that the next update depends on, as tensors and numbers."""
         return {
             'steps': self.steps,
+            'started': self._started,
             'vector': self._vector.state_dict(),
             'online': self._online.state_dict(),
             'target': self._target.state_dict(),
@@ -191,6 +192,7 @@ class ActorCritic:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` returned: the next update is bitwise the same."""
         self.steps = saved['steps']
+        self._started = saved.get('started', False)
         self.restore_policy(saved)
         self._online.load_state_dict(saved['online'])
         self._optimizer.load_state_dict(saved['optimizer'])

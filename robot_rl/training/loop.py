@@ -38,7 +38,7 @@ from robot_rl.training.logs import METRICS, MetricsLog, ProgressBar, read_metric
 from robot_rl.training.state import make_learner, make_state
 
 CONFIG, CHECKPOINT, POLICY = 'config.yaml', 'checkpoint.pt', 'policy.onnx'
-DEMOS = 'demos'
+DEMOS = '.demos'
 _BAR_EVERY = 500  # environment steps; drawing the bar costs more than a step
 _EDGE_MASS = 0.05  # of probability at an end of the support that is worth a warning
 
@@ -47,7 +47,7 @@ class Trainer:
     """One run in one folder, from its beginning or from the checkpoint that lies there.
 
     The folder gets config.yaml, metrics.jsonl, tensorboard/, checkpoint.pt, policy.onnx and,
-    where asked for, policies/step-<steps>.onnx and demos/, the demonstrations as they were when
+    where asked for, policies/step-<steps>.onnx and .demos/, the demonstrations as they were when
     the run began; `refused(reason)` is called for each of those that cannot be used. Raises
     SpecError where the folder holds a run of another config, and StorageError where it cannot be
     written.
@@ -64,8 +64,9 @@ class Trainer:
         self.config = config = config.with_support(self._held_out.reward_range)
         contract = self._held_out.contract.without(config.hide)
         saved = self._load()
-        self.state = make_state(config, contract, self._demonstrations(contract, refused))
-        if config.init:
+        demonstrations = self._demonstrations(contract, refused, begun=bool(saved))
+        self.state = make_state(config, contract, demonstrations)
+        if config.init and not saved:
             self.state.learner.start_from(load_policy_state(Path(config.init)))
         self._clock, self._warned = _Clock(), set()
         self._best: dict[str, Any] = {}
@@ -159,15 +160,16 @@ class Trainer:
         self.finished = data['finished'] and asked == self.config.steps
 
     def _demonstrations(
-        self, contract: Contract, refused: Callable[[str], None]
+        self, contract: Contract, refused: Callable[[str], None], begun: bool
     ) -> ShardedSteps | None:
-        """Return the demonstrations that the config asks for, as they were at first."""
+        """Return the demonstrations that the config asks for, as they were when the run began."""
         demos, folder = self.config.demos, self.folder / DEMOS
         if demos.query is None:
             return None
-        if not folder.is_dir():
+        if not (begun and folder.is_dir()):
             partial = folder.with_name(DEMOS + PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
+            for old in (folder, partial):
+                shutil.rmtree(old, ignore_errors=True)
             try:
                 write_demonstrations(
                     partial,

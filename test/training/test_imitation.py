@@ -134,7 +134,7 @@ def test_cloning_with_a_memory_leaves_as_a_file_with_its_state(lines, build, tmp
 
 
 def test_what_is_kept_did_best_in_the_evaluations(lines, build, tmp_path):
-    """Not the last one, nor that of the smallest loss; after a stop, and from a checkpoint, too."""
+    """Not the last, nor that of the smallest loss; after a stop and from a checkpoint as well."""
     wild = {'learning_rate': 0.1, 'policy_layers': [4]}
     kept = build('bc', wild, steps=1000, training={'keep': 'best', 'evaluate_every': 50})
     for config, folder in ((kept, 'best'), (kept.replace(steps=500), 'in_two')):
@@ -360,7 +360,7 @@ def test_what_cannot_be_used_is_told_and_a_query_without_episodes_is_one_line(
     assert line.endswith('nothing was recorded; there are no steps')
     with pytest.raises(StorageError, match="no usable demonstration for the query 'tag=none'"):
         Trainer(build('bc', demos={'query': 'tag=none'}), tmp_path / 'none')
-    assert not (tmp_path / 'none' / 'demos').exists()
+    assert not list((tmp_path / 'none').iterdir())
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,17 @@ def test_a_run_begins_as_the_cloned_policy(lines, build, tmp_path, agent, head, 
         trainer.run()
         assert trainer.state.learner.steps > 0
         assert torch.equal(policy.vector.normalizer.mean, mean)
-    assert Trainer(config, run).finished  # and goes on from its own checkpoint
+    shutil.rmtree(tmp_path / 'bc')
+    assert Trainer(config, run).finished  # it goes on from its own checkpoint
+    with pytest.raises(StorageError, match='bc'):
+        Trainer(config, tmp_path / 'another')
+
+
+def test_an_aborted_run_leaves_no_demonstrations_to_another(lines, build, store, tmp_path):
+    """Those of a run that never came to a checkpoint were taken for those of the next one."""
+    Trainer(build('bc', demos={'episodes': 2}), tmp_path / 'run')
+    trainer = Trainer(build('bc'), tmp_path / 'run')
+    assert len(trainer.state.sampler.steps.spans) == 6
 
 
 @pytest.mark.parametrize(

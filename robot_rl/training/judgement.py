@@ -73,7 +73,8 @@ def early_steps(sampler: WindowSampler, frames: int, size: int) -> Transitions:
     # Behind the end of an episode shorter than that come the first frames of the next one.
     lane, age = lane[begins], age[begins] + rng.integers(frames, size=size)
     rows = steps.rows(lane, np.minimum(age, steps.size - 1))
-    good = (age + 1 < steps.size) & (types[rows] != LAST) & (types[steps.following(rows)] != FIRST)
+    # What FIRST follows is the last row of its episode, or the one before a cut: no step.
+    good = (age + 1 < steps.size) & (types[steps.following(rows)] != FIRST)
     windows = Windows(lane, age, np.ones(size, np.int64))
     return sampler.gather(Windows(*(np.resize(column[good], size) for column in windows)))
 

@@ -93,7 +93,7 @@ class Trainer:
         """
         torch.set_num_threads(self.config.training.threads)
         with contextlib.ExitStack() as stack:
-            for environment in (self._environment, self._held_out):
+            for environment in {self._environment, self._held_out}:
                 stack.callback(environment.close)
             if self.complete:
                 return True
@@ -191,8 +191,10 @@ class Trainer:
         return ShardedSteps(folder)
 
     def _make_environment(self, seed: int) -> Environment:
-        """Return what the agent acts in; TRAIL's episodes may end early."""
+        """Return what the agent acts in, if it does; TRAIL's episodes may end early."""
         config, learner = self.config, self.state.learner
+        if self.state.actor is None:
+            return self._held_out
         patience = isinstance(learner, Constrained) and learner.config.patience
         if not patience:
             return _environment(config, config.training.num_envs, seed)

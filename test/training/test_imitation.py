@@ -426,8 +426,12 @@ def test_another_network_cannot_begin_as_the_cloned_policy(lines, build, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize('agent', ['gail', 'trail'])
 def test_what_the_discriminator_pays_is_worth_learning(lines, build, tmp_path, agent):
-    """From six episodes and no reward of the task: nearly the expert's return."""
-    learner = {
+    """From six episodes and no reward of the task: nearly the expert's return.
+
+    The expert is there after a step or two: only its very first one has nothing of the task.
+    """
+    short = {'constraint_frames': 1, 'patience': 0} if agent == 'trail' else {}
+    learner = short | {
         'policy_learning_rate': 1e-3,
         'critic_learning_rate': 1e-3,
         'discriminator_learning_rate': 1e-3,
@@ -443,16 +447,8 @@ def test_what_the_discriminator_pays_is_worth_learning(lines, build, tmp_path, a
     training = {'evaluate_every': 1000, 'checkpoint_every': 6000, 'keep': 'best'}
     Trainer(build(agent, learner, steps=6000, training=training), tmp_path / 'run').run()
     expert = evaluate(Expert(), lines[0].__class__(1), held_out_seeds(3)).returns.mean()
-    still = evaluate(Still(), lines[0].__class__(1), held_out_seeds(3)).returns.mean()
-    found = learned(tmp_path / 'run')[-1]['eval_return_mean']
-    assert found > still + 0.7 * (expert - still)
-
-
-class Still(Expert):
-    """Stays where it is."""
-
-    def select(self, observation, state):
-        return np.full_like(observation['position'], 0.5), state
+    returns = [row['eval_return_mean'] for row in learned(tmp_path / 'run')]
+    assert returns[-1] > 0.9 * expert > 0.9 * returns[0]
 
 
 def test_the_state_of_an_agent_that_acts_is_as_it_was(run_config, line):

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from robot_rl.sim.task import ArmTask
 
 AGENTS = {
+    'bc': 'robot_rl.imitation.bc:BC',
     'd4pg': 'robot_rl.policies.d4pg:D4PG',
     'dmpo': 'robot_rl.policies.mpo:DMPO',
+    'gail': 'robot_rl.imitation.gail:GAIL',
+    'gail_dmpo': 'robot_rl.imitation.gail:GAIL_DMPO',
     'mpo': 'robot_rl.policies.mpo:MPO',
+    'trail': 'robot_rl.imitation.trail:TRAIL',
 }
 # Those that learn from recorded episodes alone.
 OFFLINE_AGENTS = {

@@ -26,6 +26,7 @@ from robot_rl.policies.agent import (
     as_tensors,
     copy_parameters,
     descend,
+    require_same_shapes,
 )
 from robot_rl.policies.compiler import compiled
 from robot_rl.policies.networks import CategoricalCritic, LayerNormMLP, Memory, ScalarCritic
@@ -108,6 +109,7 @@ class ActorCritic:
         self.device = torch.device(device)
         self.steps = 0
         self.priorities: Tensor | None = None
+        self._started = False  # from a policy that brought its own statistics
         # Not the stream that the weights come from.
         noise_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         self._generator = torch.Generator(device).manual_seed(noise_seed)
@@ -152,13 +154,34 @@ class ActorCritic:
         return metrics
 
     def fit_normalizer(self, observation: Mapping[str, np.ndarray]) -> None:
-        """Fix the observation statistics from fields {name: [M, ...]}; nothing without any."""
-        self._vector.fit(observation)
+        """Fix the observation statistics from fields {name: [M, ...]}; nothing without any.
+
+        Those that a policy came with (start_from) stay: it would be another one without them.
+        """
+        if not self._started:
+            self._vector.fit(observation)
+
+    def start_from(self, policy: Mapping[str, Tensor]) -> None:
+        """Begin with another policy's parameters and observation statistics, by its state_dict.
+
+        Raises SpecError where its networks are others.
+        """
+        require_same_shapes(policy, self.policy.state_dict(), 'init')
+        self.policy.load_state_dict(policy)
+        for part in ('policy', 'policy_memory'):
+            if part in self._online:
+                copy_parameters(self._target[part], self._online[part])
+        self._started = True
+
+    def remarks(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return what a person should know of an evaluation's metrics, {subject: one line}."""
+        return {}
 
     def save(self) -> dict[str, Any]:
         """Return all that the next update depends on, as tensors and numbers."""
         return {
             'steps': self.steps,
+            'started': self._started,
             'vector': self._vector.state_dict(),
             'online': self._online.state_dict(),
             'target': self._target.state_dict(),
@@ -169,6 +192,7 @@ class ActorCritic:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` returned: the next update is bitwise the same."""
         self.steps = saved['steps']
+        self._started = saved.get('started', False)
         self.restore_policy(saved)
         self._online.load_state_dict(saved['online'])
         self._optimizer.load_state_dict(saved['optimizer'])

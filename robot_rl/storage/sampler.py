@@ -112,7 +112,9 @@ class WindowSampler:
     can be saved and restored) and the contents of `steps`.
 
     Observations, actions and states come from `take(column, rows)` where it is given, in whatever
-    form it returns them: from a copy on another device, say.
+    form it returns them: from a copy on another device, say. Rewards [...] of the steps in flat
+    rows [...] come from `rewards(rows)` where it is given, each time that they are drawn: from a
+    model that changes, say.
 
     The n-step return is that of acme's NStepTransitionAdder (acme/adders/reverb/transition.py).
     """
@@ -127,6 +129,7 @@ class WindowSampler:
         take: Callable[[str, np.ndarray], Any] | None = None,
         parts: Mapping[str, Part] | None = None,
         mixing: Mixing = 'quota',
+        rewards: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         if n_step < 1:
             raise StorageError(f'window sampler: n_step {n_step} must be at least 1')
@@ -139,6 +142,7 @@ class WindowSampler:
         parts = {'all': Part(priorities=priorities)} if parts is None else parts
         self.mixture = Mixture(parts, steps.lanes * steps.length, mixing)
         self._take = take or self._take_array
+        self._rewards = rewards or self.steps.flat[REWARD].take
         self._observations = [(name, OBSERVATION + name) for name in steps.observation_names]
 
     def transitions(self, batch_size: int) -> Transitions:
@@ -295,7 +299,7 @@ class WindowSampler:
         """
         steps = np.arange(self.n_step)[:, None]
         inside, windows = steps[..., None] < count, steps + np.arange(len(count))
-        rewards = np.where(inside, self.steps.flat[REWARD].take(rows)[windows], 0.0)
+        rewards = np.where(inside, self._rewards(rows)[windows], 0.0)
         discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
         factors = np.where(inside, discounts[windows], 1.0)
         products = np.cumprod(factors, axis=0)

@@ -104,6 +104,11 @@ class Steps:
         lane, row = np.divmod(rows, self.length)
         return lane, (row - self.head + self.size) % self.length
 
+    def following(self, rows: np.ndarray) -> np.ndarray:
+        """Return the flat rows of the steps after `rows`; the newest row of a lane stays."""
+        lane, age = self.places(rows)
+        return self.rows(lane, np.minimum(age + 1, self.size - 1))
+
     def with_column(self, name: str, values: np.ndarray) -> Self:
         """Return the same steps with another flat column [N * T, ...] in the place of `name`."""
         other = copy.copy(self)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
 
 from robot_rl import registry, resources
-from robot_rl.policies.agent import CriticConfig, OffPolicyConfig, fit_support
+from robot_rl.policies.agent import CriticConfig, LearnerConfig, fit_support
 from robot_rl.specs import Spec
 from robot_rl.specs.base import load_yaml
+from robot_rl.storage.mixture import Mixing
 
 Count = pydantic.NonNegativeInt
 
@@ -26,15 +27,34 @@ class TrainConfig(Spec):
     device: str = pydantic.Field('cpu', pattern=r'^(cpu|cuda(:\d+)?)$')
     """where the learner computes: cpu, cuda, cuda:1"""
     evaluate_every: pydantic.PositiveInt = 10_000
-    """environment steps between evaluations"""
+    """steps between evaluations"""
     evaluation_episodes: pydantic.PositiveInt = 10
     """in each evaluation, from held-out seeds"""
     checkpoint_every: pydantic.PositiveInt = 20_000
-    """environment steps between checkpoints"""
+    """steps between checkpoints"""
+    keep: Literal['last', 'best'] = 'last'
+    """which policy is exported: the last, or the one that did best in the evaluations"""
     snapshots: tuple[Count, ...] = ()
-    """environment steps at which policies/step-<steps>.onnx is written as well"""
+    """steps at which policies/step-<steps>.onnx is written as well"""
     stop_at_success: float | None = pydantic.Field(None, gt=0, le=1)
     """end early at this success rate"""
+
+
+class DemosConfig(Spec):
+    """Which recorded episodes are demonstrations, and what part of each batch they are."""
+
+    query: str | None = None
+    """as `robot-rl episodes ls` takes it; null: no demonstrations"""
+    store: str = 'episodes'
+    """the folder of the episodes"""
+    episodes: pydantic.PositiveInt | None = None
+    """at most so many, oldest first; null: all"""
+    action: Literal['requested', 'applied'] = 'requested'
+    """of an arm's episodes: what the source asked for, or what the guard let through"""
+    ratio: float = pydantic.Field(0.25, ge=0, lt=1)
+    """part of each batch that an agent which acts gets from them, the rest from its replay"""
+    mixing: Mixing = 'quota'
+    """quota: exactly that part; bernoulli: each element by chance"""
 
 
 class RunConfig(Spec):
@@ -50,9 +70,13 @@ class RunConfig(Spec):
     seed: Count = 0
     """of networks, exploration, sampling and episodes"""
     steps: pydantic.PositiveInt = 100_000
-    """environment steps in all"""
+    """environment steps in all; updates, for an agent that learns from demonstrations alone"""
     training: TrainConfig = TrainConfig()
     """how the run goes"""
+    demos: DemosConfig = DemosConfig()
+    """demonstrations"""
+    init: str = ''
+    """folder of a run, or its checkpoint.pt, whose policy this one begins with"""
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
     """the agent's own config; what is not given is filled in"""
 
@@ -63,7 +87,7 @@ class RunConfig(Spec):
             return value
         return registry.resolve('agent', info.data['agent']).config.parse(value).to_dict()
 
-    def learner_config(self) -> OffPolicyConfig:
+    def learner_config(self) -> LearnerConfig:
         """Return the agent's config as the agent takes it."""
         return registry.resolve('agent', self.agent).config.parse(self.learner)
 
@@ -75,8 +99,12 @@ class RunConfig(Spec):
         learner = self.learner_config()
         if not isinstance(learner, CriticConfig):
             return self
-        support = fit_support(learner, learner.discount, reward_range)
+        support = fit_support(learner, learner.discount, self.reward_range(reward_range))
         return self.replace(learner=self.learner | support)
+
+    def reward_range(self, of_the_task: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return the bounds of the rewards that are learned from: the task's, or a model's."""
+        return self.learner_config().learned_rewards or of_the_task
 
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields in which `other` is another run; `steps` may differ."""
@@ -86,14 +114,22 @@ class RunConfig(Spec):
 
 
 def load_run_config(
-    agent: str, task: str, overrides: Sequence[str] = (), **options: Any
+    agent: str,
+    task: str,
+    overrides: Sequence[str] = (),
+    demos: Mapping[str, Any] = {},
+    **options: Any,
 ) -> RunConfig:
     """Build the config of a run from config/agents/<agent>.yaml (or a path of one).
 
     `overrides` are 'training.num_envs=8' or 'learner.sigma=0.3', with values as YAML; `options`
-    are top-level fields, None where not given. Raises SpecError and UnknownName.
+    are top-level fields, None where not given; `demos` are some of the section of that name.
+    Raises SpecError and UnknownName.
     """
     path = resources.find('config/agents', agent)
+    data = load_yaml(path)
+    if demos and isinstance(data, dict):
+        options['demos'] = (data.get('demos') or {}) | demos
     given = {'task': task} | {key: value for key, value in options.items() if value is not None}
     return RunConfig.from_yaml_with(path, given, overrides, _sections(path))
 
@@ -102,7 +138,7 @@ def _sections(path: Path) -> dict[str, Collection[str]]:
     """Return which keys the sections of an agent's file may have."""
     data = load_yaml(path)
     agent = data.get('agent', 'd4pg') if isinstance(data, dict) else ''
-    sections = {'training': TrainConfig.model_fields}
+    sections = {'training': TrainConfig.model_fields, 'demos': DemosConfig.model_fields}
     # Another one, or what is no name at all, is refused where the file is read.
     if isinstance(agent, str) and agent in registry.AGENTS:
         sections['learner'] = registry.resolve('agent', agent).config.model_fields

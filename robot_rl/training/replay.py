@@ -53,7 +53,8 @@ class Replay:
             name: np.zeros((num_envs, length, *shape), np.float32)
             for name, shape in shapes.items()
         }
-        columns[STEP_TYPE] = np.zeros((num_envs, length), np.int8)
+        # What is not written yet begins no episode: whoever looks for those finds few rows.
+        columns[STEP_TYPE] = np.full((num_envs, length), StepType.LAST, np.int8)
         self.steps = Steps(columns, size=0, head=0)
         self.priorities = Priorities(num_envs * length, *priorities) if priorities else None
         self.on_device = None if device == 'cpu' else DeviceColumns(self.steps, device)

@@ -301,7 +301,7 @@ def test_a_folder_that_cannot_be_written_is_named(lines, run_config, tmp_path):
 def test_metrics_past_the_checkpoint_are_dropped_and_cut_lines_survived(tmp_path, no_board):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"env_steps": 100}\n{"env_steps": 200}\n{"env_steps": 300}\n{"env_st')
-    log = MetricsLog(tmp_path, env_steps=200)
+    log = MetricsLog(tmp_path, steps=200)
     log.write({'env_steps': 250, 'x': 1.5})
     log.close()
     assert [row['env_steps'] for row in read_metrics(path)] == [100, 200, 250]

@@ -89,6 +89,8 @@ class ObservationField(Spec):
                 f'encoding {self.encoding!r} is of a picture: source <camera>.image, dtype uint8, '
                 f'shape [height, width, 3]; found {self.source}, {self.dtype}, {list(self.shape)}'
             )
+        if self.stream in DERIVED:
+            raise ValueError(f'a picture comes from a camera; {self.stream!r} is computed')
         if self.goal:
             raise ValueError('a picture is no goal: it is streamed, and grows old')
         return self

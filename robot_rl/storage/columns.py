@@ -27,7 +27,7 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = 'steps.npz'
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _JOINT_STATES = 'joint_states'
@@ -53,9 +53,10 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
     commands in another way (by joint_position instead of joint_delta).
 
     command.position of row k is the last target before action k, and of row 0 the measured
-    position; a lost message leaves the target before it. action/applied is what the guard let
-    through: the last applied position that answers action k, less that of action k - 1 (row 0's
-    command before the first) where the action is a joint_delta.
+    position; a lost message leaves the target before it. Where the guard heard another than the
+    policy it is what was applied, which the policy went on from. action/applied is what the guard
+    let through: the last applied position that answers action k, less that of action k - 1 (row
+    0's command before the first) where the action is a joint_delta.
 
     `contract` is the episode's own where none is given. Raises StorageError where a topic or a
     sample is missing or older than the contract allows, and ContractMismatch for an action that
@@ -111,9 +112,10 @@ def _align(episode: EpisodeReader, contract: Contract) -> Columns:
                 f'reads (recorded: {", ".join(sorted(shown))})'
             )
     commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows)
-    columns['command.position'] = commanded
-    columns['action/requested'] = _as_action(contract, joints, commanded)
-    columns['action/applied'] = _as_action(contract, joints, applied)
+    columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)
+    before = columns['command.position'][:-1]
+    columns['action/requested'] = _as_action(contract, joints, before, commanded[1:])
+    columns['action/applied'] = _as_action(contract, joints, applied[:-1], applied[1:])
     if rows.are_ticks and _same_actions(header.contract, contract):
         order = [header.contract.action_names.index(name) for name in contract.action_names]
         asked = recorded[_ACTION].values['position'][: len(applied) - 1]
@@ -199,6 +201,18 @@ def _paths(
     return commanded, _after_each_tick(start, positions)
 
 
+def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
+    """Return what a policy took for the last command at each row [T + 1, n].
+
+    Its own, unless the guard heard somebody else meanwhile, or held: see ControlLoop.rebase.
+    """
+    newest = applied.known(rows.known_ns)
+    if not rows.are_ticks or not len(applied):
+        return commanded
+    by_others = (newest >= 0) & (applied.values['source'][newest] != 'policy')
+    return np.where(by_others[:, None], applied.values['position'][newest], commanded)
+
+
 def _before(start: np.ndarray, series: Series, known_ns: np.ndarray) -> np.ndarray:
     """Return the newest position at each row [T + 1, n]; `start` before there is one."""
     newest = series.known(known_ns)
@@ -223,12 +237,15 @@ def _after_each_tick(start: np.ndarray, positions: Sequence[np.ndarray | None]) 
     return np.array(rows)
 
 
-def _as_action(contract: Contract, joints: Sequence[str], positions: np.ndarray) -> np.ndarray:
-    """Return the actions [T, A] that lead along `positions` [T + 1, n]."""
+def _as_action(
+    contract: Contract, joints: Sequence[str], before: np.ndarray, after: np.ndarray
+) -> np.ndarray:
+    """Return the actions [T, A] that lead from positions `before` [T, n] to those `after`."""
     parts = []
     for field in contract.action:
-        moved = positions[:, [joints.index(name) for name in field.names]]
-        parts.append(np.diff(moved, axis=0) if field.kind == 'joint_delta' else moved[1:])
+        index = [joints.index(name) for name in field.names]
+        start = before[:, index] if field.kind == 'joint_delta' else 0.0
+        parts.append(after[:, index] - start)
     return np.concatenate(parts, axis=1)
 
 
@@ -353,7 +370,7 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     joint_state = functools.partial(samples.joint_state, joints=robot.driver_joints)
     wanted: dict[str, tuple[str, Take]] = {
         _command_topic(header): (_COMMAND, whole),
-        _APPLIED: (_APPLIED, whole),
+        _APPLIED: (_APPLIED, functools.partial(_applied, names=robot.joints)),
         robot.joint_states_topic: (_JOINT_STATES, joint_state),
     }
     if _by_policy(header):
@@ -413,6 +430,11 @@ def _picture_topic(
 
 def _positions(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {'position': samples.point_positions(message, names)}
+
+
+def _applied(message: Any, names: Sequence[str]) -> dict[str, Any]:
+    source = np.array(message.header.frame_id)
+    return {'position': samples.point_positions(message, names), 'source': source}
 
 
 def _joint_goal(joint_state: Take) -> Take:

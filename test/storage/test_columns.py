@@ -186,7 +186,7 @@ def test_two_ticks_on_one_sample_are_paired_by_their_order(tmp_path, ros, rng, h
         now = START_NS + (300 + number) * MS
         targets[number] = rng.normal(size=2)
         for topic in ('policy/action', 'policy/command', 'command_guard/applied'):
-            recording._send(topic, ros.trajectory(stamp, JOINTS, targets[number]), now)
+            recording._send(topic, ros.trajectory(stamp, JOINTS, targets[number], 'policy'), now)
     recording.sent.sort(key=lambda item: item[0])
     found = aligned_columns(recording.write(tmp_path, header()))
     np.testing.assert_array_equal(
@@ -462,10 +462,17 @@ def test_what_a_person_did_to_a_policy_s_episode_was_applied(tmp_path, ros, rng,
         stamp = message.header.stamp
         if topic == 'command_guard/applied' and stamp.sec * 10**9 + stamp.nanosec in overruled:
             stamp.sec = stamp.nanosec = 0
+            message.header.frame_id = 'teleop'
     found = aligned_columns(recording.write(tmp_path, header()))
     last = np.array([recording.applied[stamp][::-1] for stamp, _, _ in recording.ticks])
     expected = np.diff(last, axis=0)
     np.testing.assert_allclose(found['action/applied'][1:], expected, atol=1e-12)
+    # Tick 3 is the policy's own; from 4 to 7 it has been led elsewhere, by what came before each.
+    asked, led = (np.array([t for _, _, t in recording.ticks]), last[:, ::-1])
+    command = found['command.position'][1:-1]
+    np.testing.assert_array_equal(command[:3], asked[:3])
+    np.testing.assert_array_equal(command[3:7], led[3:7])
+    np.testing.assert_array_equal(command[7:], asked[7:-1])
 
 
 def test_too_short_for_a_period_and_unknown_joints_are_told(tmp_path, recording, header, contract):

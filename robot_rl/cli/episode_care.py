@@ -11,7 +11,7 @@ import tyro
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, StorageError
-from robot_rl.storage import archives, checksums, garbage, recovery, transfer
+from robot_rl.storage import archives, checksums, doors, garbage, recovery, transfer
 from robot_rl.storage.claims import in_use
 from robot_rl.storage.episode import DISCARDED, PARTIAL
 from robot_rl.storage.query import KEYS
@@ -50,9 +50,11 @@ class ExportOptions(common.StoreOptions):
 
 
 class ImportOptions(common.StoreOptions):
-    """Take in the episodes of an archive; its checksums must be right."""
+    """Take in the episodes of an archive, or of a data set of another format."""
 
-    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='the archive')
+    path: Annotated[Path, tyro.conf.Positional] = pydantic.Field(
+        description='an archive of export, or a file or folder of the reward-sketching data set'
+    )
 
 
 class MergeOptions(common.StoreOptions):
@@ -155,8 +157,8 @@ def export(options: ExportOptions) -> int:
 
 
 def import_(options: ImportOptions) -> int:
-    """Take in an archive; a store that is not there is made."""
-    return _taken(options, transfer.import_archive(Store(options.store), options.archive))
+    """Take in episodes from elsewhere; a store that is not there is made."""
+    return _taken(options, doors.import_from(Store(options.store), options.path))
 
 
 def merge(options: MergeOptions) -> int:

@@ -9,7 +9,7 @@ tag ID +curated -spoilt        add and remove tags
 verify [key=value ...]         compare with the checksums; exit code 1 where one is wrong
 recover [NAME ...]             mend recordings that were cut, up to the last flush
 export ARCHIVE [key=value ...] write whole episodes to a tar file
-import ARCHIVE                 take in what was exported
+import PATH                    take in what was exported, or a data set of another format
 merge OTHER                    copy the episodes of another store
 gc [key=value ...]             list what may be deleted, ask, delete; nothing else ever deletes
 reindex                        rebuild the index from the directories

@@ -12,14 +12,14 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from robot_rl import resources
-from robot_rl.control.shelf import RESERVED, PolicyShelf
+from robot_rl.control.shelf import PolicyShelf
 from robot_rl.errors import ContractMismatch, PolicyFileError, UnknownName
 from robot_rl.specs import Contract, PolicyCard
 
 Arrays = dict[str, np.ndarray]
 Selection = tuple[np.ndarray, Arrays]  # action [B, A], next recurrent state
 
-BUILT_IN = RESERVED
+BUILT_IN = 'random', 'constant'
 _WARM_UP_CALLS = 3  # the first calls cost some twenty times the later ones
 _ONNX_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)'}
 _FATAL = 4  # onnxruntime's log level: what goes wrong is raised, and not printed as well

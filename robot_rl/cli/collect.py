@@ -1,0 +1,112 @@
+"""Fill the store with episodes from simulation: of a demonstrator, at random, or of a policy."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from robot_rl.cli import common
+from robot_rl.errors import RobotRLError
+
+EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --tag lifting'
+# So many arms are stepped together.
+_AT_ONCE = 16
+
+
+class Options(common.Options):
+    """Whose episodes, in which task, how many, and where to."""
+
+    task: str = pydantic.Field(description='see robot-rl tasks')
+    policy: str = pydantic.Field(
+        description="'scripted' (the task's demonstrator), 'random', 'constant', an .onnx file, a "
+        'promoted name or one in pretrained/'
+    )
+    episodes: pydantic.PositiveInt = pydantic.Field(10, description='how many')
+    seed: pydantic.NonNegativeInt = pydantic.Field(
+        0, description="of the episodes' initial conditions, of noise and of the policy 'random'"
+    )
+    noise: pydantic.NonNegativeFloat = pydantic.Field(
+        0.0,
+        description="makes 'scripted' worse: disturbances of its actions, as a share of bounds",
+    )
+    through: Literal['process', 'ros'] = pydantic.Field(
+        'process',
+        description="'process': as fast as it goes; 'ros': in real time, by the nodes beside an "
+        'arm, on its twin',
+    )
+    store: Path = pydantic.Field(
+        default_factory=common.store_folder,
+        description='the folder of the episodes, made where it is missing; $ROBOT_RL_STORE, or '
+        './episodes',
+    )
+    tag: tuple[str, ...] = pydantic.Field((), description='words to find them by')
+
+
+def main(argv: list[str]) -> int:
+    """Collect, and print the episodes' ids and how many of them succeeded."""
+    options = common.parse(Options, argv, 'collect', __doc__, EXAMPLE)
+    from robot_rl.registry import SCRIPTED
+
+    if options.noise and options.policy != SCRIPTED:
+        raise RobotRLError(f'--noise is of the policy {SCRIPTED!r}, not of {options.policy!r}')
+    headers = _in_process(options)
+    ids = [header.id for header in headers]
+    data: dict[str, Any] = {'store': str(options.store), 'episodes': ids}
+    text = f'{len(ids)} episodes in {options.store}'
+    judged = [header.success for header in headers if header.success is not None]
+    if judged:
+        data['success_rate'] = sum(judged) / len(judged)
+        text += f'; success {data["success_rate"]:.0%}'
+    common.emit(data, options.as_json, text)
+    return 0
+
+
+def _in_process(options: Options) -> list[Any]:
+    """Collect in this process; return the episodes' headers."""
+    import numpy as np
+
+    from robot_rl import registry
+    from robot_rl.imitation.collect import collect_episodes
+    from robot_rl.imitation.simulated import record_episodes
+    from robot_rl.sim.environment import HELD_OUT
+    from robot_rl.storage.store import Store
+
+    has_streams = not options.task.startswith(registry.WITHOUT_STREAMS)
+    lanes = min(options.episodes, _AT_ONCE) if has_streams else 1
+    environment = registry.make_environment(options.task, num_envs=lanes)
+    try:
+        policy, about = _policy(options, environment.contract)
+        seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)
+        if has_streams:
+            return collect_episodes(
+                Store(options.store), environment, policy, seeds.tolist(), about
+            )
+        about |= {'task': options.task}
+        return record_episodes(Store(options.store), environment, policy, seeds.tolist(), about)
+    finally:
+        environment.close()
+
+
+def _policy(options: Options, contract: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the policy, and what headers say of it and of this program."""
+    from robot_rl import __version__, registry
+    from robot_rl.control.runtime import BUILT_IN, load_policy, policy_file
+    from robot_rl.resources import git_revision
+
+    about = {
+        'policy': options.policy,
+        'tags': options.tag,
+        'code_version': __version__,
+        'git_revision': git_revision(),
+    }
+    if options.policy == registry.SCRIPTED:
+        about['extra'] = {'noise': options.noise}
+        return registry.make_demonstrator(options.task, options.noise, options.seed), about
+    policy = load_policy(options.policy, contract, options.seed)
+    if options.policy not in BUILT_IN:
+        digest = hashlib.sha256(policy_file(options.policy).read_bytes()).hexdigest()
+        about |= {'policy': policy.card.id, 'policy_sha256': digest}
+    return policy, about

@@ -101,7 +101,7 @@ def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
     for program, *words in commands:
         assert program == 'robot-rl'
         words = ['constant' if word.endswith('policy.onnx') else word for word in words]
-        if words[0] == 'record':
+        if words[0] == 'collect':
             words[words.index('--episodes') + 1] = '2'
         elif '--steps' in words:
             words[words.index('--steps') + 1] = '1100'

@@ -16,7 +16,7 @@ from robot_rl.specs.contract import FROM_TOOL, TWIST
 Arrays = dict[str, np.ndarray]
 
 # The share of the way that is commanded in a decision.
-SHARE = 0.4
+SHARE = 0.25
 UP = np.array([0.0, 0.0, 1.0])
 # How long a disturbance of the action lasts [s].
 NOISE_LASTS_S = 0.25
@@ -27,8 +27,8 @@ _DAMPING = 2e-3
 class View(NamedTuple):
     """What is seen at one moment, of B arms; in base_frame.
 
-    An arm follows its commands with a lag of some 0.2 s. Who corrects by where it is measured
-    swings: ways begin where it has been commanded to.
+    An arm follows its commands late, by some 0.05 s, and swings. Who corrects by where it is
+    measured makes that worse: ways begin where it has been commanded to.
     """
 
     tool: np.ndarray  # [B, 3] where the tool is commanded to be [m]

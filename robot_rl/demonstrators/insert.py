@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robot_rl.demonstrators.demonstrator import UP, Move, View
-from robot_rl.demonstrators.lift import TakingDemonstrator, first_over
+from robot_rl.demonstrators.lift import TakingDemonstrator
 from robot_rl.demonstrators.waypoints import Waypoint
 
 # How far above the block the peg is carried [m].
@@ -21,7 +21,7 @@ class InsertDemonstrator(TakingDemonstrator):
         return (
             Waypoint(self._raised, within=0.02, holding=True),
             Waypoint(self._above_bottom(rim + _OVER), within=0.002, holding=True),
-            Waypoint(self._above_bottom(rim - deep), holding=True),
+            Waypoint(self._above_bottom(rim - deep), aside=0.003, slowly=True, holding=True),
         )
 
     def _raised(self, view: View) -> Move:
@@ -33,7 +33,7 @@ class InsertDemonstrator(TakingDemonstrator):
 
         def move(view: View) -> Move:
             place = view.place('hole') + middle * UP
-            way = first_over(view.carrying('peg', place), aside=0.003)
+            way = view.carrying('peg', place)
             return Move(way, view.turn_carrying('peg', 'hole'))
 
         return move

@@ -28,8 +28,8 @@ class TakingDemonstrator(WaypointDemonstrator):
         super().__init__(task, noise, seed)
         self.open = min(self._taken(task).size[:2]) + SPARE
         self.waypoints = (
-            Waypoint(self._at(ABOVE, self.open)),
-            Waypoint(self._at(0.0, self.open), within=0.005),
+            Waypoint(self._at(ABOVE, self.open), aside=0.02),
+            Waypoint(self._at(0.0, self.open), within=0.005, aside=0.02, slowly=True),
             Waypoint(self._at(0.0, 0.0), within=0.02, ticks=GRIP_TICKS),
             *self._then(),
         )
@@ -47,7 +47,7 @@ class TakingDemonstrator(WaypointDemonstrator):
 
         def move(view: View) -> Move:
             way = view.to(view.place(self.body) + (self.grasp + above) * UP)
-            return Move(first_over(way), view.turn_to(self.body), width)
+            return Move(way, view.turn_to(self.body), width)
 
         return move
 
@@ -71,10 +71,3 @@ class LiftDemonstrator(TakingDemonstrator):
             return Move(way * UP)
 
         return (Waypoint(up, holding=True),)
-
-
-def first_over(way: np.ndarray, aside: float = 0.02) -> np.ndarray:
-    """Let the tool come down on its way [B, 3] only where it is no farther aside than this [m]."""
-    far = np.linalg.norm(way[:, :2], axis=1) > aside
-    down = np.where(far, np.maximum(way[:, 2], 0.0), way[:, 2])
-    return np.column_stack([way[:, :2], down])

@@ -14,9 +14,10 @@ _BEHIND = 0.037
 # How far the tool may be off the line through cube and target, and the cube from the target [m].
 _ASTRAY, _THERE = 0.01, 0.012
 # How much faster than the cube is pushed the tool goes back onto that line.
-_STEERS = 2.0
-# The farthest that it aims at [m]: it pushes no faster than SHARE of it in a decision.
-_STRIDE = 0.02
+_STEERS = 3.2
+# The farthest that it aims at [m]: it pushes no faster than SHARE of it in a decision. And what
+# part of what is left that is at most.
+_STRIDE, _BRAKES = 0.036, 0.4
 
 ALONG = 1.0 - UP
 
@@ -57,11 +58,12 @@ class PushDemonstrator(WaypointDemonstrator):
         """Push on while the target is ahead, and steer by keeping behind the cube."""
         heading, left = _heading(view)
         ahead = _part(view.carrying('cube', view.place('target')), heading)
-        ahead *= np.minimum(1.0, _STRIDE / np.linalg.norm(ahead, axis=1, keepdims=True))
         to_cube = (view.place('cube') - view.tool) * ALONG
-        aside = to_cube - _part(to_cube, heading)
-        going = (left > _THERE)[:, None]
-        return Move(going * (ahead + _STEERS * aside) + (_LOW - view.tool) * UP)
+        way = ahead + _STEERS * (to_cube - _part(to_cube, heading))
+        # An arm that stops swings on, and the cube with it: it comes near slowly.
+        stride = np.where(left > _THERE, np.minimum(_STRIDE, _BRAKES * left), 0.0)
+        way *= np.minimum(1.0, stride / np.linalg.norm(way, axis=1))[:, None]
+        return Move(way + (_LOW - view.tool) * UP)
 
 
 def _heading(view: View) -> tuple[np.ndarray, np.ndarray]:

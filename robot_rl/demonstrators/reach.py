@@ -7,7 +7,7 @@ import numpy as np
 from robot_rl.demonstrators.demonstrator import SHARE, Arrays, Demonstrator, Move, View
 
 # How long an arm takes to follow its commands [s]: a moving target is met where it will be.
-_LAG_S = 0.2
+_LAG_S = 0.05
 
 
 class ReachDemonstrator(Demonstrator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robot_rl.demonstrators.demonstrator import UP, Move, View
-from robot_rl.demonstrators.lift import ABOVE, GRIP_TICKS, TakingDemonstrator, first_over
+from robot_rl.demonstrators.lift import ABOVE, GRIP_TICKS, TakingDemonstrator
 from robot_rl.demonstrators.waypoints import Waypoint
 
 # How far above the red cube the green one is carried, and let go [m].
@@ -19,7 +19,9 @@ class StackDemonstrator(TakingDemonstrator):
         return (
             Waypoint(self._raised, within=0.02, holding=True),
             Waypoint(self._on_red(_OVER, 0.0), within=0.004, holding=True),
-            Waypoint(self._on_red(_LET_GO, 0.0), within=0.003, holding=True),
+            Waypoint(
+                self._on_red(_LET_GO, 0.0), within=0.003, aside=0.02, slowly=True, holding=True
+            ),
             Waypoint(self._on_red(_LET_GO, self.open), within=0.02, ticks=GRIP_TICKS),
             Waypoint(self._at(ABOVE, self.open)),
         )
@@ -32,7 +34,7 @@ class StackDemonstrator(TakingDemonstrator):
         def move(view: View) -> Move:
             place = view.place('red') + (self._height + above) * UP
             turn = view.turn_carrying('green', 'red')
-            return Move(first_over(view.carrying('green', place)), turn, width)
+            return Move(view.carrying('green', place), turn, width)
 
         return move
 

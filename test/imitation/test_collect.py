@@ -34,7 +34,7 @@ def test_demonstrations_are_the_environment_s_own_rows(tmp_path, name):
     for header, (first, last) in zip(headers, steps.spans.tolist(), strict=True):
         columns = aligned_columns(store.open(header.id))
         rows = {key: steps.flat[key].take(np.arange(first, last), axis=0) for key in steps.flat}
-        timestep = environment.reset([header.seed])
+        timestep, seen = environment.reset([header.seed]), [environment.columns]
         for t, action in enumerate(columns['action/requested']):
             for field in contract.observation:
                 np.testing.assert_allclose(
@@ -42,11 +42,13 @@ def test_demonstrations_are_the_environment_s_own_rows(tmp_path, name):
                     atol=1e-5,
                 )  # fmt: skip
             timestep = environment.step(action[None])
+            seen.append(environment.columns)
             assert rows['reward'][t] == pytest.approx(timestep.reward[0], abs=1e-5)
         np.testing.assert_array_equal(
             rows['action'][:-1], columns['action/requested'].astype('f4')
         )
-        assert header.success and header.tags == ('shown',)
+        whole = {name: np.stack([row[name][0] for row in seen]) for name in seen[0]}
+        assert header.success == bool(task.success(whole)) and header.tags == ('shown',)
 
 
 def test_what_was_applied_is_what_limits_left_of_it(tmp_path):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError
+
+if TYPE_CHECKING:
+    from robot_rl.nodes.graphs import Process
 
 EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --tag lifting'
 # So many arms are stepped together.
@@ -52,7 +58,8 @@ def main(argv: list[str]) -> int:
 
     if options.noise and options.policy != SCRIPTED:
         raise RobotRLError(f'--noise is of the policy {SCRIPTED!r}, not of {options.policy!r}')
-    headers = _in_process(options)
+    through = {'process': _in_process, 'ros': _through_ros}
+    headers = through[options.through](options)
     ids = [header.id for header in headers]
     data: dict[str, Any] = {'store': str(options.store), 'episodes': ids}
     text = f'{len(ids)} episodes in {options.store}'
@@ -90,6 +97,66 @@ def _in_process(options: Options) -> list[Any]:
         environment.close()
 
 
+def _through_ros(options: Options) -> list[Any]:
+    """Collect by the nodes beside an arm, on its twin; return the episodes' headers, judged.
+
+    A demonstrator is in the place of a person: it commands the guard as teleop does.
+    """
+    common.require_ros('collect --through ros')
+    from robot_rl import registry, resources
+    from robot_rl.cli import up
+    from robot_rl.imitation.data import judge
+    from robot_rl.storage.store import Store
+
+    task, ids = registry.make_task(options.task), []
+
+    def show(node: str, line: str) -> None:
+        if node == 'session' and line.startswith('{'):
+            told = json.loads(line)
+            ids.extend([told['episode']] if told['result'] != 'discarded' else [])
+        print(f'[{node}] {line}', file=sys.stderr, flush=True)
+
+    file = str(resources.find('config/nodes', 'deploy'))
+    log_dir = Path(tempfile.mkdtemp(prefix='robot-rl-collect-'))
+    code = up.run(_nodes(options, task.config.robot), ['--params-file', file], log_dir, show=show)
+    if code or not ids:
+        raise RobotRLError(f'collect: the nodes ended with code {code}; their logs: {log_dir}')
+    episodes = judge(Store(options.store), task, f'id={",".join(ids)}')
+    return [episode.header for episode in episodes]
+
+
+def _nodes(options: Options, robot: str) -> list[Process]:
+    """Return the nodes that run the episodes."""
+    from robot_rl.nodes.graphs import Process
+    from robot_rl.registry import SCRIPTED
+
+    scripted = options.policy == SCRIPTED
+    source = 'teleop' if scripted else 'policy'
+    acts = {'policy': options.policy, 'task': options.task}
+    made = {'source': source, 'seed': options.seed, 'noise': options.noise}
+    recorded = {'root': str(options.store), 'world': 'sim', 'robot': robot}
+    started = [
+        Process('sim_robot', {'robot': robot, 'task': options.task}),
+        Process('policy', acts | made | {'robot': robot}),
+        Process('command_guard', {'robot': robot}, respawn=True),
+        Process('episode_recorder', recorded),
+    ]
+    session = acts | {
+        'source': source,
+        'episodes': options.episodes,
+        'first_seed': options.seed,
+        'tags': list(_tags(options)),
+        'participants': [process.executable for process in started],
+    }
+    label = {'policy_label': SCRIPTED} if scripted else {}
+    return [*started, Process('session', session | label)]
+
+
+def _tags(options: Options) -> tuple[str, ...]:
+    """Return the tags of the episodes: worse demonstrations say so."""
+    return (*options.tag, *([f'noise-{options.noise:g}'] if options.noise else []))
+
+
 def _policy(options: Options, contract: Any) -> tuple[Any, dict[str, Any]]:
     """Return the policy, and what headers say of it and of this program."""
     from robot_rl import __version__, registry
@@ -98,12 +165,11 @@ def _policy(options: Options, contract: Any) -> tuple[Any, dict[str, Any]]:
 
     about = {
         'policy': options.policy,
-        'tags': options.tag,
+        'tags': _tags(options),
         'code_version': __version__,
         'git_revision': git_revision(),
     }
     if options.policy == registry.SCRIPTED:
-        about['extra'] = {'noise': options.noise}
         return registry.make_demonstrator(options.task, options.noise, options.seed), about
     policy = load_policy(options.policy, contract, options.seed)
     if options.policy not in BUILT_IN:

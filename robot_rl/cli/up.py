@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,11 @@ class Options(common.Options):
     )
 
 
+def show(node: str, line: str) -> None:
+    """Print what a node says."""
+    print(f'[{node}] {line}', flush=True)
+
+
 def main(argv: list[str]) -> int:
     """Run the graph until a node ends or a signal comes; exit with the code of that node."""
     options = common.parse(Options, argv, 'up', __doc__, EXAMPLE)
@@ -50,17 +56,31 @@ def main(argv: list[str]) -> int:
     common.require_ros('up')
     file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
     arguments = ['--params-file', file, '--log-level', values['log_level']]
-    stop = Stop()
     log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{options.graph}-'))
+    return run(processes, arguments, log_dir, values['namespace'])
+
+
+def run(
+    processes: list[Process],
+    arguments: list[str],
+    log_dir: Path,
+    namespace: str = '',
+    show: Callable[[str, str], None] = show,
+) -> int:
+    """Run nodes until one ends or a signal comes; return the exit code of that node.
+
+    `arguments` are ROS arguments of all of them; `show(node, line)` is given what they say.
+    """
+    stop = Stop()
     domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
-    with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
+    with Supervisor(log_dir, domain_id, namespace, discovery) as supervisor:
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=arguments)
-        code = _watch(supervisor, processes, stop)
+        code = _watch(supervisor, processes, stop, show)
         supervisor.stop()
-        _print_lines(supervisor)
+        _show_lines(supervisor, show)
     return code
 
 
@@ -76,12 +96,17 @@ class Stop:
         self.asked = True
 
 
-def _watch(supervisor: Supervisor, processes: list[Process], stop: Stop) -> int:
+def _watch(
+    supervisor: Supervisor,
+    processes: list[Process],
+    stop: Stop,
+    show: Callable[[str, str], None],
+) -> int:
     """Show what the nodes say until one ends for good or `stop` is asked; return the exit code."""
     respawned = {process.executable for process in processes if process.respawn}
     while not stop.asked:
         time.sleep(_POLL_S)
-        _print_lines(supervisor)
+        _show_lines(supervisor, show)
         for name, child in list(supervisor.children.items()):
             code = child.poll()
             if code is None:
@@ -94,9 +119,9 @@ def _watch(supervisor: Supervisor, processes: list[Process], stop: Stop) -> int:
     return 0
 
 
-def _print_lines(supervisor: Supervisor) -> None:
+def _show_lines(supervisor: Supervisor, show: Callable[[str, str], None]) -> None:
     for name, line in supervisor.new_lines():
-        print(f'[{name}] {line}', flush=True)
+        show(name, line)
 
 
 def _pairs(words: tuple[str, ...]) -> dict[str, str]:

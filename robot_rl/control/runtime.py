@@ -12,7 +12,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from robot_rl import resources
-from robot_rl.control.shelf import PolicyShelf
+from robot_rl.control.shelf import RESERVED, PolicyShelf
 from robot_rl.errors import ContractMismatch, PolicyFileError, UnknownName
 from robot_rl.specs import Contract, PolicyCard
 
@@ -229,9 +229,10 @@ def policy_file(name_or_path: str | Path) -> Path:
 def identify(name_or_path: str | Path) -> tuple[str, str]:
     """Return what a policy's name stands for now: its file and the SHA-256 of that, in hex.
 
-    For 'random' and 'constant' the name itself and ''. Raises UnknownName and PolicyFileError.
+    For 'random', 'constant' and 'scripted' the name itself and ''. Raises UnknownName and
+    PolicyFileError.
     """
-    if str(name_or_path) in BUILT_IN:
+    if str(name_or_path) in RESERVED:
         return str(name_or_path), ''
     path = policy_file(name_or_path).resolve()
     try:

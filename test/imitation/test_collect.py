@@ -80,7 +80,7 @@ def test_the_command_collects_and_says_how_many_succeeded(tmp_path, capsys):
     store = Store(tmp_path)
     assert chance['success_rate'] == 0.0
     assert [h.id for h in store.episodes('policy=scripted success=true tag=a')] == told['episodes']
-    assert [store.open(id).header.extra for id in worse['episodes']] == [{'noise': 0.5}] * 3
+    assert [h.id for h in store.episodes('tag=noise-0.5')] == worse['episodes']
     assert [h.policy for h in store.episodes('success=false policy=random')] == ['random'] * 2
 
 

@@ -9,9 +9,11 @@ from robot_rl import resources
 from robot_rl.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
+    from robot_rl.control.runtime import Policy
     from robot_rl.demonstrators.demonstrator import Demonstrator
     from robot_rl.sim.environment import Environment
     from robot_rl.sim.task import ArmTask
+    from robot_rl.specs import Contract
 
 AGENTS = {
     'bc': 'robot_rl.imitation.bc:BC',
@@ -111,6 +113,17 @@ def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstra
     """
     made = make_task(task)
     return resolve('demonstrator', made.config.kind)(made, noise, seed)
+
+
+def make_policy(
+    name: str, task: str, contract: Contract, seed: int = 0, noise: float = 0.0
+) -> Policy:
+    """Return the policy 'scripted' of an arm task, or what control.runtime.load_policy finds."""
+    if name == SCRIPTED:
+        return make_demonstrator(task, noise, seed)
+    from robot_rl.control.runtime import load_policy
+
+    return load_policy(name, contract, seed)
 
 
 def make_environment(task: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Environment:

@@ -160,7 +160,8 @@ def _tags(options: Options) -> tuple[str, ...]:
 def _policy(options: Options, contract: Any) -> tuple[Any, dict[str, Any]]:
     """Return the policy, and what headers say of it and of this program."""
     from robot_rl import __version__, registry
-    from robot_rl.control.runtime import BUILT_IN, load_policy, policy_file
+    from robot_rl.control.runtime import policy_file
+    from robot_rl.control.shelf import RESERVED
     from robot_rl.resources import git_revision
 
     about = {
@@ -169,10 +170,10 @@ def _policy(options: Options, contract: Any) -> tuple[Any, dict[str, Any]]:
         'code_version': __version__,
         'git_revision': git_revision(),
     }
-    if options.policy == registry.SCRIPTED:
-        return registry.make_demonstrator(options.task, options.noise, options.seed), about
-    policy = load_policy(options.policy, contract, options.seed)
-    if options.policy not in BUILT_IN:
+    policy = registry.make_policy(
+        options.policy, options.task, contract, options.seed, options.noise
+    )
+    if options.policy not in RESERVED:
         digest = hashlib.sha256(policy_file(options.policy).read_bytes()).hexdigest()
         about |= {'policy': policy.card.id, 'policy_sha256': digest}
     return policy, about

@@ -14,7 +14,7 @@ class Options(common.Options):
     """Which policy, in which task, how often."""
 
     policy: str = pydantic.Field(
-        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+        description="an .onnx file, a name in pretrained/, 'random', 'constant' or 'scripted'"
     )
     task: str | None = pydantic.Field(
         None, description='see robot-rl tasks; the task that the file was trained on without it'
@@ -30,14 +30,16 @@ def main(argv: list[str]) -> int:
     options = common.parse(Options, argv, 'evaluate', __doc__, EXAMPLE)
     from robot_rl import registry
     from robot_rl.control.runtime import load_policy
+    from robot_rl.control.shelf import RESERVED
     from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
 
-    task = options.task or load_policy(options.policy).card.task
+    without_task = options.policy in RESERVED
+    task = options.task or ('' if without_task else load_policy(options.policy).card.task)
     if not task:
         raise RobotRLError(f'evaluate: {options.policy} does not say its task; give --task')
     environment = registry.make_environment(task, num_envs=min(options.episodes, 32))
     try:
-        policy = load_policy(options.policy, environment.contract, options.seed)
+        policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         result = evaluate(policy, environment, held_out_seeds(options.episodes), task_of(task))
     finally:
         environment.close()

@@ -17,7 +17,8 @@ import pydantic
 
 from robot_rl import registry
 from robot_rl.cli import common
-from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
+from robot_rl.control.runtime import Policy, load_policy
+from robot_rl.control.shelf import RESERVED
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
 from robot_rl.sim.rendering import Renderer
@@ -30,7 +31,7 @@ class Options(common.Options):
     """What to watch, and where to."""
 
     policy: str = pydantic.Field(
-        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+        description="an .onnx file, a name in pretrained/, 'random', 'constant' or 'scripted'"
     )
     task: str = pydantic.Field('', description='task; default: the one the policy was trained on')
     episodes: pydantic.PositiveInt = pydantic.Field(1, description='how many episodes')
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     task = options.task or _task_of(options.policy)
     environment = registry.make_environment(task)
     try:
-        policy = load_policy(options.policy, environment.contract, options.seed)
+        policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         screen = _screen(options, environment)
         with screen:
             returns = [
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _task_of(policy: str) -> str:
-    if policy in BUILT_IN:
+    if policy in RESERVED:
         raise RobotRLError(f'--task: the {policy} policy was trained on none; name one')
     task = load_policy(policy).card.task
     if not task:

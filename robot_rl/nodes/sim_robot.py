@@ -208,7 +208,7 @@ class SimRobot(Node):
         self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
         self._lock = threading.Lock()
         self._accepting, self._paused = True, False
-        self._running = ''  # the episode that was seen to run
+        self._running: str | None = None  # the episode that was seen to run
         self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
         self._to_world = ToWorld(self, self._arm, self._given)

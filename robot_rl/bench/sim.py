@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 
 from robot_rl import registry
+from robot_rl.bench import workers
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import StepType
 from robot_rl.sim.reach import ReachTask
@@ -27,10 +28,12 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
     Both run in turns of a quarter of a second, on every core. Bare: one thread a core, each
     calling mj_step(model, data, nstep = one decision's substeps) on its own MjData of the same
     model, with a new random command each call; no observation, reward, limits or reset.
+    Then what bench.workers measures.
     """
     task = registry.make_task(TASK)
     for num_envs in (16, 64):
-        yield _compare(task, num_envs, seconds / 2)
+        yield _compare(task, num_envs, seconds / 4)
+    yield from workers.run(seconds / 2)
 
 
 def _compare(task: ReachTask, num_envs: int, seconds: float) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class TrainConfig(Spec):
 
     num_envs: pydantic.PositiveInt = 1
     """environments stepped together"""
+    workers: Count | None = None
+    """processes that step tasks without streams; null: one a core where it pays; 0: in this one"""
     threads: pydantic.PositiveInt = 1
     """of torch; runs repeat bit by bit with one"""
     device: str = pydantic.Field('cpu', pattern=r'^(cpu|cuda(:\d+)?)$')

@@ -31,6 +31,7 @@ from robot_rl.training.state import TrainingState, make_learner
 
 CONFIG, CHECKPOINT, POLICY = 'config.yaml', 'checkpoint.pt', 'policy.onnx'
 _BAR_EVERY = 500  # environment steps; drawing the bar costs more than a step
+_WORTH_A_WORKER = 8  # environments: the hand-over is then a small part of a step
 _EDGE_MASS = 0.05  # of probability at an end of the support that is worth a warning
 
 
@@ -270,7 +271,17 @@ def export_checkpoint(folder: Path, path: Path) -> None:
 
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:
-    return registry.make_environment(config.task, num_envs=num_envs, seed=seed)
+    workers = _workers(config, num_envs)
+    options = {'workers': workers} if workers else {}
+    return registry.make_environment(config.task, num_envs=num_envs, seed=seed, **options)
+
+
+def _workers(config: RunConfig, num_envs: int) -> int:
+    """Return how many processes step `num_envs` environments; 0: this one does."""
+    if config.training.workers is not None:
+        return config.training.workers
+    enough = min(len(os.sched_getaffinity(0)), num_envs // _WORTH_A_WORKER)
+    return enough if enough > 1 else 0
 
 
 @contextlib.contextmanager

@@ -72,7 +72,9 @@ def make_environment(
     """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
 
     Tasks without streams are stepped in this process, or in as many others as `workers` says;
-    those of an arm in threads of this one, whatever it says.
+    those of an arm in threads of this one, whatever it says. `options` are those of the family:
+    `cameras` {name: (height, width)} and `history` {field: steps} of sim.serial, and what
+    sim.arm.ArmEnvironment takes.
 
     Raises UnknownName, SpecError for a Gymnasium environment that no contract fits, and
     RobotRLError where a package is needed and missing.

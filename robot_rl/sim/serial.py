@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from robot_rl.control.observation import History
 from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.sim.cameras import Cameras, Scene, Sizes, with_view
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.specs import Contract
 
@@ -83,12 +85,23 @@ class SerialEnvironment(SeededEnvironment):
     """N single environments in this process.
 
     A family of tasks says how one of them begins an episode (`_begin`) and takes an action
-    (`_advance`).
+    (`_advance`), and fills the fields of `contract` by them. `cameras` {name: (height, width)}
+    of the models are fields beside those, uint8 [height, width, 3]; `history` {field: steps}
+    stacks the last steps of a field. Raises what sim.cameras does.
     """
 
-    def __init__(self, envs: Sequence[Any], contract: Contract, seed: int):
-        super().__init__(len(envs), contract, seed)
-        self._envs = list(envs)
+    def __init__(
+        self,
+        envs: Sequence[Any],
+        contract: Contract,
+        seed: int,
+        cameras: Sizes | None = None,
+        history: Mapping[str, int] | None = None,
+    ):
+        super().__init__(len(envs), with_view(contract, cameras or {}, history or {}), seed)
+        self._envs, self._own = list(envs), contract.observation
+        self._cameras = Cameras(cameras, len(envs), self.scene()[0]) if cameras else None
+        self._history = History(self.contract)
 
     def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
         """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
@@ -96,18 +109,30 @@ class SerialEnvironment(SeededEnvironment):
             self._advance(env, row) if seed == GO_ON else self._begin(env, seed)
             for env, row, seed in zip(self._envs, action, seeds.tolist(), strict=True)
         ]
+        # Stacked, and so copied: an environment may fill the same array at every step.
+        observation = {
+            field.name: np.stack([step.observation[field.name] for step in last]).astype(
+                field.dtype
+            )
+            for field in self._own
+        }
+        if self._cameras is not None:
+            observation |= self._cameras.draw(self.scene)
         return TimeStep(
             step_type=np.array([step.step_type for step in last], dtype=np.int8),
             reward=np.array([step.reward for step in last], dtype=np.float32),
             discount=np.array([step.discount for step in last], dtype=np.float32),
-            # Stacked, and so copied: an environment may fill the same array at every step.
-            observation={
-                field.name: np.stack([step.observation[field.name] for step in last]).astype(
-                    field.dtype
-                )
-                for field in self.contract.observation
-            },
+            observation=self._history.push(observation, seeds != GO_ON),
         )
+
+    def scene(self, index: int = 0) -> Scene:
+        """Return the model and the present state of environment `index`, to be drawn only."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the graphics."""
+        if self._cameras is not None:
+            self._cameras.close()
 
     def _begin(self, env: Any, seed: int) -> Step:
         """Start the episode of this seed."""

@@ -289,5 +289,6 @@ def main(descriptor: int, file: int) -> NoReturn:
 
 
 def _tell(connection: Connection, error: RobotRLError) -> None:
-    os.write(connection.fileno(), _FAILED)
-    connection.send(error)
+    with contextlib.suppress(ConnectionError):  # another worker was first
+        os.write(connection.fileno(), _FAILED)
+        connection.send(error)

@@ -50,7 +50,7 @@ class Trainer:
             raise SpecError(f'training.stop_at_success: {config.task} defines rewards, no success')
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.config = config = config.with_support(self._held_out.reward_range)
-        self.state = TrainingState(config, self._held_out.contract.without(config.hide))
+        self.state = TrainingState(config, config.seen(self._held_out.contract))
         self._clock, self._warned = _Clock(), set()
         self._revisions = [git_revision()]  # of the code, one for each time that the run went on
         if (folder / CHECKPOINT).is_file():
@@ -272,7 +272,7 @@ def export_checkpoint(folder: Path, path: Path) -> None:
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:
     workers = _workers(config, num_envs)
-    options = {'workers': workers} if workers else {}
+    options = config.view() | ({'workers': workers} if workers else {})
     return registry.make_environment(config.task, num_envs=num_envs, seed=seed, **options)
 
 
@@ -280,7 +280,9 @@ def _workers(config: RunConfig, num_envs: int) -> int:
     """Return how many processes step `num_envs` environments; 0: this one does."""
     if config.training.workers is not None:
         return config.training.workers
-    enough = min(len(os.sched_getaffinity(0)), num_envs // _WORTH_A_WORKER)
+    # Drawing takes longer than any hand-over.
+    worth = 1 if config.cameras or config.pixels_only else _WORTH_A_WORKER
+    enough = min(len(os.sched_getaffinity(0)), num_envs // worth)
     return enough if enough > 1 else 0
 
 

@@ -105,6 +105,7 @@ class Renderer:
         size.offheight = max(size.offheight, self.height)
         if self._fast:
             model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0  # else 64 MB are taken for the shadows left out
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         scene = mujoco.MjvScene(model, maxgeom=2000)
         scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW.value] = not self._fast

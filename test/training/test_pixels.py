@@ -130,14 +130,14 @@ def test_a_run_from_pictures_goes_on_as_if_it_had_not_stopped(ball, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('agent', ['d4pg', 'dmpo'])
 def test_a_ball_is_brought_to_the_middle_by_sight(agent, ball, tmp_path):
-    """Return 15 at most; random comes to some 7. A minute on one core."""
+    """Return 15 at most; random comes to some 7. Under a minute on one core."""
     words = [
         *SMALL,
         'training.evaluate_every=2000',
         'training.evaluation_episodes=20',
         'learner.encoder_channels=[16, 16, 16]',
         'learner.batch_size=64',
-        'learner.samples_per_insert=32',
+        'learner.samples_per_insert=64',
         'learner.min_replay_size=300',
         'learner.replay_size=3000',
         'learner.policy_layers=[64, 64]',

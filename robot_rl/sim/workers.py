@@ -39,8 +39,8 @@ _ONE_THREAD = {
     'MKL_NUM_THREADS': '1',
     'LP_NUM_THREADS': '0',  # Mesa's drawing in software
 }
-_DONE, _FAILED = b'.', b'!'
-_ALIGNMENT = 64  # a line of a cache: two workers never write to the same one's array
+_STEP, _DONE, _FAILED = b'>', b'.', b'!'  # what is said on a socket while steps are taken
+_ALIGNMENT = 64  # bytes, a line of a cache: where an array may begin
 _PATIENCE_S = 5.0  # with a worker that is to end and is in the middle of something
 
 
@@ -59,8 +59,7 @@ class WorkerEnvironment(SeededEnvironment):
         file = os.memfd_create('robot_rl-environments', os.MFD_CLOEXEC)
         try:
             self._team = _Team([_start(file) for _ in shares])
-            descriptions = self._team.ask([_Job(task, share, options) for share in shares])
-            description = Description(*descriptions[0])
+            description, *_ = self._team.ask([_Job(task, share, options) for share in shares])
             contract = Contract.from_json(description.contract)
             super().__init__(num_envs, contract, seed)
             self.max_steps, self.reward_range = description.max_steps, description.reward_range
@@ -163,7 +162,7 @@ class _Team:
         """Let all workers take a step. A byte each way: pickles would cost as much as they do."""
         with self._all_or_none():
             for worker in self._workers:
-                os.write(worker.connection.fileno(), _DONE)
+                os.write(worker.connection.fileno(), _STEP)
             for worker in self._workers:
                 _await(worker.connection)
 
@@ -174,7 +173,7 @@ class _Team:
             raise RobotRLError('the environments are closed')
         try:
             yield
-        except (EOFError, OSError):
+        except (EOFError, ConnectionError):
             message = self._obituary()
             self.close()
             raise RobotRLError(message) from None
@@ -219,7 +218,6 @@ def _start(file: int) -> _Worker:
     """Start a worker in a session of its own: Ctrl-C is the parent's to answer."""
     mine, its = socket.socketpair()
     with its:
-        os.set_inheritable(file, True)
         # Not -m: what is sent would be of the module __main__, which is another one here.
         script = f'from {__name__} import main; main({its.fileno()}, {file})'
         # -P: a folder that happens to be the present one is not searched for modules first.

@@ -1,10 +1,10 @@
 """Environments of one task in several processes, which step their shares of the batch at once.
 
-A worker is a fresh interpreter: nothing is forked, and the user's own script is not run again.
-Actions, seeds, observations and rewards lie in one file in memory that all map; a socket for each
-worker says when a step is asked for and when it is done. Both sides sleep in a read until then,
-and a process that ends, in whatever way, closes its end: the other one sees that at once, and
-nothing stays behind.
+The parent is one of them. Each other worker is a fresh interpreter: nothing is forked, and the
+user's own script is not run again. Actions, seeds, observations and rewards lie in one file in
+memory that all map; a socket for each worker says when a step is asked for and when it is done.
+Both sides sleep in a read until then. A process that ends, in whatever way, closes its end: the
+other one sees that at once, and nothing stays behind.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
-import mujoco
 import numpy as np
 
 from robot_rl import registry
 from robot_rl.errors import RobotRLError
+from robot_rl.sim.cameras import Scene
 from robot_rl.sim.environment import TimeStep
 from robot_rl.sim.serial import SeededEnvironment
 from robot_rl.specs import Contract
@@ -47,33 +47,40 @@ _PATIENCE_S = 5.0  # with a worker that is to end and is in the middle of someth
 class WorkerEnvironment(SeededEnvironment):
     """`num_envs` environments of a task of dm_control or Gymnasium, shared among `workers`.
 
+    This process is one of the workers: it takes its share while the others take theirs, and so
+    no core waits for a wake-up of a process that only collects.
     The steps are bit by bit those of make_environment(task, num_envs, seed) in one process.
     `options` are further ones of make_environment. Raises what that raises, and RobotRLError
-    where a worker ends.
+    where another process ends.
     """
 
     def __init__(self, task: str, num_envs: int, seed: int, workers: int, **options: Any):
         workers = min(workers, num_envs)
         bounds = np.linspace(0, num_envs, workers + 1).round().astype(int).tolist()
-        shares = list(itertools.pairwise(bounds))
+        mine, *others = itertools.pairwise(bounds)
         file = os.memfd_create('robot_rl-environments', os.MFD_CLOEXEC)
         try:
-            self._team = _Team([_start(file) for _ in shares])
-            description, *_ = self._team.ask([_Job(task, share, options) for share in shares])
-            contract = Contract.from_json(description.contract)
-            super().__init__(num_envs, contract, seed)
-            self.max_steps, self.reward_range = description.max_steps, description.reward_range
-            os.ftruncate(file, _layout(contract, num_envs)[1])
-            self._shared = Shared(file, contract, num_envs)
-            self._team.ask([num_envs] * workers)
+            self._team = _Team([_start(file) for _ in others])
+            with self._team.all_or_none():
+                self._own = registry.make_environment(task, mine[1], **options)
+                super().__init__(num_envs, self._own.contract, seed)
+                os.ftruncate(file, _layout(self.contract, num_envs)[1])
+                self._shared = Shared(file, self.contract, num_envs)
+                self._team.tell([_Job(task, num_envs, share, options) for share in others])
+                self._team.wait()
         finally:
             os.close(file)
+        self._share = slice(*mine)
+        self.max_steps, self.reward_range = self._own.max_steps, self._own.reward_range
 
     def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
         """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
-        shared = self._shared
+        shared, mine = self._shared, self._share
         shared.action[:], shared.seed[:] = action, seeds
-        self._team.step()
+        with self._team.all_or_none():
+            self._team.step()
+            shared.put(mine, self._own.take(action[mine], seeds[mine]))
+            self._team.wait()
         return TimeStep(
             shared.step_type.copy(),
             shared.reward.copy(),
@@ -81,21 +88,22 @@ class WorkerEnvironment(SeededEnvironment):
             {name: values.copy() for name, values in shared.observation.items()},
         )
 
-    def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        """Raise RobotRLError: the models live in other processes."""
-        raise RobotRLError('environments in worker processes cannot be drawn here; workers=0 can')
+    def scene(self, index: int = 0) -> Scene:
+        """Return what is to be drawn of environment `index`; see Environment.scene.
+
+        Raises RobotRLError for one that lives in another process.
+        """
+        if index >= self._share.stop:
+            raise RobotRLError(
+                f'environment {index} is in another process and cannot be drawn from here; '
+                'workers=0 keeps all of them in this one'
+            )
+        return self._own.scene(index)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the other processes."""
         self._team.close()
-
-
-class Description(NamedTuple):
-    """What a worker says of its environments."""
-
-    contract: str  # JSON
-    max_steps: int | None
-    reward_range: tuple[float, float] | None
+        self._own.close()
 
 
 class Shared:
@@ -112,6 +120,13 @@ class Shared:
         self.step_type = arrays['step_type']
         self.reward, self.discount = arrays['reward'], arrays['discount']
         self.observation = {f.name: arrays[f'observation/{f.name}'] for f in contract.observation}
+
+    def put(self, share: slice, step: TimeStep) -> None:
+        """Write what the environments of a share returned."""
+        self.step_type[share] = step.step_type
+        self.reward[share], self.discount[share] = step.reward, step.discount
+        for name, values in step.observation.items():
+            self.observation[name][share] = values
 
 
 def _layout(contract: Contract, num_envs: int) -> tuple[dict[str, tuple], int]:
@@ -135,6 +150,7 @@ def _layout(contract: Contract, num_envs: int) -> tuple[dict[str, tuple], int]:
 
 class _Job(NamedTuple):
     task: str
+    num_envs: int
     share: tuple[int, int]  # of the N environments: first, and the one behind the last
     options: Mapping[str, Any]
 
@@ -145,30 +161,34 @@ class _Worker(NamedTuple):
 
 
 class _Team:
-    """The workers, as one that is asked and answers. What goes wrong ends all of them."""
+    """The other processes, as one that is told and waited for; what goes wrong ends all."""
 
     def __init__(self, workers: Sequence[_Worker]):
         self._workers = list(workers)
         self._ended = weakref.finalize(self, _end, self._workers)
 
-    def ask(self, questions: Sequence[Any]) -> list[Any]:
-        """Send each worker its question and wait for all answers."""
-        with self._all_or_none():
-            for worker, question in zip(self._workers, questions, strict=True):
-                worker.connection.send(question)
-            return [_answer(worker.connection) for worker in self._workers]
+    def tell(self, jobs: Sequence[_Job]) -> None:
+        """Give each worker its job."""
+        for worker, job in zip(self._workers, jobs, strict=True):
+            worker.connection.send(job)
 
     def step(self) -> None:
-        """Let all workers take a step. A byte each way: pickles would cost as much as they do."""
-        with self._all_or_none():
-            for worker in self._workers:
-                os.write(worker.connection.fileno(), _STEP)
-            for worker in self._workers:
-                _await(worker.connection)
+        """Let all workers take a step. By a byte: pickles would take as long as all the rest."""
+        for worker in self._workers:
+            os.write(worker.connection.fileno(), _STEP)
+
+    def wait(self) -> None:
+        """Wait until all are done. Raises what one failed with, and EOFError at its end."""
+        for worker in self._workers:
+            said = os.read(worker.connection.fileno(), 1)
+            if not said:
+                raise EOFError
+            if said == _FAILED:
+                raise worker.connection.recv()
 
     @contextlib.contextmanager
-    def _all_or_none(self) -> Iterator[None]:
-        """End all workers where one fails, or where Ctrl-C leaves answers under way."""
+    def all_or_none(self) -> Iterator[None]:
+        """End all workers where something fails, or where Ctrl-C leaves answers under way."""
         if not self._ended.alive:
             raise RobotRLError('the environments are closed')
         try:
@@ -198,20 +218,6 @@ class _Team:
                 'was it killed, or is there too little memory?'
             )
         return 'an environment process closed its connection'
-
-
-def _await(connection: Connection) -> None:
-    """Wait for the other end to be done. Raises what it failed with, and EOFError at its end."""
-    said = os.read(connection.fileno(), 1)
-    if not said:
-        raise EOFError
-    if said == _FAILED:
-        raise connection.recv()
-
-
-def _answer(connection: Connection) -> Any:
-    _await(connection)
-    return connection.recv()
 
 
 def _start(file: int) -> _Worker:
@@ -253,20 +259,11 @@ def _work(connection: Connection, file: int) -> None:
     job, descriptor = connection.recv(), connection.fileno()
     first, last = job.share
     environment = registry.make_environment(job.task, last - first, **job.options)
-    contract = environment.contract
+    shared, mine = Shared(file, environment.contract, job.num_envs), slice(first, last)
     os.write(descriptor, _DONE)
-    connection.send(
-        Description(contract.to_json(), environment.max_steps, environment.reward_range)
-    )
-    shared, mine = Shared(file, contract, connection.recv()), slice(first, last)
-    os.write(descriptor, _DONE)
-    connection.send(None)
     while os.read(descriptor, 1):
         step = environment.take(shared.action[mine].copy(), shared.seed[mine].copy())
-        shared.step_type[mine] = step.step_type
-        shared.reward[mine], shared.discount[mine] = step.reward, step.discount
-        for name, values in step.observation.items():
-            shared.observation[name][mine] = values
+        shared.put(mine, step)
         os.write(descriptor, _DONE)
 
 

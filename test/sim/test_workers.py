@@ -21,7 +21,7 @@ def team():
     """Make environments in worker processes, and close them."""
     made = []
 
-    def make(task, num_envs, seed=0, workers=2, **options):
+    def make(task, num_envs=3, seed=0, workers=3, **options):
         made.append(registry.make_environment(task, num_envs, seed, workers=workers, **options))
         return made[-1]
 
@@ -31,6 +31,7 @@ def team():
 
 
 def processes(environment):
+    """Those beside this one, which is the first worker."""
     return [worker.process for worker in environment._team._workers]
 
 
@@ -54,7 +55,7 @@ def require_equal(one, other):
 )
 def test_workers_do_bit_by_bit_what_one_process_does(team, task, steps):
     """Three environments are shared among two workers: one has two of them."""
-    alone, shared = registry.make_environment(task, 3, seed=7), team(task, 3, seed=7)
+    alone, shared = registry.make_environment(task, 3, seed=7), team(task, 3, seed=7, workers=2)
     assert shared.contract == alone.contract and shared.num_envs == 3
     assert (shared.max_steps, shared.reward_range) == (alone.max_steps, alone.reward_range)
     require_equal(alone.reset([3, 1, 2]), shared.reset([3, 1, 2]))
@@ -74,30 +75,32 @@ def test_workers_do_bit_by_bit_what_one_process_does(team, task, steps):
 
 
 def test_what_was_returned_is_not_overwritten(team):
-    environment = team('gym/Pendulum-v1', 2)
+    environment = team('gym/Pendulum-v1')
     first = environment.reset()
     kept = {name: values.copy() for name, values in first.observation.items()}
-    environment.step(np.ones((2, 1)))
+    environment.step(np.ones((3, 1)))
     for name, values in kept.items():
         np.testing.assert_array_equal(first.observation[name], values)
 
 
 def test_there_are_no_more_workers_than_environments(team):
-    assert len(processes(team('gym/Pendulum-v1', 2, workers=5))) == 2
+    assert len(processes(team('gym/Pendulum-v1', 2, workers=5))) == 1
+    assert len(processes(team('gym/Pendulum-v1', 2, workers=1))) == 0
 
 
 def test_wrong_input_is_the_same_clear_line(team):
     with pytest.raises(UnknownName, match=r"'suite/walker-wlak'.*'suite/walker-walk'"):
-        team('suite/walker-wlak', 2)
-    environment = team('gym/Pendulum-v1', 2)
+        team('suite/walker-wlak')
+    environment = team('suite/cartpole-balance')
     with pytest.raises(RobotRLError, match='call reset'):
-        environment.step(np.zeros((2, 1)))
+        environment.step(np.zeros((3, 1)))
     environment.reset()
     with pytest.raises(ContractMismatch, match='not finite'):
-        environment.step(np.full((2, 1), np.nan))
-    environment.step(np.zeros((2, 1)))  # and it goes on
-    with pytest.raises(RobotRLError, match='cannot be drawn here'):
-        environment.scene()
+        environment.step(np.full((3, 1), np.nan))
+    environment.step(np.zeros((3, 1)))  # and it goes on
+    assert environment.scene(0)[0].ncam == 2
+    with pytest.raises(RobotRLError, match=r'environment 1 is in another process .* workers=0'):
+        environment.scene(1)
 
 
 def test_an_error_of_a_name_travels():
@@ -107,11 +110,13 @@ def test_an_error_of_a_name_travels():
 
 
 BROKEN = """
-import gymnasium, numpy as np
+import gymnasium, os
 from gymnasium.envs.classic_control import PendulumEnv
 class Broken(PendulumEnv):
     def step(self, action):
-        raise ZeroDivisionError('the cable is loose')
+        if os.getpid() != int(os.environ['PARENT']):
+            raise ZeroDivisionError('the cable is loose')
+        return super().step(action)
 gymnasium.register('Broken-v0', Broken, max_episode_steps=10)
 """
 
@@ -119,30 +124,44 @@ gymnasium.register('Broken-v0', Broken, max_episode_steps=10)
 def test_an_environment_that_fails_is_told_and_ends_all(team, tmp_path, monkeypatch, capfd):
     (tmp_path / 'broken_cable.py').write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
-    environment = team('gym/broken_cable:Broken-v0', 2)
+    monkeypatch.delitem(sys.modules, 'broken_cable', raising=False)
+    monkeypatch.setenv('PARENT', str(os.getpid()))
+    environment = team('gym/broken_cable:Broken-v0')
     environment.reset()
     told = 'in an environment process: ZeroDivisionError: the cable is loose'
     with pytest.raises(RobotRLError, match=told):
-        environment.step(np.zeros((2, 1)))
+        environment.step(np.zeros((3, 1)))
     assert 'broken_cable.py' in capfd.readouterr().err  # where, for whoever wrote it
     assert all(process.poll() is not None for process in processes(environment))
     with pytest.raises(RobotRLError, match='closed'):
-        environment.step(np.zeros((2, 1)))
+        environment.step(np.zeros((3, 1)))
+
+
+def test_a_share_of_the_parents_that_fails_ends_the_others(team, tmp_path, monkeypatch):
+    (tmp_path / 'broken_cable.py').write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'broken_cable', raising=False)
+    monkeypatch.setenv('PARENT', '0')
+    environment = team('gym/broken_cable:Broken-v0')
+    environment.reset()
+    with pytest.raises(ZeroDivisionError, match='the cable is loose'):
+        environment.step(np.zeros((3, 1)))
+    assert all(process.poll() is not None for process in processes(environment))
 
 
 def test_a_killed_worker_is_one_clear_line_and_ends_all(team):
-    environment = team('gym/Pendulum-v1', 2)
+    environment = team('gym/Pendulum-v1')
     environment.reset()
     processes(environment)[1].send_signal(signal.SIGKILL)
     with pytest.raises(RobotRLError, match='process 2 of 2 ended by SIGKILL') as caught:
         for _ in range(100):
-            environment.step(np.zeros((2, 1)))
+            environment.step(np.zeros((3, 1)))
     assert '\n' not in str(caught.value)
     assert all(process.poll() is not None for process in processes(environment))
 
 
 def test_close_ends_the_workers_soon_and_may_be_repeated(team):
-    environment = team('gym/Pendulum-v1', 2)
+    environment = team('gym/Pendulum-v1')
     environment.reset()
     start = time.monotonic()
     environment.close()
@@ -153,7 +172,7 @@ def test_close_ends_the_workers_soon_and_may_be_repeated(team):
 
 def test_a_worker_that_hangs_is_killed(team, monkeypatch):
     monkeypatch.setattr('robot_rl.sim.workers._PATIENCE_S', 0.2)
-    environment = team('gym/Pendulum-v1', 2)
+    environment = team('gym/Pendulum-v1')
     processes(environment)[0].send_signal(signal.SIGSTOP)
     environment.close()
     assert processes(environment)[0].returncode == -signal.SIGKILL
@@ -162,11 +181,11 @@ def test_a_worker_that_hangs_is_killed(team, monkeypatch):
 SCRIPT = """
 import numpy as np, sys
 from robot_rl import registry
-environment = registry.make_environment('gym/Pendulum-v1', 2, workers=2)
+environment = registry.make_environment('gym/Pendulum-v1', 3, workers=3)
 environment.reset()
 print(*[worker.process.pid for worker in environment._team._workers], flush=True)
 while True:
-    environment.step(np.zeros((2, 1)))
+    environment.step(np.zeros((3, 1)))
 """
 
 
@@ -198,7 +217,7 @@ def cpu_s(pid):
 
 def test_whoever_waits_takes_no_cpu(team):
     """The workers for a step, and the parent for a worker that takes long."""
-    environment = team('gym/Pendulum-v1', 2)
+    environment = team('gym/Pendulum-v1')
     environment.reset()
     pids = [process.pid for process in processes(environment)]
     before = [cpu_s(pid) for pid in pids]
@@ -207,14 +226,14 @@ def test_whoever_waits_takes_no_cpu(team):
     processes(environment)[0].send_signal(signal.SIGSTOP)
     waker = subprocess.Popen(['sh', '-c', f'sleep 0.5; kill -CONT {pids[0]}'])
     start, cpu = time.monotonic(), time.process_time()
-    environment.step(np.zeros((2, 1)))
+    environment.step(np.zeros((3, 1)))
     assert time.monotonic() - start > 0.3 and time.process_time() - cpu < 0.1
     waker.wait()
 
 
 def test_workers_have_one_thread(team):
-    environment = team('suite/cartpole-balance', 2)
+    environment = team('suite/cartpole-balance')
     environment.reset()
-    environment.step(np.zeros((2, 1)))
+    environment.step(np.zeros((3, 1)))
     for process in processes(environment):
         assert len(os.listdir(f'/proc/{process.pid}/task')) == 1

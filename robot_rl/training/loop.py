@@ -323,10 +323,14 @@ class Trainer:
                 self._bar.warn(line)
 
     def _drawn(self) -> dict[str, float]:
-        """Return what part of the batches was demonstrations, and how many episodes were cut."""
+        """Return what part of the batches was demonstrations, and how many episodes ended early.
+
+        The latter since it was last asked for.
+        """
         drawn = {} if self.state.actor is None else self.state.fractions()
         if isinstance(self._environment, StoppingEnvironment):
             drawn['stopped_early'] = self._environment.stopped
+            self._environment.stopped = 0
         return drawn
 
     def _remember_if_best(self, row: dict[str, Any]) -> None:

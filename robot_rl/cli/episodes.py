@@ -8,7 +8,7 @@ label ID --success true        say whether it succeeded: true, false or unknown
 tag ID +curated -spoilt        add and remove tags
 verify [key=value ...]         compare with the checksums; exit code 1 where one is wrong
 recover [NAME ...]             mend recordings that were cut, up to the last flush
-export ARCHIVE [key=value ...] write whole episodes to a tar file
+export TARGET [key=value ...]  write whole episodes to a tar file; or their steps, for others
 import PATH                    take in what was exported, or a data set of another format
 merge OTHER                    copy the episodes of another store
 gc [key=value ...]             list what may be deleted, ask, delete; nothing else ever deletes

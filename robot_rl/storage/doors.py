@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from robot_rl.storage import archives, lerobot_export, lerobot_import, sketchy, transfer
+from robot_rl.storage import archives, lerobot_export, lerobot_import, robomimic, sketchy, transfer
 from robot_rl.storage.store import Store
 from robot_rl.storage.tfrecord import is_tfrecord
 from robot_rl.storage.transfer import Transfer
@@ -40,4 +40,4 @@ def _archive(paths: Iterable[Path], target: Path, refused: Callable[[str], None]
     return ids
 
 
-FORMATS = {'tar': _archive, 'lerobot': lerobot_export.export}
+FORMATS = {'tar': _archive, 'lerobot': lerobot_export.export, 'robomimic': robomimic.export}

@@ -28,6 +28,12 @@ class QueryOptions(common.StoreOptions):
     )
 
 
+class EpisodeOptions(common.StoreOptions):
+    """Options of the actions on one episode."""
+
+    id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
+
+
 class VerifyOptions(QueryOptions):
     """Compare recorded data with its checksums: one line for each damaged file, exit code 1."""
 

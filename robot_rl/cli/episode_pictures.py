@@ -13,6 +13,7 @@ from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.storage import streams
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import joint_state, point_positions, stamp_ns
 
 _STATE = 'sensor_msgs/msg/JointState'
@@ -56,7 +57,7 @@ def draw(
         ):
             if panels:
                 drawn.append(_plot(folder / f'{name}.png', panels))
-        sheet = _attempt(lambda: _contact_sheet(episode, told), told, None)
+        sheet = _attempt(lambda: _contact_sheet(episode, columns, told), told, None)
         if sheet is not None:
             drawn.append(_write_picture(folder / 'pictures.png', sheet))
     except OSError as error:
@@ -79,14 +80,18 @@ def _from_columns(
     """Return signals and commands at the ticks of the policy."""
     header = episode.header
     seconds = columns['time'] - header.start_time_ns * 1e-9
-    joints = header.robot_spec.joints
+    joints = header.robot_spec.joints if header.robot_spec else None
     axes = {3: ('x', 'y', 'z'), 4: ('w', 'x', 'y', 'z')}
     signals = []
     for name, values in columns.items():
         if '.' in name and name != 'command.position' and values.ndim == 2:
             n = values.shape[1]
-            names = joints if name.startswith('joint_states.') else axes.get(n, range(n))
+            names = axes.get(n, range(n))
+            if joints and name.startswith('joint_states.'):
+                names = joints
             signals.append(Curves(seconds, values, [str(part) for part in names], name))
+    if header.contract is None:
+        return signals, []
     commands = [
         Curves(seconds[:-1], columns[f'action/{kind}'], header.contract.action_names, kind, style)
         for kind, style in (('requested', '-'), ('applied', '--'))
@@ -213,10 +218,18 @@ def _plot(path: Path, panels: Sequence[Sequence[Curves]]) -> Path:
     return path
 
 
-def _contact_sheet(episode: EpisodeReader, told: Callable[[str], None]) -> np.ndarray | None:
+def _contact_sheet(
+    episode: EpisodeReader, columns: Mapping[str, np.ndarray], told: Callable[[str], None]
+) -> np.ndarray | None:
     """Return a row of pictures for each camera, uint8 [H, W, 3] BGR; None without cameras."""
-    kinds = {topic: kind for topic, kind in episode.types().items() if kind in (_RAW, _COMPRESSED)}
-    rows = [row for topic in sorted(kinds) if (row := _row(episode, topic, told)) is not None]
+    if episode.is_steps_only:
+        cameras = {name: c for name, c in sorted(columns.items()) if isinstance(c, Pictures)}
+        seconds = columns['time'] - episode.header.start_time_ns * 1e-9
+        rows = [_column_row(name, column, seconds) for name, column in cameras.items()]
+    else:
+        kinds = episode.types()
+        cameras = sorted(t for t, kind in kinds.items() if kind in (_RAW, _COMPRESSED))
+        rows = [row for topic in cameras if (row := _row(episode, topic, told)) is not None]
     if not rows:
         return None
     width = max(row.shape[1] for row in rows)
@@ -230,15 +243,31 @@ def _row(episode: EpisodeReader, topic: str, told: Callable[[str], None]) -> np.
     count = 0
     for channel, _, _ in _until_damage(streams.raw_messages(episode.streams_path), told):
         count += channel.topic == topic
-    wanted = set(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int))
+    wanted = set(_evenly(count))
     start_ns, tiles = episode.header.start_time_ns, []
     for number, item in enumerate(_until_damage(episode.messages([topic]), lambda line: None)):
         if number in wanted:
-            tile = _attempt(lambda item=item: _tile(item, start_ns), told, None)
+            text = f'{(item.log_time_ns - start_ns) * 1e-9:.2f} s {item.topic}'
+            tile = _attempt(lambda item=item, text=text: _tile(_decoded(item), text), told, None)
             if tile is not None:
                 tiles.append(tile)
     same = [tile for tile in tiles if tile.shape[0] == tiles[0].shape[0]]
     return np.concatenate(same, axis=1) if same else None
+
+
+def _column_row(name: str, pictures: Pictures, seconds: np.ndarray) -> np.ndarray:
+    """Return pictures at even intervals of a column, as _row does of a topic."""
+    rows = _evenly(len(pictures))
+    labels = [f'{seconds[row]:.2f} s {name}' for row in rows]
+    tiles = [
+        _tile(np.ascontiguousarray(pictures[row][..., ::-1]), label)
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    return np.concatenate(tiles, axis=1)
+
+
+def _evenly(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int)).tolist()
 
 
 def _until_damage(messages, told: Callable[[str], None]):
@@ -248,17 +277,15 @@ def _until_damage(messages, told: Callable[[str], None]):
         told(str(error))
 
 
-def _tile(item: streams.StreamMessage, start_ns: int) -> np.ndarray:
-    """Return one picture, small, below a line that tells camera and time, BGR."""
+def _tile(picture: np.ndarray, text: str) -> np.ndarray:
+    """Return one picture, small, below a line of text that tells camera and time, BGR."""
     import cv2
 
-    picture = _decoded(item)
     height, width = picture.shape[:2]
     scale = min(1.0, WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     band = np.zeros((16, size[0], 3), np.uint8)
-    text = f'{(item.log_time_ns - start_ns) * 1e-9:.2f} s {item.topic}'
     cv2.putText(band, text, (2, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255,) * 3, 1, cv2.LINE_AA)
     return np.concatenate([band, picture])
 

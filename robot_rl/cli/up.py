@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -45,19 +46,25 @@ def main(argv: list[str]) -> int:
     if options.show_args:
         common.emit(_described(graph), options.as_json, _show(graph))
         return 0
-    values = graph.values(_pairs(options.arguments))
+    return run(options.graph, _pairs(options.arguments), options.log_dir)
+
+
+def run(name: str, arguments: Mapping[str, str], log_dir: Path | None = None) -> int:
+    """Run a graph until a node ends or a signal comes; return the exit code of that node."""
+    graph = GRAPHS[name]
+    values = graph.values(arguments)
     processes = graph.nodes(values)  # what is wrong shows before anything is started
-    common.require_ros('up')
+    common.require_ros(name)
     file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
-    arguments = ['--params-file', file, '--log-level', values['log_level']]
+    ros_arguments = ['--params-file', file, '--log-level', values['log_level']]
     stop = Stop()
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{options.graph}-'))
+    log_dir = log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{name}-'))
     domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
     with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
         for process in processes:
-            supervisor.start(process.executable, process.parameters, ros_arguments=arguments)
+            supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
         code = _watch(supervisor, processes, stop)
         supervisor.stop()
         _print_lines(supervisor)

@@ -46,6 +46,7 @@ ARGUMENTS = {
     'episodes': Argument('', f'how many episodes to run, 0: until stopped {FROM_FILE}'),
     'operator': Argument('', 'the person beside the arm, for the record'),
     'record': Argument('true', 'record the episodes', SWITCH),
+    'episode': Argument('', "the recorded episode's directory"),
     'storage': Argument('', f'folder of the episodes {FROM_FILE}'),
     'cameras': Argument(
         'false', 'hand pictures to the policy; with sim, draw those of the twin', SWITCH
@@ -165,6 +166,16 @@ def _record(values: Values) -> list[Process]:
     return [*started, _session(values, started)]
 
 
+def _replay(values: Values) -> list[Process]:
+    robot = values['robot']
+    twin = _twin(values, seed=values.number('seed')) if values.is_true('sim') else []
+    return [
+        *twin,
+        values.node('command_guard', respawn=True, robot=robot),
+        values.node('replay', robot=robot, episode=values['episode']),
+    ]
+
+
 def _around(values: Values, record: bool) -> list[Process]:
     """Return what stands for the arm's driver, and the recorder."""
     sim, started = values.is_true('sim'), []
@@ -215,5 +226,9 @@ GRAPHS = {
         'demonstrations: a person commands the arm through the guard',
         ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage', 'cameras'),
         'record', _record,
+    ),
+    'replay': Graph(
+        'the commands of a recorded episode again, through the guard',
+        ('sim', 'robot', 'task', 'episode', 'seed', 'cameras'), 'replay', _replay,
     ),
 }  # fmt: skip

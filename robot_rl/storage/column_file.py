@@ -66,6 +66,14 @@ def read(path: Path, key: str | None = None) -> Columns | None:
         raise StorageError(f'{path}: damaged, or no file of columns ({reason})') from None
 
 
+def read_whole(path: Path) -> Columns:
+    """Return the columns of a file that must be there. Raises StorageError."""
+    columns = read(path)
+    if columns is None:
+        raise StorageError(f'{path}: is missing')
+    return columns
+
+
 def _columns(path: Path, stored: np.lib.npyio.NpzFile) -> Columns:
     pictures = {name.removesuffix(_BLOB) for name in stored.files if name.endswith(_BLOB)}
     columns: Columns = {

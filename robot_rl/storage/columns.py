@@ -22,11 +22,11 @@ from robot_rl.specs import Contract, ObservationField
 from robot_rl.specs.robot import Camera
 from robot_rl.storage import column_file, samples
 from robot_rl.storage.column_file import Columns
-from robot_rl.storage.episode import STREAMS_FILE, EpisodeHeader, EpisodeReader
+from robot_rl.storage.episode import STEPS_FILE, STREAMS_FILE, EpisodeHeader, EpisodeReader
 from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
-CACHE_FILE = 'steps.npz'
+CACHE_FILE = STEPS_FILE
 _CACHE_VERSION = 3
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
@@ -58,11 +58,16 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
     let through: the last applied position that answers action k, less that of action k - 1 (row
     0's command before the first) where the action is a joint_delta.
 
+    An episode that has columns only (see episode.py) gives those, in the precision in which they
+    came, at its own rate and with its own actions.
+
     `contract` is the episode's own where none is given. Raises StorageError where a topic or a
     sample is missing or older than the contract allows, and ContractMismatch for an action that
     is no joint_position or joint_delta of the robot's joints.
     """
     contract = contract or episode.header.contract
+    if episode.is_steps_only:
+        return _recorded_columns(episode, contract)
     if contract is None or episode.header.robot_spec is None:
         raise StorageError(
             f'{episode.path}: no columns without a contract and a robot_spec in the header'
@@ -76,6 +81,39 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
     with contextlib.suppress(OSError):  # a store that cannot be written serves without
         column_file.write(path, key, columns)
     return columns
+
+
+def _recorded_columns(episode: EpisodeReader, contract: Contract | None) -> Columns:
+    """Return the columns of an episode without streams, as `contract` wants them."""
+    columns, own = column_file.read_whole(episode.steps_path), episode.header.contract
+    if contract is None or contract == own:
+        return columns
+    if own is None or not (
+        math.isclose(own.rate_hz, contract.rate_hz) and _same_actions(own, contract)
+    ):
+        raise ContractMismatch(
+            f'{episode.path}: has columns only, which serve no other rate and no other actions '
+            'than their own'
+        )
+    _require_columns(episode, contract, columns)
+    for field in contract.observation:
+        column = columns.get(field.source)
+        if isinstance(column, Pictures):
+            columns[field.source] = column.sized(field.shape[:2])
+    order = [own.action_names.index(name) for name in contract.action_names]
+    actions = {name: columns[name][:, order] for name in columns if name.startswith('action/')}
+    return columns | actions
+
+
+def _require_columns(episode: EpisodeReader, contract: Contract, columns: Columns) -> None:
+    """Raise StorageError where there is no column for what the contract reads."""
+    for field in contract.observation:
+        if field.kind and field.recorded not in columns:
+            shown = sorted({name.rsplit('.', 1)[0] for name in columns if '.' in name})
+            raise StorageError(
+                f'{episode.path}: nothing recorded for {field.recorded!r}, which the contract '
+                f'reads (recorded: {", ".join(shown)})'
+            )
 
 
 class _Rows(NamedTuple):
@@ -105,12 +143,7 @@ def _align(episode: EpisodeReader, contract: Contract) -> Columns:
     columns: Columns = {'time': rows.times_ns * 1e-9}
     for stream, numbers in shown.items():
         columns |= _stream_columns(stream, recorded[stream], numbers, contract)
-    for field in contract.observation:
-        if field.kind and field.recorded not in columns:
-            raise StorageError(
-                f'{episode.path}: nothing recorded for {field.recorded!r}, which the contract '
-                f'reads (recorded: {", ".join(sorted(shown))})'
-            )
+    _require_columns(episode, contract, columns)
     commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows)
     columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)
     before = columns['command.position'][:-1]

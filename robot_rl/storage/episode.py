@@ -1,4 +1,7 @@
-"""Episodes as directories, the only truth: episode.json and streams.mcap.
+"""Episodes as directories, the only truth: episode.json, and streams.mcap or steps.npz.
+
+What a robot recorded are streams, of which columns are computed. What came from elsewhere may have
+columns only: its steps.npz is the primary data, and the manifest names it.
 
 An episode is written as '<id>.partial' and renamed to '<id>' when it is whole and on the disk.
 """
@@ -16,7 +19,7 @@ import pydantic
 
 from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
-from robot_rl.storage import rewards, streams
+from robot_rl.storage import column_file, rewards, streams
 from robot_rl.storage.claims import Claim
 from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
 from robot_rl.storage.rewards import Int64, RewardInfo
@@ -24,6 +27,8 @@ from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, To
 
 HEADER_FILE = 'episode.json'
 STREAMS_FILE = 'streams.mcap'
+# Columns: a cache of what was computed of the streams, or the primary data where there are none.
+STEPS_FILE = 'steps.npz'
 PARTIAL, DISCARDED = '.partial', '.discarded'
 
 # What turns the fields that version N of the header has into those of N + 1.
@@ -177,6 +182,12 @@ class EpisodeReader:
         self.path = Path(path)
         self.header = read_header(self.path)
         self.streams_path = self.path / STREAMS_FILE
+        self.steps_path = self.path / STEPS_FILE
+
+    @property
+    def is_steps_only(self) -> bool:
+        """Whether columns are the primary data: there are no streams."""
+        return any(stored.file == STEPS_FILE for stored in self.header.files)
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[StreamMessage]:
         """Yield decoded messages (of `topics` only) in the order in which they arrived.
@@ -186,12 +197,18 @@ class EpisodeReader:
         return streams.read_messages(self.streams_path, topics)
 
     def damage(self) -> str | None:
-        """Return what is wrong with the streams, in one line; None: they are whole."""
-        return streams.damage(self.streams_path)
+        """Return what is wrong with the primary data, in one line; None: it is whole."""
+        if not self.is_steps_only:
+            return streams.damage(self.streams_path)
+        try:
+            column_file.read_whole(self.steps_path)
+        except StorageError as error:
+            return str(error)
+        return None
 
     def types(self) -> dict[str, str]:
         """Return the message type of every topic, e.g. {'/joint_states': 'sensor_msgs/...'}."""
-        if self.header.topics:
+        if self.header.topics or self.is_steps_only:
             return {topic: report.type for topic, report in self.header.topics.items()}
         return streams.topic_types(self.streams_path)  # the recorder died before it could tell
 

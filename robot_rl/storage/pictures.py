@@ -77,6 +77,10 @@ class Pictures:
         number = self.rows[row]
         return self.blob[self.offsets[number] : self.offsets[number + 1]].tobytes()
 
+    def sized(self, size: tuple[int, int]) -> Pictures:
+        """Return a view that decodes to another `size` (height, width)."""
+        return Pictures(self.blob, self.offsets, self.rows, size)
+
     def __getitem__(self, index: slice | int | np.ndarray) -> Pictures | np.ndarray:
         """Return a view of several pictures; of one the picture [h, w, 3]."""
         rows = self.rows[index]

@@ -1,4 +1,4 @@
-"""Carries whole episodes from one store to another: out of an archive, or folder to folder."""
+"""Carries whole episodes into a store: out of an archive, another store, or another format."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from robot_rl.errors import StorageError
-from robot_rl.storage import archives
+from robot_rl.errors import SpecError, StorageError
+from robot_rl.storage import archives, foreign
 from robot_rl.storage.checksums import (
     all_files,
     check,
@@ -30,6 +30,7 @@ from robot_rl.storage.episode import (
     sync_directory,
     write_header,
 )
+from robot_rl.storage.foreign import ForeignEpisode
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.store import Store
 
@@ -78,6 +79,26 @@ def merge(store: Store, other: Path) -> Transfer:
         raise StorageError(f'{other}: a store cannot be merged with itself')
     with Claim(store.root):
         return _take_all(store, source.root, _copy_file)
+
+
+def import_steps(store: Store, episodes: Iterable[Callable[[], ForeignEpisode]]) -> Transfer:
+    """Take in episodes of another format, each read when it is its turn.
+
+    One that cannot be read is left, with a line.
+    """
+    done = Transfer([], [], {}, [])
+    with Claim(store.root), _incoming(store.root) as folder:
+        for read in episodes:
+            try:
+                episode = read()
+                path = foreign.write(folder, episode)
+                done.refused.extend(episode.problems)
+                _take(store, path, _move_file, done)
+            except (StorageError, SpecError) as error:
+                done.refused.append(str(error))
+            else:
+                shutil.rmtree(path)  # what of it was here already
+    return done
 
 
 def _take_all(store: Store, folder: Path, carry: Carry) -> Transfer:

@@ -16,13 +16,15 @@ NODES = [
     'session',
     'camera',
     'image_feed',
+    'replay',
 ]
 
 
 @pytest.fixture
-def everyone(supervisor, tmp_path):
+def everyone(supervisor, tmp_path, still_episode):
     for node in NODES:
         given = {'root': str(tmp_path)} if node == 'episode_recorder' else {}
+        given |= {'episode': str(still_episode())} if node == 'replay' else {}
         given |= {'manual': True, 'participants': ['policy']} if node == 'session' else {}
         supervisor.start(node, given)
     supervisor.wait_ready()

@@ -27,7 +27,7 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _JOINT_STATES = 'joint_states'

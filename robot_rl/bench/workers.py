@@ -1,11 +1,13 @@
-"""Environment steps per second in worker processes, against one process times the cores."""
+"""Environment steps per second in worker processes, against what the cores can do."""
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,42 +21,73 @@ _SLICE_S = 0.25
 
 
 def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
-    """Yield, for a suite and a manipulation task, the rate of one worker a core.
+    """Yield, for a suite and a manipulation task, the rate of one worker a core, twice.
 
-    The reference is the rate of one process with as many environments as a worker has, times the
-    number of cores. Both run in turns of a quarter of a second.
+    The first reference is the rate of one process with as many environments as a worker has,
+    times the number of cores. The second is that of as many processes at once, none of which
+    waits for another: cores that share what is beneath them (two threads of one, say) do not
+    come to the first. All run in turns of a quarter of a second.
     """
     for task in TASKS:
-        yield _compare(task, seconds / len(TASKS))
+        yield from _compare(task, seconds / len(TASKS))
 
 
-def _compare(task: str, seconds: float) -> dict[str, Any]:
+def _compare(task: str, seconds: float) -> Iterator[dict[str, Any]]:
     cores = len(os.sched_getaffinity(0))
-    environments = (
-        registry.make_environment(task, _EACH * cores, workers=cores),
-        registry.make_environment(task, _EACH),
-    )
-    turns = [_stepping(environment) for environment in environments]
-    totals = np.zeros((2, 2))  # of each: steps, seconds
-    for turn in turns:
+    together = registry.make_environment(task, _EACH * cores, workers=cores)
+    alone = registry.make_environment(task, _EACH)
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(cores, spawn, _Apart.begin, (task,)) as pool:
+
+        def apart(seconds: float) -> int:
+            return sum(pool.map(_Apart.turn, [seconds] * cores))
+
+        turns = {'together': _stepping(together), 'alone': _stepping(alone), 'apart': apart}
+        rates = _in_turns(turns, seconds)
+    together.close()
+    alone.close()
+    for reference, name in (
+        (cores * rates['alone'], f'{cores} x one process'),
+        (rates['apart'], f'{cores} processes apart'),
+    ):
+        yield {
+            'bench': 'sim',
+            'metric': f'{task} steps/s, {cores} workers of {_EACH} environments, to {name}',
+            'value': rates['together'],
+            'unit': '1/s',
+            'reference': reference,
+            'ratio': rates['together'] / reference,
+        }
+
+
+def _in_turns(turns: dict[str, Callable[[float], int]], seconds: float) -> dict[str, float]:
+    """Return the steps a second of each; `seconds` are those of all."""
+    for turn in turns.values():
         turn(_SLICE_S)  # first calls allocate
+    totals = {name: np.zeros(2) for name in turns}  # steps, seconds
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        for total, turn in zip(totals, turns, strict=True):
+        for name, turn in turns.items():
             start = time.perf_counter()
             steps = turn(_SLICE_S)
-            total += steps, time.perf_counter() - start
-    for environment in environments:
-        environment.close()
-    value, alone = totals[:, 0] / totals[:, 1]
-    return {
-        'bench': 'sim',
-        'metric': f'{task} steps/s, {cores} workers with {_EACH} environments each',
-        'value': value,
-        'unit': '1/s',
-        'reference': cores * alone,
-        'ratio': value / (cores * alone),
-    }
+            totals[name] += steps, time.perf_counter() - start
+    return {name: steps / spent for name, (steps, spent) in totals.items()}
+
+
+class _Apart:
+    """What a process of the pool does: it steps environments of its own."""
+
+    stepping: Callable[[float], int]
+
+    @classmethod
+    def begin(cls, task: str) -> None:
+        """Make them."""
+        cls.stepping = staticmethod(_stepping(registry.make_environment(task, _EACH)))
+
+    @classmethod
+    def turn(cls, seconds: float) -> int:
+        """Step them for some seconds -> environment steps taken."""
+        return cls.stepping(seconds)
 
 
 def _stepping(environment: Environment) -> Callable[[float], int]:

@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
     from robot_rl.sim.cameras import view_of
     from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
 
-    trained = None if options.policy in BUILT_IN else load_policy(options.policy)
-    task = options.task or (trained.card.task if trained else '')
+    built_in = options.task and options.policy in BUILT_IN
+    trained = None if built_in else load_policy(options.policy)
+    task = options.task or trained.card.task
     if not task:
         raise RobotRLError(f'evaluate: {options.policy} does not say its task; give --task')
     view = view_of(task, trained.contract) if trained else {}

@@ -75,11 +75,11 @@ def view_of(task: str, contract: Contract) -> dict[str, Any]:
     if not task.startswith(WITHOUT_STREAMS):
         return {}
     fields = contract.observation
-    view = {
+    options = {
         'cameras': {field.name: field.shape[:2] for field in fields if field.encoding},
         'history': {field.name: field.history for field in fields if field.history > 1},
     }
-    return {name: fields for name, fields in view.items() if fields}
+    return {name: value for name, value in options.items() if value}
 
 
 def _field(name: str, size: tuple[int, int]) -> ObservationField:

@@ -10,6 +10,7 @@ import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.imitation.simulated import is_simulated, simulated_steps
+from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
 from robot_rl.sim.recorded import steps_of, with_tool
 from robot_rl.specs import Contract, require_fit
@@ -50,7 +51,9 @@ class StoredEpisodes(Sequence[Episode]):
         header = self.headers[index]
         if isinstance(index, slice):
             return StoredEpisodes(self._store, self._task, self._contract, header)
-        columns = aligned_columns(self._store.open(header.id), self._contract)
+        columns = aligned_columns(
+            self._store.open(header.id), self._contract, KinematicChain.from_spec
+        )
         return Episode(header, with_tool(self._task, columns))
 
 
@@ -72,7 +75,7 @@ def find_episodes(
     usable, reasons = [], []
     for header in headers:
         try:
-            aligned_columns(store.open(header.id), contract)
+            aligned_columns(store.open(header.id), contract, KinematicChain.from_spec)
             usable.append(header)
         except (StorageError, ContractMismatch) as error:
             reasons.append(str(error))
@@ -222,7 +225,7 @@ def _demonstration(
         )
     else:
         _require_joints(episode, contract)
-        aligned = aligned_columns(episode, contract)
+        aligned = aligned_columns(episode, contract, KinematicChain.from_spec)
         columns = steps_of(task, with_tool(task, aligned), contract, action)
     for name, values in columns.items():
         wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)

@@ -3,7 +3,13 @@ import json
 import pytest
 
 from robot_rl.cli import evaluate, export, train
-from robot_rl.errors import RobotRLError, SpecError, StorageError, UnknownName
+from robot_rl.errors import (
+    ContractMismatch,
+    RobotRLError,
+    SpecError,
+    StorageError,
+    UnknownName,
+)
 
 SMALL = [
     'learner.batch_size=16',
@@ -94,7 +100,7 @@ def test_train_says_what_is_wrong_in_one_line(argv, error, message):
 
 
 def test_evaluate_and_export_say_what_is_wrong_in_one_line(tmp_path):
-    with pytest.raises(RobotRLError, match='random does not say its task; give --task'):
+    with pytest.raises(ContractMismatch, match='needs the contract of a task'):
         evaluate.main(['--policy', 'random'])
     with pytest.raises(RobotRLError, match=r'nothing\.onnx'):
         evaluate.main(['--policy', str(tmp_path / 'nothing.onnx'), '--task', 'ur5e/reach'])

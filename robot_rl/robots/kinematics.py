@@ -96,6 +96,22 @@ class KinematicChain:
             upper=limits[back, 1],
         )
 
+    @functools.cached_property
+    def reach(self) -> float:
+        """How far any of `points` moves, at most, when a joint does by 1 rad or m [m].
+
+        That is how far the last of them may be from the first joint; or 1, for a slide.
+        """
+        links = np.linalg.norm(self.fixed[1:, :3, 3], axis=1).sum()
+        places = np.abs(np.stack([self.lower, self.upper]) - self.offset[self._back]).max(axis=0)
+        slides = ~self.hinge[self._back]
+        return float(max(links + places[slides].sum(), 1.0 if slides.any() else 0.0))
+
+    @property
+    def _back(self) -> list[int]:
+        """Where the joints of q stand in the chain."""
+        return np.argsort(self.order).tolist()
+
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tool's position [..., 3] [m] and orientation wxyz [..., 4] at q [..., n]."""
         return _pose_of(self._frames(q)[-1])

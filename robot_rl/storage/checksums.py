@@ -10,13 +10,13 @@ from typing import NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
-from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader, read_header
+from robot_rl.storage.episode import HEADER_FILE, RESERVE_FILE, EpisodeHeader, read_header
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.streams import StoredFile
 
 # What can be computed again, unless the manifest says that it is the primary data; and what a
 # process that died left of replacing a file.
-_DERIVED = (CACHE_FILE, f'{CACHE_FILE}.*.new', '*.json.new', '*.npy.new')
+_DERIVED = (CACHE_FILE, f'{CACHE_FILE}.*.new', '*.json.new', '*.npy.new', RESERVE_FILE)
 
 
 class Damage(NamedTuple):

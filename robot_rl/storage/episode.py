@@ -9,6 +9,8 @@ An episode is written as '<id>.partial' and renamed to '<id>' when it is whole a
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ STREAMS_FILE = 'streams.mcap'
 # Columns: a cache of what was computed of the streams, or the primary data where there are none.
 STEPS_FILE = 'steps.npz'
 PARTIAL, DISCARDED = '.partial', '.discarded'
+# Room that is kept for the end of a recording on a disk that gets full meanwhile.
+RESERVE_FILE, RESERVE_BYTES = 'episode.json.reserve', 2**16
 
 # What turns the fields that version N of the header has into those of N + 1.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -119,12 +123,18 @@ class EpisodeWriter:
             self._claim = Claim(self.path)  # nobody mends or clears away what is being recorded
             # A killed recorder must not take along what is known at the start.
             write_header(self.path, header)
+            reserve(self.path)
+            self._streams = StreamWriter(self.path / STREAMS_FILE)
         except OSError as error:
+            if hasattr(self, '_claim'):  # the directory is ours, and nothing is in it
+                shutil.rmtree(self.path, ignore_errors=True)
+                self._claim.release()
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(
                 f'{self.root}: no episode can be recorded here '
                 f'({error.strerror}); choose a folder that can be written'
             ) from None
-        self._streams = StreamWriter(self.path / STREAMS_FILE)
         # See StreamWriter: write(topic, type_name, definition, data, log_time_ns, ...), report().
         self.write = self._streams.write
         self.report = self._streams.report
@@ -151,6 +161,19 @@ class EpisodeWriter:
         """Finish as `commit` does, but as '<id>.discarded': kept, and found by no query."""
         return self._finish(DISCARDED, {'result': 'discarded', **fields})
 
+    def cut(self, termination: str) -> Path:
+        """Finish, as truncated, an episode that could not be committed: the disk is full, say.
+
+        What reached the disk is an episode like any other then; it needs no more room. Raises
+        StorageError, and leaves '<id>.partial', where nothing did or even that cannot be done.
+        """
+        release(self.path)
+        stored = self._streams.end_whole()
+        if self._streams.last_time_ns is None:
+            raise StorageError(f'{self.path}: no message reached the disk')
+        fields = {'result': 'truncated', 'success': None, 'termination': termination}
+        return self._place('', fields | {'end_time_ns': self._streams.last_time_ns}, stored)
+
     def close(self) -> None:
         """End the recording where it is; what was not committed stays '<id>.partial'."""
         try:
@@ -161,10 +184,14 @@ class EpisodeWriter:
     def _finish(self, suffix: str, fields: dict[str, Any]) -> Path:
         fields = {'end_time_ns': self._streams.last_time_ns, **fields}
         self.header.replace(**fields)  # a wrong field is refused before anything is closed
-        stored = self._streams.close()
+        return self._place(suffix, fields, self._streams.close())
+
+    def _place(self, suffix: str, fields: dict[str, Any], stored: StoredFile) -> Path:
+        """Write the header for the last time and give the directory its name."""
         self.header = self.header.replace(**fields, topics=self._streams.report(), files=(stored,))
         final = self.root / f'{self.header.id}{suffix}'
         try:
+            release(self.path)
             write_header(self.path, self.header)
             self.path.rename(final)
             sync_directory(self.root)
@@ -225,6 +252,17 @@ class EpisodeReader:
         Raises UnknownName where there is none, StorageError that names a damaged file.
         """
         return rewards.read(self.path, id)
+
+
+def reserve(path: Path) -> None:
+    """Keep room for the end of the recording in `path`. Raises OSError where there is none."""
+    with (path / RESERVE_FILE).open('wb') as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+
+
+def release(path: Path) -> None:
+    """Give the room back that was kept in `path`."""
+    (path / RESERVE_FILE).unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> EpisodeHeader:

@@ -23,7 +23,14 @@ from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage import column_file, rewards, streams
 from robot_rl.storage.claims import Claim
-from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
+from robot_rl.storage.files import (
+    ID_PATTERN,
+    new_id,
+    sealed,
+    sync_directory,
+    without_seal,
+    write_whole,
+)
 from robot_rl.storage.rewards import Int64, RewardInfo
 from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, TopicReport
 
@@ -89,6 +96,7 @@ class EpisodeHeader(Spec):
     @classmethod
     def _migrate(cls, fields: Any) -> Any:
         """Read what an older robot_rl wrote; the file itself stays as it is."""
+        fields = without_seal(fields)
         found = fields.get('schema_version') if isinstance(fields, dict) else None
         while type(found) is int and found in _MIGRATIONS:
             fields = _MIGRATIONS[found](fields) | {'schema_version': found + 1}
@@ -279,4 +287,4 @@ def read_header(path: Path) -> EpisodeHeader:
 
 def write_header(path: Path, header: EpisodeHeader) -> None:
     """Replace the episode.json in `path` at one stroke: a reader sees the old or the new one."""
-    write_whole(path / HEADER_FILE, header.model_dump_json(indent=1).encode())
+    write_whole(path / HEADER_FILE, sealed(header.model_dump_json(indent=1)))

@@ -282,10 +282,10 @@ class EpisodeRecorder(Node):
         """Keep what could be written, and say why there is no more."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        self._participant.report('error', f'episode_recorder: {error}')
         if writer is not None:
-            with contextlib.suppress(StorageError):  # which has been told
+            with contextlib.suppress(StorageError):  # which is told below
                 _commit(writer, *self._cut(str(error)))
+        self._participant.report('error', f'episode_recorder: {error}')
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""

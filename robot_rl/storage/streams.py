@@ -161,13 +161,13 @@ class StreamWriter:
         )
 
     def end_whole(self) -> StoredFile:
-        """Make a file that can be written no more a whole one, with what reached the disk.
+        """Finish the file; where it could not be written it is whole up to what reached the disk.
 
         Returns its line for the manifest; report() and last_time_ns are of what is in it then.
         Needs next to no space. Raises StorageError where even that is not there.
         """
         with contextlib.suppress(StorageError):
-            self.close()
+            return self.close()  # it is whole
         try:
             with self.path.open('r+b') as file:
                 file.truncate(self._whole)

@@ -182,3 +182,22 @@ def test_whatever_write_fails_what_stands_before_is_whole(
     assert found == list(range(len(found)))
     assert sent - 1 <= len(found) <= sent + 1
     np.testing.assert_equal(reader.header.result, 'truncated')
+
+
+def test_where_only_the_header_cannot_be_written_no_message_is_lost(
+    tmp_path, ros, header, monkeypatch
+):
+    def full(path, header):
+        raise OSError(28, 'No space left on device')
+
+    writer = EpisodeWriter(tmp_path, header(id='e'))
+    for i in range(20):
+        ros.write(writer, '/note', ros.string(f'{i}'), START_NS + i, i + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr('robot_rl.storage.episode.write_header', full)
+        with pytest.raises(StorageError, match=r'e\.partial: cannot be committed \(No space'):
+            writer.commit(result='success', success=True)
+    reader = EpisodeReader(writer.cut('the disk was full'))
+    assert [item.message.data for item in reader.messages()] == [str(i) for i in range(20)]
+    assert reader.damage() is None and check(reader.path)[:2] == ((), ())
+    assert (reader.header.result, reader.header.success) == ('truncated', None)

@@ -223,7 +223,8 @@ def _frames(columns: dict[str, Any], contract: Contract) -> tuple[dict[str, Any]
     steps = len(columns['action/applied'])
     frames: dict[str, Any] = {}
     names: dict[str, str] = {}
-    read = {field.source for field in contract.observation}
+    # What is computed of a stream (from_tool, say) is there as what was recorded of it.
+    read = {name for field in contract.observation for name in (field.source, field.recorded)}
     for name, column in columns.items():
         feature, values = name, column[:steps]
         if isinstance(column, Pictures):

@@ -111,6 +111,17 @@ def test_frames_are_the_recorded_steps_beside_when_they_were(store, put, tmp_pat
     assert [p['bytes'] for p in pictures[:5]] == [first['wrist.image'].file(i) for i in range(5)]
 
 
+def test_what_a_derived_field_is_computed_of_is_an_observation(store, put, tmp_path, contract):
+    fields = contract.to_dict()
+    for field in fields['observation']:
+        if field['name'] == 'target':
+            field['source'] = 'target_pose.from_tool'
+    put('a', contract=fields)
+    export(store, tmp_path / 'set')
+    features = json.loads((tmp_path / 'set/meta/info.json').read_text())['features']
+    assert 'observation.target_pose.position' in features
+
+
 def test_meta_says_what_there_is(store, put, tmp_path, robot, contract):
     found = [put('a', steps=5, seed=1), put('b', steps=7, seed=2, task='other')]
     export(store, tmp_path / 'set')

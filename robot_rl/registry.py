@@ -126,12 +126,23 @@ def make_policy(
     return load_policy(name, contract, seed)
 
 
-def make_environment(task: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Environment:
+def make_environment(
+    task: str, num_envs: int = 1, seed: int = 0, workers: int = 0, **options: Any
+) -> Environment:
     """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
+
+    Tasks without streams are stepped in this process, or in as many others as `workers` says;
+    those of an arm in threads of this one, whatever it says. `options` are those of the family:
+    `cameras` {name: (height, width)} and `history` {field: steps} of sim.serial, and what
+    sim.arm.ArmEnvironment takes.
 
     Raises UnknownName, SpecError for a Gymnasium environment that no contract fits, and
     RobotRLError where a package is needed and missing.
     """
+    if workers and task.startswith(WITHOUT_STREAMS):
+        from robot_rl.sim.workers import WorkerEnvironment
+
+        return WorkerEnvironment(task, num_envs, seed, workers, **options)
     if task.startswith(DM_CONTROL):
         from robot_rl.sim.dm_control import DmControlEnvironment
 

@@ -42,7 +42,7 @@ def run(*command, cwd, **environment):
 
 def assert_complete(found):
     assert 'ur5e' in found['robots']
-    assert set(found['launch']) == {'train', 'sim_robot', 'deploy', 'record'}
+    assert set(found['launch']) == {'train', 'sim_robot', 'deploy', 'record', 'replay'}
     assert 'ur5e_reach' in found['policies']
     assert found['model'] == 6
 

@@ -15,6 +15,7 @@ from robot_rl.specs.base import load_yaml
 
 EXAMPLE = 'robot-rl agents dmpo'
 _FOLDER = 'config/agents'
+_OF_THE_RUN = ('steps', 'hide', 'pixels_only', 'cameras', 'history')
 
 
 class Options(common.Options):
@@ -56,7 +57,7 @@ def describe(name: str) -> list[dict[str, Any]]:
         for section in ('training', 'demos')
     }
     sections['learner'] = agent.config, config.learner | told
-    rows = _rows(RunConfig, {key: data[key] for key in ('steps', 'hide')}, '')
+    rows = _rows(RunConfig, {key: data[key] for key in _OF_THE_RUN}, '')
     for section, (model, values) in sections.items():
         rows += _rows(model, values, f'{section}.')
     return rows

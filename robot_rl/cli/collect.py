@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError
-
-if TYPE_CHECKING:
-    from robot_rl.nodes.graphs import Process
 
 EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --tag lifting'
 # So many arms are stepped together.
@@ -76,14 +72,20 @@ def _in_process(options: Options) -> list[Any]:
     import numpy as np
 
     from robot_rl import registry
+    from robot_rl.control.runtime import load_policy
+    from robot_rl.control.shelf import RESERVED
     from robot_rl.imitation.collect import collect_episodes
     from robot_rl.imitation.simulated import record_episodes
+    from robot_rl.sim.cameras import view_of
     from robot_rl.sim.environment import HELD_OUT
     from robot_rl.storage.store import Store
 
     has_streams = not options.task.startswith(registry.WITHOUT_STREAMS)
     lanes = min(options.episodes, _AT_ONCE) if has_streams else 1
-    environment = registry.make_environment(options.task, num_envs=lanes)
+    view = {}
+    if options.policy not in RESERVED:
+        view = view_of(options.task, load_policy(options.policy).contract)
+    environment = registry.make_environment(options.task, num_envs=lanes, **view)
     try:
         policy, about = _policy(options, environment.contract)
         seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)
@@ -102,8 +104,7 @@ def _through_ros(options: Options) -> list[Any]:
 
     A demonstrator is in the place of a person: it commands the guard as teleop does.
     """
-    common.require_ros('collect --through ros')
-    from robot_rl import registry, resources
+    from robot_rl import registry
     from robot_rl.cli import up
     from robot_rl.imitation.data import judge
     from robot_rl.storage.store import Store
@@ -116,40 +117,27 @@ def _through_ros(options: Options) -> list[Any]:
             ids.extend([told['episode']] if told['result'] != 'discarded' else [])
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
 
-    file = str(resources.find('config/nodes', 'deploy'))
-    log_dir = Path(tempfile.mkdtemp(prefix='robot-rl-collect-'))
-    code = up.run(_nodes(options, task.config.robot), ['--params-file', file], log_dir, show=show)
+    code = up.run('deploy', _arguments(options, task.config.robot), show=show)
     if code or not ids:
-        raise RobotRLError(f'collect: the nodes ended with code {code}; their logs: {log_dir}')
+        raise RobotRLError(f'collect: the nodes ended with code {code}; see their logs')
     episodes = judge(Store(options.store), task, f'id={",".join(ids)}')
     return [episode.header for episode in episodes]
 
 
-def _nodes(options: Options, robot: str) -> list[Process]:
-    """Return the nodes that run the episodes."""
-    from robot_rl.nodes.graphs import Process
-    from robot_rl.registry import SCRIPTED
-
-    scripted = options.policy == SCRIPTED
-    source = 'teleop' if scripted else 'policy'
-    acts = {'policy': options.policy, 'task': options.task}
-    made = {'source': source, 'seed': options.seed, 'noise': options.noise}
-    recorded = {'root': str(options.store), 'world': 'sim', 'robot': robot}
-    started = [
-        Process('sim_robot', {'robot': robot, 'task': options.task}),
-        Process('policy', acts | made | {'robot': robot}),
-        Process('command_guard', {'robot': robot}, respawn=True),
-        Process('episode_recorder', recorded),
-    ]
-    session = acts | {
-        'source': source,
-        'episodes': options.episodes,
-        'first_seed': options.seed,
-        'tags': list(_tags(options)),
-        'participants': [process.executable for process in started],
+def _arguments(options: Options, robot: str) -> dict[str, str]:
+    """Return the arguments of the graph that runs the episodes."""
+    return {
+        'robot': robot,
+        'task': options.task,
+        'policy': options.policy,
+        'noise': str(options.noise),
+        'seed': str(options.seed),
+        'episodes': str(options.episodes),
+        'first_seed': str(options.seed),
+        'manual': 'false',
+        'tags': ','.join(_tags(options)),
+        'storage': str(options.store),
     }
-    label = {'policy_label': SCRIPTED} if scripted else {}
-    return [*started, Process('session', session | label)]
 
 
 def _tags(options: Options) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, StorageError
-from robot_rl.storage import archives, checksums, doors, garbage, recovery, transfer
+from robot_rl.storage import checksums, doors, garbage, recovery, transfer
 from robot_rl.storage.claims import in_use
 from robot_rl.storage.episode import DISCARDED, PARTIAL
 from robot_rl.storage.query import KEYS
@@ -28,6 +28,12 @@ class QueryOptions(common.StoreOptions):
     )
 
 
+class EpisodeOptions(common.StoreOptions):
+    """Options of the actions on one episode."""
+
+    id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
+
+
 class VerifyOptions(QueryOptions):
     """Compare recorded data with its checksums: one line for each damaged file, exit code 1."""
 
@@ -41,9 +47,14 @@ class RecoverOptions(common.StoreOptions):
 
 
 class ExportOptions(common.StoreOptions):
-    """Write whole episodes to a tar file."""
+    """Write whole episodes to a tar file, or their steps as a data set of another format."""
 
-    archive: Annotated[Path, tyro.conf.Positional] = pydantic.Field(description='the file to make')
+    target: Annotated[Path, tyro.conf.Positional] = pydantic.Field(
+        description='the file or folder to make'
+    )
+    format: Literal[tuple(doors.FORMATS)] = pydantic.Field(
+        'tar', description='a tar file of whole episodes, or what it is to be for others'
+    )
     query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
         (), description=f'key=value; all must hold. Keys: {", ".join(KEYS)}'
     )
@@ -53,7 +64,7 @@ class ImportOptions(common.StoreOptions):
     """Take in the episodes of an archive, or of a data set of another format."""
 
     path: Annotated[Path, tyro.conf.Positional] = pydantic.Field(
-        description='an archive of export, or a file or folder of the reward-sketching data set'
+        description='an archive of export, a LeRobotDataset, or the reward-sketching data set'
     )
 
 
@@ -140,18 +151,19 @@ def _cut(store: Store, id: str) -> Path:
 
 
 def export(options: ExportOptions) -> int:
-    """Write the episodes that match to an archive."""
+    """Write the episodes that match."""
     store = options.open()
     paths = [store.root / id for id in store.episodes(options.query).ids]
     if not paths:
         why = ''.join(f'; {hint}' for hint in store.hints(options.query))
         raise RobotRLError(f'{store.root}: no episode matches; nothing to export{why}')
-    ids, damaged = archives.export(paths, options.archive)
-    refused = [str(item) for item in damaged]
+    refused: list[str] = []
+    ids = doors.export_to(paths, options.target, options.format, refused.append)
     _tell(refused)
-    size = options.archive.stat().st_size
-    data = {'archive': str(options.archive), 'bytes': size, 'episodes': ids, 'refused': refused}
-    text = f'{_episodes(len(ids))} ({size / 1e6:.1f} MB) in {options.archive}'
+    files = [options.target, *options.target.rglob('*')]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    data = {'target': str(options.target), 'bytes': size, 'episodes': ids, 'refused': refused}
+    text = f'{_episodes(len(ids))} ({size / 1e6:.1f} MB) in {options.target}'
     common.emit(data, options.as_json, text)
     return 1 if refused else 0
 

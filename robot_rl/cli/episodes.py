@@ -2,13 +2,15 @@
 
 ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
 show ID --out FOLDER           one episode: header, topics, damage; and its pictures and plots
+open ID                        see it in Foxglove or rerun
+replay ID                      give its commands again, through the guard, to the twin or the arm
 stats [key=value ...]          counts, hours and success by task and source
 judge [key=value ...]          judge success by the task, where nobody has judged yet
 label ID --success true        say whether it succeeded: true, false or unknown
 tag ID +curated -spoilt        add and remove tags
 verify [key=value ...]         compare with the checksums; exit code 1 where one is wrong
 recover [NAME ...]             mend recordings that were cut, up to the last flush
-export ARCHIVE [key=value ...] write whole episodes to a tar file
+export TARGET [key=value ...]  write whole episodes to a tar file; or their steps, for others
 import PATH                    take in what was exported, or a data set of another format
 merge OTHER                    copy the episodes of another store
 gc [key=value ...]             list what may be deleted, ask, delete; nothing else ever deletes
@@ -27,8 +29,8 @@ import pydantic
 import tyro
 import yaml
 
-from robot_rl.cli import common, episode_care
-from robot_rl.cli.episode_care import QueryOptions
+from robot_rl.cli import common, episode_care, episode_play
+from robot_rl.cli.episode_care import EpisodeOptions, QueryOptions
 from robot_rl.errors import RobotRLError
 from robot_rl.storage import statistics
 from robot_rl.storage.episode import EpisodeHeader
@@ -36,12 +38,6 @@ from robot_rl.storage.store import Store
 
 EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
 TRUTH = {'true': True, 'false': False, 'unknown': None}
-
-
-class EpisodeOptions(common.StoreOptions):
-    """Options of the actions on one episode."""
-
-    id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
 
 
 class ShowOptions(EpisodeOptions):
@@ -93,6 +89,7 @@ def main(argv: list[str]) -> int:
         'stats': (_stats, StatsOptions, 'after=2026-01-01'),
         'label': (_label, LabelOptions, 'ID --success true'),
         'tag': (_tag, TagOptions, 'ID +curated -spoilt'),
+        **episode_play.ACTIONS,
         **episode_care.ACTIONS,
         'reindex': (_reindex, ReindexOptions, '--store /data/episodes'),
     }
@@ -261,6 +258,13 @@ def _positional_last(argv: list[str]) -> list[str]:
             rest.append(word)
         else:
             flags.append(word)
-            if '=' not in word and word not in ('--json', '--help', '-h', '--yes', '--episodes'):
+            if '=' not in word and word not in (
+                '--json',
+                '--help',
+                '-h',
+                '--yes',
+                '--episodes',
+                '--real',
+            ):
                 flags += itertools.islice(words, 1)
     return [*flags, '--', *rest] if rest else flags

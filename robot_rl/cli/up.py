@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -37,11 +37,6 @@ class Options(common.Options):
     )
 
 
-def show(node: str, line: str) -> None:
-    """Print what a node says."""
-    print(f'[{node}] {line}', flush=True)
-
-
 def main(argv: list[str]) -> int:
     """Run the graph until a node ends or a signal comes; exit with the code of that node."""
     options = common.parse(Options, argv, 'up', __doc__, EXAMPLE)
@@ -51,33 +46,38 @@ def main(argv: list[str]) -> int:
     if options.show_args:
         common.emit(_described(graph), options.as_json, _show(graph))
         return 0
-    values = graph.values(_pairs(options.arguments))
-    processes = graph.nodes(values)  # what is wrong shows before anything is started
-    common.require_ros('up')
-    file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
-    arguments = ['--params-file', file, '--log-level', values['log_level']]
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{options.graph}-'))
-    return run(processes, arguments, log_dir, values['namespace'])
+    return run(options.graph, _pairs(options.arguments), options.log_dir)
+
+
+def show(node: str, line: str) -> None:
+    """Print what a node says."""
+    print(f'[{node}] {line}', flush=True)
 
 
 def run(
-    processes: list[Process],
-    arguments: list[str],
-    log_dir: Path,
-    namespace: str = '',
+    name: str,
+    arguments: Mapping[str, str],
+    log_dir: Path | None = None,
     show: Callable[[str, str], None] = show,
 ) -> int:
-    """Run nodes until one ends or a signal comes; return the exit code of that node.
+    """Run a graph until a node ends or a signal comes; return the exit code of that node.
 
-    `arguments` are ROS arguments of all of them; `show(node, line)` is given what they say.
+    `show(node, line)` is given what the nodes say.
     """
+    graph = GRAPHS[name]
+    values = graph.values(arguments)
+    processes = graph.nodes(values)  # what is wrong shows before anything is started
+    common.require_ros(name)
+    file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
+    ros_arguments = ['--params-file', file, '--log-level', values['log_level']]
     stop = Stop()
+    log_dir = log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{name}-'))
     domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
-    with Supervisor(log_dir, domain_id, namespace, discovery) as supervisor:
+    with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
         for process in processes:
-            supervisor.start(process.executable, process.parameters, ros_arguments=arguments)
+            supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
         code = _watch(supervisor, processes, stop, show)
         supervisor.stop()
         _show_lines(supervisor, show)

@@ -176,6 +176,9 @@ class GuardConfig(Spec):
 class Chain(Protocol):
     """What the guard asks of an arm's kinematics."""
 
+    # How far any of the points moves, at most, when a joint does by 1 rad or m [m].
+    reach: float
+
     def points(self, q: np.ndarray) -> np.ndarray:
         """Return where joints and tool stand [..., k, 3] [m] at q [..., n]; the tool is last."""
 
@@ -247,6 +250,8 @@ class CommandGuard:
         # What an arm that takes velocities was told last, and when.
         self._told, self._told_at = np.zeros(len(robot.joints)), -np.inf
         self._measured_stamp, self._repeats = 0, False
+        # Where the arm was last looked at [n], and how far out of its workspace it is there [m].
+        self._looked: tuple[np.ndarray, float] | None = None
         self.width: float | None = None  # what the gripper was told last [m]
         self._forget()
 
@@ -662,11 +667,19 @@ class CommandGuard:
     def _depth_outside(self, positions: np.ndarray) -> float:
         """Return how far [m] the arm is out of its workspace at worst on `positions` [k, n].
 
-        That is the tool outside the box, or a joint below its floor.
+        That is the tool outside the box, or a joint below its floor. Well inside, a bound of it
+        is returned: how deep inside the arm was last, less all that it can have moved since.
         """
+        if self._looked is not None:
+            where, depth = self._looked
+            bound = depth + self._chain.reach * np.abs(positions - where).sum(axis=1).max()
+            if bound < 0:
+                return float(bound)
         points, box = self._chain.points(positions), self.robot.workspace
-        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1])
-        return float(max(tool.max(), (box.lower[2] - points[..., 2]).max()))
+        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1]).max(axis=1)
+        depths = np.maximum(tool, (box.lower[2] - points[..., 2]).max(axis=1))
+        self._looked = positions[0], float(depths[0])
+        return float(depths.max())
 
     def _by_name(
         self,

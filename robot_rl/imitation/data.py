@@ -184,8 +184,8 @@ def write_demonstrations(
 
     Those recorded in simulation have the rewards that they were paid; those of an arm are
     rewarded by `task`. At most `limit` are taken, oldest first. One that cannot be used (of
-    another contract, without actions, of no length, with numbers that are not finite) is told to
-    `refused` and left out. Raises StorageError where none is left.
+    another contract, without actions, of no length, with numbers that are not finite) is left out
+    and told to `refused`. Raises StorageError, with the first reason, where none is left.
     """
     reasons, used = [], 0
     with ShardWriter(folder) as writer:
@@ -194,7 +194,6 @@ def write_demonstrations(
                 writer.append(_demonstration(store.open(header.id), task, contract, action))
             except (StorageError, ContractMismatch) as error:
                 reasons.append(str(error))
-                refused(str(error))
                 continue
             used += 1
             if used == limit:
@@ -206,6 +205,8 @@ def write_demonstrations(
             f'{store.root}: no usable demonstration for the query {query!r}{why}{hints}'
             ' (robot-rl episodes ls lists what is there)'
         )
+    for reason in reasons:
+        refused(reason)
     return ShardedSteps(folder)
 
 

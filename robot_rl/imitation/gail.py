@@ -124,7 +124,7 @@ class Adversarial(ActorCritic):
         each []: its loss, and apart for experts and agent how often it is right and the mean of D.
         """
         self.discriminator.train()
-        samples = [self._augmented(self._sample(judged)) for judged in (expert, agent)]
+        samples = [self._blurred(self._sample(judged)) for judged in (expert, agent)]
         logits = [self._logits(x) for x in samples]
         config = self.config
         loss = self._divergence(logits, [self._absorbed(judged) for judged in (expert, agent)])
@@ -276,7 +276,7 @@ class Adversarial(ActorCritic):
             parts = (*parts, torch.zeros_like(now[:, :1]))
         return torch.cat(parts, dim=1)
 
-    def _augmented(self, x: Tensor) -> Tensor:
+    def _blurred(self, x: Tensor) -> Tensor:
         """Return what is judged [B, X] as it may also have looked; a hook for other kinds."""
         if not self.config.augmentation:
             return x

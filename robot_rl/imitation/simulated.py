@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.errors import ContractMismatch, StorageError, did_you_mean
+from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.sim.environment import Environment, StepType
 from robot_rl.specs import Contract
 from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
@@ -23,6 +23,8 @@ from robot_rl.storage.store import Store
 _PREFIX = '/env/'
 _TYPE = 'std_msgs/msg/Float64MultiArray'
 _SEPARATOR = '=' * 80
+# How many differences between two contracts one line tells.
+_TOLD = 3
 _DEFINITION = f"""\
 MultiArrayLayout layout
 float64[] data
@@ -77,7 +79,9 @@ def simulated_steps(episode: EpisodeReader, contract: Contract) -> dict[str, np.
     """
     problems = _differences(contract, episode.header.contract)
     if problems:
-        raise ContractMismatch(f'{episode.path}: the contract does not fit: {"; ".join(problems)}')
+        more = f'; and {len(problems) - _TOLD} more' if len(problems) > _TOLD else ''
+        told = '; '.join(problems[:_TOLD])
+        raise ContractMismatch(f'{episode.path}: the contract does not fit: {told}{more}')
     shapes = {OBSERVATION + name: shape for name, shape in contract.observation_shapes.items()}
     shapes |= {ACTION: (contract.action_size,), REWARD: (), DISCOUNT: ()}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
@@ -144,8 +148,7 @@ def _differences(contract: Contract, recorded: Contract | None) -> list[str]:
     problems, shapes = [], recorded.observation_shapes
     for name, shape in contract.observation_shapes.items():
         if name not in shapes:
-            near = did_you_mean(name, list(shapes))
-            problems.append(f'observation {name}: not among {", ".join(shapes)}{near}')
+            problems.append(f'observation {name}: not among {", ".join(shapes)}')
         elif shapes[name] != shape:
             problems.append(
                 f'observation {name}: recorded in shape {list(shapes[name])}, '

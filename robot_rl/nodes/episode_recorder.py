@@ -288,14 +288,10 @@ class EpisodeRecorder(Node):
         """Keep what could be written, and say why there is no more."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        self._participant.report('error', f'episode_recorder: {error}')
         if writer is not None:
-            try:
+            with contextlib.suppress(StorageError):  # which is told below
                 _commit(writer, *self._cut(str(error)))
-            except StorageError as failure:  # the disk is full: what was flushed stays partial
-                self.get_logger().error(str(failure))
-                with contextlib.suppress(StorageError):
-                    writer.close()
+        self._participant.report('error', f'episode_recorder: {error}')
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""
@@ -350,10 +346,20 @@ class EpisodeRecorder(Node):
 
 
 def _commit(writer: EpisodeWriter, result: str, termination: str) -> Path:
-    """Commit or discard an episode and return its directory."""
+    """Commit or discard an episode and return its directory.
+
+    Where that cannot be written, what could be is committed as truncated, and StorageError raised.
+    """
     fields = {'result': result, 'termination': termination}
     fields['success'] = {'success': True, 'failure': False}.get(result)
-    return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)
+    try:
+        return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)
+    except StorageError as error:
+        with contextlib.suppress(StorageError):  # it stays partial: what was flushed can be mended
+            writer.cut(str(error))
+        with contextlib.suppress(StorageError):
+            writer.close()
+        raise
 
 
 def _message_class(type_name: str, topic: str) -> type:

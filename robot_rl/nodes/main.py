@@ -26,6 +26,7 @@ NODES = {
     'session': 'robot_rl.nodes.session:SessionNode',
     'camera': 'robot_rl.nodes.camera:CameraNode',
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
+    'replay': 'robot_rl.nodes.replay:Replay',
     # For robot-rl bench deploy.
     'echo': 'robot_rl.nodes.echo:Echo',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
@@ -151,6 +152,11 @@ def camera() -> int:
 def image_feed() -> int:
     """What decodes pictures for the policy."""
     return run('image_feed')
+
+
+def replay() -> int:
+    """What gives the commands of an episode again."""
+    return run('replay')
 
 
 def main() -> int:

@@ -208,6 +208,7 @@ class SimRobot(Node):
         self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
         self._lock = threading.Lock()
         self._accepting, self._paused = True, False
+        self._running: str | None = None  # the episode that was seen to run
         self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
         self._to_world = ToWorld(self, self._arm, self._given)
@@ -321,7 +322,8 @@ class SimRobot(Node):
             elif not self._accepting:
                 self._commands.newest()  # what came before is for the former pose
                 self._accepting = True
-            if info.state == 'running':
+            if info.state == 'running' and info.episode != self._running:
+                self._running = info.episode
                 self._arm.twin.begin()
                 self._to_world.now()
         if info.state == 'prepare':

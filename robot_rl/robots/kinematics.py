@@ -96,10 +96,25 @@ class KinematicChain:
             upper=limits[back, 1],
         )
 
+    @functools.cached_property
+    def reach(self) -> float:
+        """How far any of `points` moves, at most, when a joint does by 1 rad or m [m].
+
+        That is how far the last of them may be from the first joint; or 1, for a slide.
+        """
+        links = np.linalg.norm(self.fixed[1:, :3, 3], axis=1).sum()
+        places = np.abs(np.stack([self.lower, self.upper]) - self.offset[self._back]).max(axis=0)
+        slides = ~self.hinge[self._back]
+        return float(max(links + places[slides].sum(), 1.0 if slides.any() else 0.0))
+
+    @property
+    def _back(self) -> list[int]:
+        """Where the joints of q stand in the chain."""
+        return np.argsort(self.order).tolist()
+
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tool's position [..., 3] [m] and orientation wxyz [..., 4] at q [..., n]."""
-        tool = self._frames(q)[-1]
-        return tool[..., :3, 3].copy(), quaternions.from_matrix(tool[..., :3, :3])
+        return _pose_of(self._frames(q)[-1])
 
     def position(self, q: np.ndarray) -> np.ndarray:
         """Return the tool's position [..., 3] [m] at q [..., n]."""
@@ -111,15 +126,7 @@ class KinematicChain:
 
     def jacobian(self, q: np.ndarray) -> np.ndarray:
         """Return the geometric Jacobian [..., 6, n] at q [..., n]: linear, then angular."""
-        frames = np.stack(self._frames(q), axis=-3)
-        joints, tool = frames[..., :-1, :, :], frames[..., -1:, :3, 3]
-        axes = (joints[..., :3, :3] @ self.axes[..., None])[..., 0]
-        turning = self.hinge[:, None]
-        linear = np.where(turning, np.cross(axes, tool - joints[..., :3, 3]), axes)
-        rows = np.empty((*axes.shape[:-1], 6))
-        rows[..., self.order, :3] = linear
-        rows[..., self.order, 3:] = np.where(turning, axes, 0.0)
-        return np.swapaxes(rows, -1, -2)
+        return self._jacobian_of(self._frames(q))
 
     def displaced(
         self, q: np.ndarray, displacement: np.ndarray, space: Box | None = None
@@ -132,7 +139,8 @@ class KinematicChain:
         tool falls short there.
         """
         q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
-        here, turned = self.forward(q)
+        frames = self._frames(q)
+        here, turned = _pose_of(frames[-1])
         position = here + displacement[..., :3]
         if space is not None:  # an arm that stands outside comes back as fast as it is moved
             low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
@@ -140,10 +148,11 @@ class KinematicChain:
             position = np.clip(position, np.minimum(low, here + way), np.maximum(high, here - way))
         turn = quaternions.from_rotation_vector(displacement[..., 3:])
         orientation = quaternions.multiply(turn, turned)
-        for _ in range(_DIFFERENTIAL_STEPS):
-            at, way = self.forward(q)
+        for step in range(_DIFFERENTIAL_STEPS):
+            frames = self._frames(q) if step else frames
+            at, way = _pose_of(frames[-1])
             error = np.concatenate([position - at, _turn_between(way, orientation)], axis=-1)
-            jacobian = self.jacobian(q)
+            jacobian = self._jacobian_of(frames)
             transposed = np.swapaxes(jacobian, -1, -2)
             gram = jacobian @ transposed + _DIFFERENTIAL_DAMPING * np.eye(6)
             q = q + (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
@@ -226,6 +235,16 @@ class KinematicChain:
         transforms[..., 3, :] = (0, 0, 0, 1)
         return transforms
 
+    def _jacobian_of(self, frames: list[np.ndarray]) -> np.ndarray:
+        joints, tool = np.stack(frames[:-1], axis=-3), frames[-1][..., None, :3, 3]
+        axes = (joints[..., :3, :3] @ self.axes[..., None])[..., 0]
+        turning = self.hinge[:, None]
+        linear = np.where(turning, np.cross(axes, tool - joints[..., :3, 3]), axes)
+        rows = np.empty((*axes.shape[:-1], 6))
+        rows[..., self.order, :3] = linear
+        rows[..., self.order, 3:] = np.where(turning, axes, 0.0)
+        return np.swapaxes(rows, -1, -2)
+
     @functools.cached_property
     def _generators(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The hinges' cross product matrices [n, 3, 3], their squares, the slides' axes [n, 3]."""
@@ -285,6 +304,11 @@ def _limits(model: mujoco.MjModel, joint: int) -> np.ndarray:
     if model.jnt_limited[joint]:
         return model.jnt_range[joint].copy()
     return np.array([-np.inf, np.inf])
+
+
+def _pose_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return position [..., 3] and orientation [..., 4] of a frame [..., 4, 4]."""
+    return frame[..., :3, 3].copy(), quaternions.from_matrix(frame[..., :3, :3])
 
 
 def _turn_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:

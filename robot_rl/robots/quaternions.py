@@ -55,9 +55,14 @@ def from_matrix(matrix: np.ndarray) -> np.ndarray:
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the quaternion [..., 4] of turning by `right`, then by `left` (Hamilton product)."""
     a, b = np.asarray(left, dtype=float), np.asarray(right, dtype=float)
-    u, v = a[..., 1:], b[..., 1:]
-    w = a[..., :1] * b[..., :1] - (u * v).sum(axis=-1, keepdims=True)
-    return np.concatenate([w, a[..., :1] * v + b[..., :1] * u + np.cross(u, v)], axis=-1)
+    (w, x, y, z), (s, u, v, t) = np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)
+    parts = [
+        w * s - x * u - y * v - z * t,
+        w * u + x * s + y * t - z * v,
+        w * v - x * t + y * s + z * u,
+        w * t + x * v - y * u + z * s,
+    ]
+    return np.stack(parts, axis=-1)
 
 
 def conjugate(quaternion: np.ndarray) -> np.ndarray:

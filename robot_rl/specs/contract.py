@@ -118,6 +118,11 @@ class ObservationField(Spec):
         return 'pose'
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it holds pixels [height, width, channels], of a camera or of a suite's own."""
+        return self.dtype == 'uint8' and len(self.shape) == 3
+
+    @property
     def is_set(self) -> bool:
         """Whether it is a goal that stays until another one is set."""
         return self.goal and self.max_age_s is None

@@ -10,13 +10,14 @@ from typing import NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
-from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader, read_header
+from robot_rl.storage.episode import HEADER_FILE, RESERVE_FILE, EpisodeHeader, read_header
+from robot_rl.storage.files import seal_problem
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.streams import StoredFile
 
 # What can be computed again, unless the manifest says that it is the primary data; and what a
 # process that died left of replacing a file.
-_DERIVED = (CACHE_FILE, f'{CACHE_FILE}.*.new', '*.json.new', '*.npy.new')
+_DERIVED = (CACHE_FILE, f'{CACHE_FILE}.*.new', '*.json.new', '*.npy.new', RESERVE_FILE)
 
 
 class Damage(NamedTuple):
@@ -47,6 +48,8 @@ def check(path: Path) -> Check:
         reason = str(error).removeprefix(f'{path / HEADER_FILE}: ')
         return Check((Damage(path / HEADER_FILE, reason),), (), 0)
     sidecars, damaged = _rewards(path)
+    if problem := seal_problem((path / HEADER_FILE).read_bytes()):
+        damaged.append(Damage(path / HEADER_FILE, problem))
     known = [*header.files, *sidecars]
     damaged += _differing(path, known)
     told = {stored.file for stored in known} | {_sidecar(stored.file) for stored in sidecars}
@@ -106,8 +109,11 @@ def _rewards(path: Path) -> tuple[list[StoredFile], list[Damage]]:
         values = sidecar.with_suffix('.npy')
         try:
             digest = rewards.info(path, sidecar.stem).sha256
+            problem = seal_problem(sidecar.read_bytes())
         except StorageError as error:
-            damaged.append(Damage(sidecar, str(error).removeprefix(f'{sidecar}: ')))
+            problem = str(error).removeprefix(f'{sidecar}: ')
+        if problem:
+            damaged.append(Damage(sidecar, problem))
         else:
             size = values.stat().st_size if values.exists() else 0
             name = str(values.relative_to(path))

@@ -9,6 +9,8 @@ An episode is written as '<id>.partial' and renamed to '<id>' when it is whole a
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -21,7 +23,14 @@ from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage import column_file, rewards, streams
 from robot_rl.storage.claims import Claim
-from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
+from robot_rl.storage.files import (
+    ID_PATTERN,
+    new_id,
+    sealed,
+    sync_directory,
+    without_seal,
+    write_whole,
+)
 from robot_rl.storage.rewards import Int64, RewardInfo
 from robot_rl.storage.streams import StoredFile, StreamMessage, StreamWriter, TopicReport
 
@@ -30,6 +39,8 @@ STREAMS_FILE = 'streams.mcap'
 # Columns: a cache of what was computed of the streams, or the primary data where there are none.
 STEPS_FILE = 'steps.npz'
 PARTIAL, DISCARDED = '.partial', '.discarded'
+# Room that is kept for the end of a recording on a disk that gets full meanwhile.
+RESERVE_FILE, RESERVE_BYTES = 'episode.json.reserve', 2**16
 
 # What turns the fields that version N of the header has into those of N + 1.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -85,6 +96,7 @@ class EpisodeHeader(Spec):
     @classmethod
     def _migrate(cls, fields: Any) -> Any:
         """Read what an older robot_rl wrote; the file itself stays as it is."""
+        fields = without_seal(fields)
         found = fields.get('schema_version') if isinstance(fields, dict) else None
         while type(found) is int and found in _MIGRATIONS:
             fields = _MIGRATIONS[found](fields) | {'schema_version': found + 1}
@@ -119,12 +131,18 @@ class EpisodeWriter:
             self._claim = Claim(self.path)  # nobody mends or clears away what is being recorded
             # A killed recorder must not take along what is known at the start.
             write_header(self.path, header)
+            reserve(self.path)
+            self._streams = StreamWriter(self.path / STREAMS_FILE)
         except OSError as error:
+            if hasattr(self, '_claim'):  # the directory is ours, and nothing is in it
+                shutil.rmtree(self.path, ignore_errors=True)
+                self._claim.release()
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(
                 f'{self.root}: no episode can be recorded here '
                 f'({error.strerror}); choose a folder that can be written'
             ) from None
-        self._streams = StreamWriter(self.path / STREAMS_FILE)
         # See StreamWriter: write(topic, type_name, definition, data, log_time_ns, ...), report().
         self.write = self._streams.write
         self.report = self._streams.report
@@ -151,6 +169,19 @@ class EpisodeWriter:
         """Finish as `commit` does, but as '<id>.discarded': kept, and found by no query."""
         return self._finish(DISCARDED, {'result': 'discarded', **fields})
 
+    def cut(self, termination: str) -> Path:
+        """Finish, as truncated, an episode that could not be committed: the disk is full, say.
+
+        What reached the disk is an episode like any other then; it needs no more room. Raises
+        StorageError, and leaves '<id>.partial', where nothing did or even that cannot be done.
+        """
+        release(self.path)
+        stored = self._streams.end_whole()
+        if self._streams.last_time_ns is None:
+            raise StorageError(f'{self.path}: no message reached the disk')
+        fields = {'result': 'truncated', 'success': None, 'termination': termination}
+        return self._place('', fields | {'end_time_ns': self._streams.last_time_ns}, stored)
+
     def close(self) -> None:
         """End the recording where it is; what was not committed stays '<id>.partial'."""
         try:
@@ -161,10 +192,14 @@ class EpisodeWriter:
     def _finish(self, suffix: str, fields: dict[str, Any]) -> Path:
         fields = {'end_time_ns': self._streams.last_time_ns, **fields}
         self.header.replace(**fields)  # a wrong field is refused before anything is closed
-        stored = self._streams.close()
+        return self._place(suffix, fields, self._streams.close())
+
+    def _place(self, suffix: str, fields: dict[str, Any], stored: StoredFile) -> Path:
+        """Write the header for the last time and give the directory its name."""
         self.header = self.header.replace(**fields, topics=self._streams.report(), files=(stored,))
         final = self.root / f'{self.header.id}{suffix}'
         try:
+            release(self.path)
             write_header(self.path, self.header)
             self.path.rename(final)
             sync_directory(self.root)
@@ -227,6 +262,17 @@ class EpisodeReader:
         return rewards.read(self.path, id)
 
 
+def reserve(path: Path) -> None:
+    """Keep room for the end of the recording in `path`. Raises OSError where there is none."""
+    with (path / RESERVE_FILE).open('wb') as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+
+
+def release(path: Path) -> None:
+    """Give the room back that was kept in `path`."""
+    (path / RESERVE_FILE).unlink(missing_ok=True)
+
+
 def read_header(path: Path) -> EpisodeHeader:
     """Read the episode.json in `path`. Raises StorageError that names the file."""
     file = path / HEADER_FILE
@@ -241,4 +287,4 @@ def read_header(path: Path) -> EpisodeHeader:
 
 def write_header(path: Path, header: EpisodeHeader) -> None:
     """Replace the episode.json in `path` at one stroke: a reader sees the old or the new one."""
-    write_whole(path / HEADER_FILE, header.model_dump_json(indent=1).encode())
+    write_whole(path / HEADER_FILE, sealed(header.model_dump_json(indent=1)))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
+import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 # What may name a file or a directory of the storage.
 ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
+
+
+# The field by which a JSON file is held against itself; always the last one.
+CHECKSUM = 'checksum'
+_SEAL = re.compile(rb',\n "%s": "([0-9a-f]{64})"\n\}$' % CHECKSUM.encode())
 
 
 def new_id() -> str:
@@ -29,6 +37,31 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     new.replace(path)
     sync_directory(path.parent)
+
+
+def sealed(text: str) -> bytes:
+    """Return a JSON object, as pydantic writes it with indent=1, with the SHA-256 of itself."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    body = text.removesuffix('\n}')
+    return f'{body},\n "{CHECKSUM}": "{digest}"\n}}'.encode()
+
+
+def seal_problem(data: bytes) -> str | None:
+    """Return what is wrong with a file that sealed() made; None: nothing, or it has no seal."""
+    seal = _SEAL.search(data)
+    if seal is None:
+        return 'its checksum is damaged' if f'"{CHECKSUM}"'.encode() in data else None
+    digest = hashlib.sha256(data[: seal.start()] + b'\n}').hexdigest()
+    if digest.encode() != seal[1]:
+        return 'differs from its own checksum: damaged, or changed by hand'
+    return None
+
+
+def without_seal(fields: Any) -> Any:
+    """Return the fields of a sealed file without the seal: it is the file's, not the object's."""
+    if isinstance(fields, dict) and CHECKSUM in fields:
+        return {key: value for key, value in fields.items() if key != CHECKSUM}
+    return fields
 
 
 def sync_directory(path: Path) -> None:

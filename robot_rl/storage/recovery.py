@@ -11,6 +11,7 @@ from robot_rl.storage.episode import (
     PARTIAL,
     STREAMS_FILE,
     read_header,
+    release,
     sync_directory,
     write_header,
 )
@@ -42,6 +43,7 @@ def recover(path: Path) -> Path:
         files = [stored_file(path, name) for name in (STREAMS_FILE, CUT_FILE)[: 1 + bool(damage)]]
         why = 'recovered up to the last flush' if damage else 'complete up to there'
         try:
+            release(path)
             write_header(
                 path,
                 header.replace(

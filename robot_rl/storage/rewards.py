@@ -19,7 +19,14 @@ import pydantic
 
 from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.specs import Spec
-from robot_rl.storage.files import ID_PATTERN, new_id, sync_directory, write_whole
+from robot_rl.storage.files import (
+    ID_PATTERN,
+    new_id,
+    sealed,
+    sync_directory,
+    without_seal,
+    write_whole,
+)
 
 REWARDS_FOLDER = 'rewards'
 Int64 = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -49,6 +56,11 @@ class RewardInfo(Spec):
     sha256: str
     # What came from elsewhere and has no field here.
     extra: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _unseal(cls, fields: Any) -> Any:
+        return without_seal(fields)
 
     @pydantic.model_validator(mode='after')
     def _belongs_together(self) -> RewardInfo:
@@ -97,7 +109,7 @@ def add(path: Path, info: RewardInfo, data: bytes) -> None:
         folder.mkdir(exist_ok=True)
         sync_directory(path)
         write_whole(_values(path, info.id), data)
-        write_whole(_sidecar(path, info.id), info.model_dump_json(indent=1).encode())
+        write_whole(_sidecar(path, info.id), sealed(info.model_dump_json(indent=1)))
     except OSError as error:
         raise StorageError(f'{folder}: no reward can be added ({error.strerror})') from None
 

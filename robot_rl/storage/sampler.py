@@ -114,7 +114,8 @@ class WindowSampler:
     Observations, actions and states come from `take(column, rows)` where it is given, in whatever
     form it returns them: from a copy on another device, say. Rewards [...] of the steps in flat
     rows [...] come from `rewards(rows)` where it is given, each time that they are drawn: from a
-    model that changes, say.
+    model that changes, say. The histories of fields that `steps` keeps one step of are gathered
+    here; a row of which the oldest steps are overwritten is not served.
 
     The n-step return is that of acme's NStepTransitionAdder (acme/adders/reverb/transition.py).
     """
@@ -143,7 +144,7 @@ class WindowSampler:
         self.mixture = Mixture(parts, steps.lanes * steps.length, mixing)
         self._take = take or self._take_array
         self._rewards = rewards or self.steps.flat[REWARD].take
-        self._observations = [(name, OBSERVATION + name) for name in steps.observation_names]
+        self._observations = steps.observation_names
 
     def transitions(self, batch_size: int) -> Transitions:
         """Return `batch_size` transitions, drawn independently.
@@ -161,7 +162,7 @@ class WindowSampler:
         reward, discount = self._returns(rows, count[None])
         # Both observations at once: half the reads.
         ends = np.array([rows[0], steps.rows(lane, age + count)])
-        seen = {name: self._take(column, ends) for name, column in self._observations}
+        seen = self._see(ends)
         return Transitions(
             {name: values[0] for name, values in seen.items()},
             self._take(ACTION, rows[0]),
@@ -196,7 +197,7 @@ class WindowSampler:
         count = np.where(valid, count, 0)
         reward, discount = self._returns(block.rows, count)
         return Sequences(
-            {name: self._take(column, rows) for name, column in self._observations},
+            self._see(rows),
             offsets[:burn_in] >= -before,
             {
                 name: self._take(STATE + name, steps.rows(lane, age - before))
@@ -227,6 +228,15 @@ class WindowSampler:
 
     def _take_array(self, column: str, rows: np.ndarray) -> np.ndarray:
         return self.steps.flat[column].take(rows, axis=0)
+
+    def _see(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return the observations of flat `rows` [...], {field: [..., *full_shape]}."""
+        histories = self.steps.histories
+        behind = {n: self.steps.behind(rows, n) for n in {*histories.values()}}
+        return {
+            name: self._take(OBSERVATION + name, behind.get(histories.get(name), rows))
+            for name in self._observations
+        }
 
     def _draw(self, batch_size: int) -> tuple[Windows, np.ndarray]:
         """Draw each part's windows; return them with their importance weights [B] float32."""
@@ -274,7 +284,8 @@ class WindowSampler:
         steps = self.steps
         ages = age + np.arange(-burn_in, length + self.n_step)[:, None]
         rows = steps.rows(lane, np.maximum(np.minimum(ages, steps.size - 1), 0))
-        inside, types = (ages >= 0) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
+        oldest = steps.first_whole()[lane] if steps.histories else 0
+        inside, types = (ages >= oldest) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
         # An episode ends at LAST, or before the FIRST of the next one where it was cut.
         ends = (types[:-1] == LAST) | ((types[1:] == FIRST) & inside[1:])
         joined = inside[:-1] & inside[1:] & ~ends

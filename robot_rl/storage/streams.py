@@ -6,7 +6,9 @@ import contextlib
 import functools
 import hashlib
 import os
+import struct
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +16,17 @@ from typing import Any, NamedTuple
 import pydantic
 from mcap.records import Channel, Chunk, Message, MessageIndex, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
-from mcap.writer import Writer
+from mcap.writer import MCAP0_MAGIC, Writer
 from mcap_ros2.decoder import DecoderFactory
 
 from robot_rl.errors import StorageError
 from robot_rl.specs.base import Spec
 
-# A killed process loses what came since the last flush.
-FLUSH_PERIOD_S = 0.5
+# A killed process loses what came since the last flush: half a second at the most, also where the
+# thread that flushes is late.
+FLUSH_PERIOD_S = 0.25
+# What ends an MCAP file that has no summary: the records DataEnd and Footer, and the magic bytes.
+_END = struct.pack('<BQI', 0x0F, 4, 0) + struct.pack('<BQQQI', 0x02, 20, 0, 0, 0) + MCAP0_MAGIC
 
 
 class TopicReport(Spec):
@@ -60,7 +65,7 @@ class StreamMessage(NamedTuple):
 
 
 class StreamWriter:
-    """Appends raw messages to an MCAP file; a thread brings them to the disk twice a second.
+    """Appends raw messages to an MCAP file; a thread brings them to the disk all the time.
 
     Each flush ends a chunk, so that the file can be read up to there whatever happens next.
     `write` may be called from several threads. Raises StorageError where the file cannot be
@@ -78,6 +83,8 @@ class StreamWriter:
             self._file = _HashedFile(path)
             self._mcap = Writer(self._file)
             self._mcap.start(profile='ros2', library='robot_rl')
+            # Up to where the file is whole, once there is a failure; and is on the disk.
+            self._whole = self._synced = self._file.bytes
         except OSError as error:
             raise self._error(error) from None
         self._thread = threading.Thread(target=self._keep_flushing, daemon=True)
@@ -108,7 +115,7 @@ class StreamWriter:
                 raise StorageError(
                     f'{self.path}: topic {topic} holds {known.type}, not {type_name}'
                 )
-            try:
+            with self._noting_failure():
                 known = known or self._register(topic, type_name, definition)
                 self._mcap.add_message(
                     known.channel,
@@ -117,9 +124,6 @@ class StreamWriter:
                     log_time_ns if publish_time_ns is None else publish_time_ns,
                     sequence,
                 )
-            except OSError as error:
-                self._failure = error
-                raise self._error(error) from None
             known.count_in(log_time_ns, sequence, publisher)
 
     def report(self) -> dict[str, TopicReport]:
@@ -142,12 +146,12 @@ class StreamWriter:
         if not self.closed:
             self._closing.set()
             self._thread.join()
-            try:
-                if not self._failure:
+            if not self._failure:
+                self._flush()
+            if not self._failure:
+                with contextlib.suppress(StorageError), self._noting_failure():
                     self._mcap.finish()
                     self._file.sync()
-            except OSError as error:
-                self._failure = error
             with contextlib.suppress(OSError):  # what it cannot write is reported below
                 self._file.close()
         if self._failure:
@@ -155,6 +159,32 @@ class StreamWriter:
         return StoredFile(
             file=self.path.name, sha256=self._file.sha256.hexdigest(), bytes=self._file.bytes
         )
+
+    def end_whole(self) -> StoredFile:
+        """Finish the file; where it could not be written it is whole up to what reached the disk.
+
+        Returns its line for the manifest; report() and last_time_ns are of what is in it then.
+        Needs next to no space. Raises StorageError where even that is not there.
+        """
+        with contextlib.suppress(StorageError):
+            return self.close()  # it is whole
+        try:
+            with self.path.open('r+b') as file:
+                file.truncate(self._whole)
+                file.seek(self._whole)
+                file.write(_END)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        except OSError as error:
+            raise self._error(error) from None
+        self._topics = {}
+        for channel, schema, message in raw_messages(self.path):
+            topic = self._topics.setdefault(channel.topic, _Topic(schema.name, channel.id))
+            topic.count_in(message.log_time, message.sequence, b'')
+        size = self._whole + len(_END)
+        return StoredFile(file=self.path.name, sha256=digest, bytes=size)
 
     def _register(self, topic: str, type_name: str, definition: str) -> _Topic:
         if type_name not in self._schemas:
@@ -166,14 +196,38 @@ class StreamWriter:
         return self._topics[topic]
 
     def _keep_flushing(self) -> None:
-        while not self._closing.wait(FLUSH_PERIOD_S):
-            try:
-                with self._lock:
-                    self._mcap.flush()
-                self._file.sync()  # slow, and so outside the lock
-            except OSError as error:
-                self._failure = error
+        due = time.monotonic()
+        while True:
+            due = max(
+                due + FLUSH_PERIOD_S, time.monotonic()
+            )  # a slow disk delays no flush but one
+            if self._closing.wait(due - time.monotonic()):
                 return
+            self._flush()
+            if self._failure:
+                return
+
+    def _flush(self) -> None:
+        """End the chunk and bring it to the disk; a failure is noted."""
+        with contextlib.suppress(StorageError):
+            with self._lock, self._noting_failure():
+                self._mcap.flush()
+                flushed = self._file.bytes
+            try:
+                self._file.sync()  # slow, and so outside the lock
+                self._synced = flushed
+            except OSError as error:
+                self._failure, self._whole = error, self._synced
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """Raise StorageError for what could not be written, and note where the file is whole."""
+        whole = self._file.bytes
+        try:
+            yield
+        except OSError as error:
+            self._failure, self._whole = error, whole
+            raise self._error(error) from None
 
     def _error(self, error: OSError | None) -> StorageError:
         reason = (error.strerror or str(error)) if error else 'it is closed'
@@ -343,23 +397,26 @@ class _HashedFile:
     """An append-only file that knows its SHA-256: closing a long recording stays short."""
 
     def __init__(self, path: Path):
-        self._file = path.open('xb')
+        # Without a buffer: what could not be written is not tried again behind our back.
+        self._file = path.open('xb', buffering=0)
         self.sha256 = hashlib.sha256()
         self.bytes = 0
 
     def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        while left:  # where there is room for some of it only, the next one fails
+            left = left[self._file.write(left) :]
         self.sha256.update(data)
         self.bytes += len(data)
-        return self._file.write(data)
+        return len(data)
 
     def tell(self) -> int:
         return self.bytes
 
     def flush(self) -> None:
-        self._file.flush()
+        pass  # there is no buffer
 
     def sync(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 import pydantic
 
 from robot_rl import registry, resources
+from robot_rl.errors import SpecError
 from robot_rl.policies.agent import CriticConfig, LearnerConfig, fit_support
-from robot_rl.specs import Spec
+from robot_rl.specs import Contract, Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.storage.mixture import Mixing
 
@@ -22,6 +23,8 @@ class TrainConfig(Spec):
 
     num_envs: pydantic.PositiveInt = 1
     """environments stepped together"""
+    workers: Count | None = None
+    """processes that step tasks without streams; null: one a core where it pays; 0: in this one"""
     threads: pydantic.PositiveInt = 1
     """of torch; runs repeat bit by bit with one"""
     device: str = pydantic.Field('cpu', pattern=r'^(cpu|cuda(:\d+)?)$')
@@ -65,6 +68,12 @@ class RunConfig(Spec):
     """as `robot-rl tasks` lists it"""
     hide: tuple[str, ...] = ()
     """observation fields of the task that the policy is not to see"""
+    pixels_only: bool = False
+    """whether the policy sees nothing but pictures"""
+    cameras: dict[str, tuple[pydantic.PositiveInt, pydantic.PositiveInt]] = pydantic.Field({})
+    """pictures to draw, {camera: [height, width]}; overview: of the model's first camera"""
+    history: dict[str, pydantic.PositiveInt] = pydantic.Field({})
+    """last steps that the policy sees of a field, {field: steps}, the newest among them"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
@@ -80,12 +89,36 @@ class RunConfig(Spec):
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
     """the agent's own config; what is not given is filled in"""
 
+    @pydantic.model_validator(mode='after')
+    def _an_arm_says_itself_what_it_shows(self) -> Self:
+        if (self.cameras or self.history) and not self.task.startswith(registry.WITHOUT_STREAMS):
+            raise ValueError('cameras, history: the contract of an arm task has these itself')
+        return self
+
     @pydantic.field_validator('learner')
     @classmethod
     def _fits_the_agent(cls, value: dict, info: pydantic.ValidationInfo) -> dict[str, Any]:
         if 'agent' not in info.data:  # which has an error of its own
             return value
         return registry.resolve('agent', info.data['agent']).config.parse(value).to_dict()
+
+    def view(self) -> dict[str, Any]:
+        """Return the options of make_environment that say what is shown."""
+        given = {'cameras': self.cameras, 'history': self.history}
+        return {name: value for name, value in given.items() if value}
+
+    def seen(self, contract: Contract) -> Contract:
+        """Return what of an environment's contract the policy sees. Raises SpecError."""
+        if not self.pixels_only:
+            return contract.without(self.hide)
+        pictures = [field.name for field in contract.observation if field.is_picture]
+        if not pictures:
+            raise SpecError(
+                f'pixels_only: {self.task} shows no pictures by itself; '
+                'cameras={overview: [64, 64]} is right'
+            )
+        others = [f.name for f in contract.observation if f.name not in pictures]
+        return contract.without([*self.hide, *others])
 
     def learner_config(self) -> LearnerConfig:
         """Return the agent's config as the agent takes it."""

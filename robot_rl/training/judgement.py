@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from robot_rl.errors import StorageError
 from robot_rl.imitation.gail import Adversarial, Judged, require_fixed_horizon
 from robot_rl.storage.sampler import Transitions, Windows, WindowSampler
 from robot_rl.storage.steps import ACTION, DISCOUNT, FIRST, LAST, OBSERVATION, STEP_TYPE, Steps
@@ -65,17 +66,25 @@ def rewards_by(
 
 
 def early_steps(sampler: WindowSampler, frames: int, size: int) -> Transitions:
-    """Return `size` steps among the first `frames` of episodes; `sampler` is of single steps."""
+    """Return `size` steps among the first `frames` of episodes; `sampler` is of single steps.
+
+    Raises StorageError where no episode begins.
+    """
     steps, rng, types = sampler.steps, sampler.rng, sampler.steps.flat[STEP_TYPE]
     lane, age = steps.places(np.flatnonzero(types == FIRST))
     begins = np.flatnonzero(age < steps.size)  # in a ring that is not full the rest is no step's
-    begins = begins[rng.integers(len(begins), size=size)]
+    begins = begins[rng.integers(len(begins), size=size)] if len(begins) else begins
     # Behind the end of an episode shorter than that come the first frames of the next one.
-    lane, age = lane[begins], age[begins] + rng.integers(frames, size=size)
+    lane, age = lane[begins], age[begins] + rng.integers(frames, size=len(begins))
     rows = steps.rows(lane, np.minimum(age, steps.size - 1))
     # What FIRST follows is the last row of its episode, or the one before a cut: no step.
     good = (age + 1 < steps.size) & (types[steps.following(rows)] != FIRST)
-    windows = Windows(lane, age, np.ones(size, np.int64))
+    if not good.any():
+        raise StorageError(
+            f'the first {frames} frames of episodes: none of them begins among {steps.size} rows; '
+            'a replay_size that holds whole episodes is right'
+        )
+    windows = Windows(lane, age, np.ones(len(lane), np.int64))
     return sampler.gather(Windows(*(np.resize(column[good], size) for column in windows)))
 
 

@@ -40,6 +40,7 @@ from robot_rl.training.state import make_learner, make_state
 CONFIG, CHECKPOINT, POLICY = 'config.yaml', 'checkpoint.pt', 'policy.onnx'
 DEMOS = '.demos'
 _BAR_EVERY = 500  # environment steps; drawing the bar costs more than a step
+_WORTH_A_WORKER = 8  # environments: the hand-over is then a small part of a step
 _EDGE_MASS = 0.05  # of probability at an end of the support that is worth a warning
 
 
@@ -62,7 +63,7 @@ class Trainer:
             raise SpecError(f'training.stop_at_success: {config.task} defines rewards, no success')
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.config = config = config.with_support(self._held_out.reward_range)
-        contract = self._held_out.contract.without(config.hide)
+        contract = config.seen(self._held_out.contract)
         saved = self._load()
         demonstrations = self._demonstrations(contract, refused, begun=bool(saved))
         self.state = make_state(config, contract, demonstrations)
@@ -322,10 +323,14 @@ class Trainer:
                 self._bar.warn(line)
 
     def _drawn(self) -> dict[str, float]:
-        """Return what part of the batches was demonstrations, and how many episodes were cut."""
+        """Return what part of the batches was demonstrations, and how many episodes ended early.
+
+        The latter since it was last asked for.
+        """
         drawn = {} if self.state.actor is None else self.state.fractions()
         if isinstance(self._environment, StoppingEnvironment):
             drawn['stopped_early'] = self._environment.stopped
+            self._environment.stopped = 0
         return drawn
 
     def _remember_if_best(self, row: dict[str, Any]) -> None:
@@ -430,7 +435,19 @@ def _last_until(rows: list[dict[str, Any]], counted: str, steps: int) -> dict[st
 
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:
-    return registry.make_environment(config.task, num_envs=num_envs, seed=seed)
+    workers = _workers(config, num_envs)
+    options = config.view() | ({'workers': workers} if workers else {})
+    return registry.make_environment(config.task, num_envs=num_envs, seed=seed, **options)
+
+
+def _workers(config: RunConfig, num_envs: int) -> int:
+    """Return how many processes step `num_envs` environments; 0: this one does."""
+    if config.training.workers is not None:
+        return config.training.workers
+    # Drawing takes longer than any hand-over.
+    worth = 1 if config.cameras or config.pixels_only else _WORTH_A_WORKER
+    enough = min(len(os.sched_getaffinity(0)), num_envs // worth)
+    return enough if enough > 1 else 0
 
 
 @contextlib.contextmanager

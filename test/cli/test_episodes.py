@@ -234,7 +234,7 @@ def test_gc_lists_asks_and_deletes_only_then(store, run, monkeypatch):
         (['gc', 'e1'], 'gc: episodes are deleted with --episodes only'),
         (['gc', '--episodes', '--yes'], 'gc: --episodes needs ids, or a query like tag=spoilt'),
         (['gc', '--episodes', '--yes', 'e9'], "unknown episode 'e9'"),
-        (['export'], 'episodes export: the file to make is missing; see --help'),
+        (['export'], 'episodes export: the file or folder to make is missing; see --help'),
         (['merge'], 'episodes merge: the folder of the other store is missing'),
         (['export', 'x.tar', 'task=none'], 'no episode matches; nothing to export'),
         (['export', 'no/folder/x.tar'], 'no/folder/x.tar: cannot be written (No such file'),

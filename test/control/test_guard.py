@@ -593,6 +593,8 @@ def test_a_floor_holds_for_joints_too(robot, new, chain):
     """The elbow, not the tool, would go below the floor."""
 
     class Upright:
+        reach = chain.reach
+
         def points(self, q):
             return chain.points(q)[..., [0, 2, 1]]  # y is up
 

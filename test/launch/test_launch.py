@@ -35,6 +35,7 @@ ARGUMENTS = {
     },
     'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'manual', 'record', 'storage'},
     'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
+    'replay': {'sim', 'robot', 'task', 'episode', 'seed', 'params_file'},
 }
 
 

@@ -6,8 +6,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`, or a ROS installation)')
@@ -22,6 +24,8 @@ from std_srvs.srv import Trigger
 
 from robot_rl.nodes.supervisor import Supervisor, loopback, reserved_domain_id
 from robot_rl.specs import RobotSpec
+from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.foreign import ForeignEpisode, write
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -198,6 +202,26 @@ def arm(observer, ur5e) -> Callable[..., Arm]:
     ) -> Arm:
         home = [ur5e.home[name] for name in ur5e.joints]
         return Arm(observer, list(names or ur5e.joints), list(positions or home), rate_hz)
+
+    return make
+
+
+@pytest.fixture
+def still_episode(tmp_path, ur5e) -> Callable[..., Path]:
+    """Return `make(root, pose)`: an episode with columns only, from home or `pose` a little on."""
+
+    def make(root: Path = tmp_path, pose: np.ndarray | None = None) -> Path:
+        pose = np.array([ur5e.home[name] for name in ur5e.joints]) if pose is None else pose
+        path = pose + np.linspace(0, 0.1, 41)[:, None]
+        columns = {
+            'time': 1_700_000_000 + np.arange(41) / 20,
+            'joint_states.position': path,
+            'action/requested': np.diff(path, axis=0),
+            'action/applied': np.diff(path, axis=0),
+        }
+        root.mkdir(exist_ok=True)
+        header = EpisodeHeader(id='still', robot='ur5e', robot_spec=ur5e)
+        return write(root, ForeignEpisode(header, columns))
 
     return make
 

@@ -17,12 +17,15 @@ WAITING = {'session': {'participants': ['nobody']}}
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_every_node_ends_with_code_0(supervisor, tmp_path, number):
+def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, number):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     try:
+        given = WAITING | {
+            'episode_recorder': {'root': str(tmp_path / 'episodes')},
+            'replay': {'episode': str(still_episode())},
+        }
         for node in NODES:
-            root = {'root': str(tmp_path / 'episodes')} if node == 'episode_recorder' else {}
-            supervisor.start(node, WAITING.get(node) or root)
+            supervisor.start(node, given.get(node))
     finally:
         signal.signal(signal.SIGINT, before)
     supervisor.wait_ready()

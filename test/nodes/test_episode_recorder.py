@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -265,6 +266,36 @@ def test_a_disk_that_gets_short_ends_the_episode_as_truncated_and_refuses_the_ne
     assert 'GB are wanted (parameter min_free_gb)' in recorder.session.hears('error')
     assert [path.name for path in recorder.root.iterdir()] == ['e1']
     (tmp_path / 'filling').unlink()
+
+
+def test_a_file_that_cannot_be_written_any_more_ends_the_episode_as_truncated(
+    recorder, observer, supervisor
+):
+    """What had been written stayed partial until somebody recovered it."""
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('e1')
+    streams = recorder.root / 'e1.partial' / 'streams.mcap'
+    actions = b'/policy/action'
+    observer.until(lambda: actions in streams.read_bytes() or streams.stat().st_size > 5000)
+    # As a disk that is full: for this process no file grows beyond what there is, and a little.
+    limit = max(2**16, streams.stat().st_size) + 2**14
+    resource.prlimit(recorder.child.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    told = recorder.session.hears('error')
+    assert 'streams.mcap: cannot be written (File too large)' in told
+    observer.until(lambda: (recorder.root / 'e1').exists(), 'it is not committed')
+    episode = EpisodeReader(recorder.root / 'e1')
+    assert episode.damage() is None and episode.header.result == 'truncated'
+    assert 'File too large' in episode.header.termination
+    assert len(list(episode.messages(['/joint_states']))) > 10
+    resource.prlimit(recorder.child.pid, resource.RLIMIT_FSIZE, (2**12, limit))
+    recorder.session.say('prepare', episode='e2')
+    assert 'no episode can be recorded here (File too large)' in recorder.session.hears('error')
+    assert [path.name for path in recorder.root.iterdir()] == ['e1']
+    resource.prlimit(recorder.child.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    recorder.episode('e3')
+    recorder.end()
+    assert EpisodeReader(recorder.root / 'e3').damage() is None
 
 
 def test_a_folder_that_cannot_be_written_is_an_answer_not_an_end(recorder, tmp_path):

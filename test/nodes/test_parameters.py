@@ -16,13 +16,15 @@ NODES = [
     'session',
     'camera',
     'image_feed',
+    'replay',
 ]
 
 
 @pytest.fixture
-def everyone(supervisor, tmp_path):
+def everyone(supervisor, tmp_path, still_episode):
     for node in NODES:
         given = {'root': str(tmp_path)} if node == 'episode_recorder' else {}
+        given |= {'episode': str(still_episode())} if node == 'replay' else {}
         given |= {'manual': True, 'participants': ['policy']} if node == 'session' else {}
         supervisor.start(node, given)
     supervisor.wait_ready()
@@ -44,8 +46,9 @@ def test_every_node_says_what_its_parameters_are_and_which_may_change(everyone, 
             f'{node}/get_parameters', GetParameters, GetParameters.Request(names=names)
         )
         values = dict(zip(names, map(parameter_value_to_python, got.values), strict=True))
-        if 'robot' in values:  # a twin is of its task's, unless told
-            assert values['robot'] == ('' if node in ('sim_robot', 'camera') else 'ur5e')
+        if 'robot' in values:  # a twin is of its task's, a replay of its episode's, unless told
+            of_others = ('sim_robot', 'camera', 'replay')
+            assert values['robot'] == ('' if node in of_others else 'ur5e')
 
 
 def test_a_fixed_parameter_stays_as_it_was(everyone, observer):

@@ -13,7 +13,7 @@ from robot_rl.sim.twin import Twin
 
 WITH_OBJECTS = ['ur5e/insert', 'ur5e/lift', 'ur5e/push', 'ur5e/stack']
 LANES = 16
-STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+EYE = np.eye(2, 3)
 
 # What an arm of 150 N m that presses an object onto the table, or throws it, may do: some two to
 # three times the largest that was seen in two million steps.
@@ -133,3 +133,22 @@ def test_a_cube_is_gripped_lifted_and_does_not_creep_out():
     in_hand = held['cube_pose.position'] - held['tool.position']
     assert np.abs(in_hand[-1] - in_hand[0]).max() < 5e-4
     np.testing.assert_allclose(held['gripper.width'][-1], 0.04, atol=1e-3)
+
+
+def test_a_fixture_is_solid_where_each_episode_has_put_it():
+    """A peg that stands on the rim of the block stays up there, in every lane."""
+    environment = ArmEnvironment(registry.make_task('ur5e/insert'), 3)
+    environment.reset([1, 2, 3])
+    hole = environment.columns['hole_pose.position']
+    assert np.ptp(hole[:, :2], axis=0).min() > 0.01
+    first = 1 + environment._bodies.free['peg_pose']
+    environment._state[:, first : first + 3] = hole + np.array([0.0, 0.0, 0.101])
+    yaw = environment.columns['hole_pose.orientation']
+    environment._state[:, first + 3 : first + 7] = yaw
+    rim = hole + 0.0385 * np.stack([1 - 2 * yaw[:, 3] ** 2, 2 * yaw[:, 0] * yaw[:, 3]], 1) @ EYE
+    environment._state[:, first : first + 2] = rim[:, :2]
+    action = np.tile([0.0, 0, 0, 0, 0.08], (3, 1))
+    for _ in range(40):
+        environment.step(action)
+    np.testing.assert_allclose(environment.columns['peg_pose.position'][:, 2], 0.1, atol=1e-3)
+    environment.close()

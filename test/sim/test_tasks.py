@@ -297,3 +297,19 @@ def test_a_gripper_that_the_robot_lacks_cannot_be_an_action():
 def test_every_task_file_says_where_its_numbers_are_from():
     for name in resources.names('config/tasks'):
         assert resources.find('config/tasks', name).read_text().startswith('#')
+
+
+def test_on_the_twin_a_target_moves_from_the_reset_on_and_anew_when_an_episode_begins():
+    task = TASKS['ur5e/match']
+    twin, pose = Twin(task), task.initial(7).poses['target_pose']
+    twin.reset(7)
+    for elapsed in (0.35, 0.7):
+        twin.advance(0.35)
+        np.testing.assert_allclose(
+            twin.poses['target_pose'].position, pose.at(elapsed), atol=1e-12
+        )
+    twin.begin()
+    np.testing.assert_allclose(twin.poses['target_pose'].position, pose.at(0.0), atol=1e-12)
+    twin.advance(0.1)
+    np.testing.assert_allclose(twin.poses['target_pose'].position, pose.at(0.1), atol=1e-12)
+    assert np.linalg.norm(pose.at(0.7) - pose.at(0.0)) > 1e-3

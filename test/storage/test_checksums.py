@@ -1,7 +1,10 @@
 import hashlib
+import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from robot_rl.storage.checksums import check, derived_files, primary_files
 from robot_rl.storage.columns import CACHE_FILE
@@ -94,3 +97,50 @@ def test_reward_sequences_are_checked_against_their_sidecars(tmp_path, record_sh
     for text in ('[]', said.replace('author', 'autor'), said.replace('r1', 'r2')):
         sidecar.write_text(text)
         assert [damage.file for damage in check(path).damaged] == [sidecar]
+
+
+@pytest.fixture
+def annotated(tmp_path, record_short):
+    """An episode with a reward sequence; return its directory."""
+    path = record_short(tmp_path, id='e', tags=('Übung',))
+    Store(tmp_path).add_reward('e', [0.25, 0.5], task='t', kind='sketch', author='anna',
+                               times_ns=[1, 2])  # fmt: skip
+    return path
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), sidecar=st.booleans())
+def test_a_flipped_bit_of_the_header_or_a_sidecar_is_found_also_where_it_is_valid_json(
+    annotated, place, bit, sidecar
+):
+    (file,) = annotated.glob('rewards/*.json') if sidecar else [annotated / 'episode.json']
+    whole = file.read_bytes()
+    data = bytearray(whole)
+    data[int(place * len(data))] ^= 1 << bit
+    try:
+        file.write_bytes(data)
+        assert file in {damage.file for damage in check(annotated).damaged}
+    finally:
+        file.write_bytes(whole)
+    assert check(annotated).damaged == ()
+
+
+def test_a_success_that_was_turned_over_is_damage_until_somebody_says_it(annotated, tmp_path):
+    file = annotated / 'episode.json'
+    turned = file.read_bytes().replace(b'"success": null', b'"success": true')
+    file.write_bytes(turned)
+    (damage,) = check(annotated).damaged
+    assert str(damage) == f'{file}: differs from its own checksum: damaged, or changed by hand'
+    Store(tmp_path).label('e', True)
+    assert check(annotated).damaged == ()
+
+
+def test_a_header_without_a_checksum_of_its_own_is_one_of_before(annotated):
+    file = annotated / 'episode.json'
+    data = file.read_bytes()
+    digest = hashlib.sha256(data[: data.index(b',\n "checksum"')] + b'\n}').hexdigest()
+    assert json.loads(data)['checksum'] == digest  # as anybody would compute it
+    file.write_text(json.dumps({k: v for k, v in json.loads(data).items() if k != 'checksum'}))
+    assert check(annotated).damaged == ()

@@ -422,15 +422,6 @@ def test_a_killed_recorder_loses_at_most_the_tail_of_the_episode_in_hand(tmp_pat
     assert lost_s < 3  # half a second between flushes, and a busy machine
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_kills_at_many_moments(tmp_path, ros, rng):
-    for run in range(20):
-        root = tmp_path / str(run)
-        lost_s = check_after_kill(root, run_and_kill(root, ros, rng.uniform(0.7, 2.0)))
-        assert lost_s < 3
-
-
 def test_a_header_is_replaced_at_one_stroke(tmp_path, record_short, monkeypatch):
     path = record_short(tmp_path)
     before = read_header(path)

@@ -307,10 +307,12 @@ def test_every_drawn_step_is_paid_by_the_present_discriminator(line, build, tmp_
 
 def test_accuracies_are_logged_apart(lines, build, tmp_path):
     Trainer(build('trail', {'patience': 2}), tmp_path / 'run').run()
-    row = learned(tmp_path / 'run')[-1]
+    rows = learned(tmp_path / 'run')
+    row = rows[-1]
     for name in ('expert', 'agent', 'expert_early', 'agent_early'):
         assert 0 <= row[f'accuracy_{name}'] <= 1
-    assert row['stopped_early'] > 0
+    # Episodes of at least 3 steps and 300 steps in all; none is counted twice.
+    assert 0 < sum(row['stopped_early'] for row in rows) <= 100
     assert row['constraint_active'] in (0, 1)
 
 

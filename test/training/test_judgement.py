@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.imitation.gail import Judged
 from robot_rl.storage.sampler import WindowSampler
 from robot_rl.storage.steps import FIRST, LAST, MID, Steps
@@ -65,6 +65,12 @@ def test_every_early_step_is_shown_as_often():
     places, counts = np.unique(batch.observation['at'], axis=0, return_counts=True)
     assert len(places) == 9
     np.testing.assert_allclose(counts, 1000, rtol=0.15)
+
+
+def test_a_ring_in_which_no_episode_begins_is_one_line():
+    steps = ring([50], lanes=1, capacity=20)
+    with pytest.raises(StorageError, match='none of them begins among 20 rows; a replay_size'):
+        early_steps(WindowSampler(steps, 1, 0.9, 0), 3, 8)
 
 
 class Asked:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from robot_rl.demonstrators.demonstrator import UP, Move, View
-from robot_rl.demonstrators.lift import TakingDemonstrator
+from robot_rl.demonstrators.taking import TakingDemonstrator
 from robot_rl.demonstrators.waypoints import Waypoint
 
 # How far above the block the peg is carried [m].
@@ -27,13 +29,12 @@ class InsertDemonstrator(TakingDemonstrator):
     def _raised(self, view: View) -> Move:
         return Move(self._above_bottom(self.task.config.hole.size[2] + _OVER)(view).way * UP)
 
-    def _above_bottom(self, end: float):
+    def _above_bottom(self, end: float) -> Callable[[View], Move]:
         """Return the way of the peg's lower end to so far above the bottom of the hole [m]."""
         middle = end + self.task.config.peg.size[2] / 2
 
         def move(view: View) -> Move:
-            place = view.place('hole') + middle * UP
-            way = view.carrying('peg', place)
+            way = view.carrying('peg', view.place('hole') + middle * UP)
             return Move(way, view.turn_carrying('peg', 'hole'))
 
         return move

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from robot_rl.demonstrators.demonstrator import UP, Move, View
 from robot_rl.demonstrators.waypoints import Waypoint, WaypointDemonstrator
+from robot_rl.sim.task import ArmTask
 
 # Heights of the tool above the table: over the cube, and where it pushes [m].
 _OVER, _LOW = 0.1, 0.038
@@ -13,7 +16,7 @@ _OVER, _LOW = 0.1, 0.038
 _BEHIND = 0.037
 # How far the tool may be off the line through cube and target, and the cube from the target [m].
 _ASTRAY, _THERE = 0.01, 0.012
-# How much faster than the cube is pushed the tool goes back onto that line.
+# How much more the way back onto that line counts than the way ahead.
 _STEERS = 3.2
 # The farthest that it aims at [m]: it pushes no faster than SHARE of it in a decision. And what
 # part of what is left that is at most.
@@ -25,7 +28,7 @@ ALONG = 1.0 - UP
 class PushDemonstrator(WaypointDemonstrator):
     """Goes up, over to behind the cube, down, and pushes; where the cube slips off, again."""
 
-    def __init__(self, task, noise: float = 0.0, seed: int = 0):
+    def __init__(self, task: ArmTask, noise: float = 0.0, seed: int = 0):
         super().__init__(task, noise, seed)
         self._side = task.config.cube.size[0] / 2
         self.waypoints = (
@@ -46,7 +49,9 @@ class PushDemonstrator(WaypointDemonstrator):
     def _up(self, view: View) -> Move:
         return Move(np.maximum(_OVER - view.tool, 0.0) * UP)
 
-    def _behind(self, height: float):
+    def _behind(self, height: float) -> Callable[[View], Move]:
+        """Return the way to behind the cube, seen from the target, at a height [m]."""
+
         def move(view: View) -> Move:
             heading, _ = _heading(view)
             place = view.place('cube') * ALONG - (self._side + _BEHIND) * heading + height * UP

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from robot_rl.demonstrators.demonstrator import UP, Move, View
-from robot_rl.demonstrators.lift import ABOVE, GRIP_TICKS, TakingDemonstrator
+from robot_rl.demonstrators.taking import ABOVE, GRIP_TICKS, TakingDemonstrator
 from robot_rl.demonstrators.waypoints import Waypoint
 
 # How far above the red cube the green one is carried, and let go [m].
@@ -30,7 +32,9 @@ class StackDemonstrator(TakingDemonstrator):
         way = view.carrying('green', view.place('red') + (self._height + _OVER) * UP)
         return Move(way * UP)
 
-    def _on_red(self, above: float, width: float):
+    def _on_red(self, above: float, width: float) -> Callable[[View], Move]:
+        """Return the way of the green cube to so far above where it lies on red [m]."""
+
         def move(view: View) -> Move:
             place = view.place('red') + (self._height + above) * UP
             turn = view.turn_carrying('green', 'red')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,8 +12,6 @@ from robot_rl.demonstrators.demonstrator import Arrays, Demonstrator, Move, View
 
 # A turn that is near enough [rad].
 _ALIGNED = 0.05
-
-
 # How far from where it is commanded to be the tool may be where it is to come down; and the
 # farthest that it aims at where it does so slowly [m].
 _SWINGING, _STRIDE_DOWN = 0.006, 0.025
@@ -42,17 +41,14 @@ class WaypointDemonstrator(Demonstrator):
         return super().initial_state(batch) | counts
 
     def _move(self, view: View, state: Arrays) -> tuple[Move, Arrays]:
-        holding = np.array([point.holding for point in self.waypoints])[state['stage']]
         failed, back = self._failed(view)
-        again = holding & failed
+        again = failed & (self._settings[state['stage'], -1] > 0)  # who is holding something
         stage = np.where(again, back, state['stage'])
         ticks = np.where(again, 0, state['ticks']) + 1
         moves = [self._full(point.move(view), len(stage)) for point in self.waypoints]
         lanes = np.arange(len(stage))
         move = Move(*(np.stack(parts)[stage, lanes] for parts in zip(*moves, strict=True)))
-        within, wanted, aside, slowly, _ = np.array([point[1:] for point in self.waypoints])[
-            stage
-        ].T
+        within, wanted, aside, slowly, _ = self._settings[stage].T
         there = (np.linalg.norm(move.way, axis=1) <= within) & (view.lag <= within)
         there &= (np.abs(move.turn) <= _ALIGNED) & (ticks >= wanted)
         there &= stage < len(self.waypoints) - 1
@@ -63,6 +59,11 @@ class WaypointDemonstrator(Demonstrator):
     def _failed(self, view: View) -> tuple[np.ndarray, np.ndarray | int]:
         """Tell who does not hold any more what it should [B], and with which waypoint to go on."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def _settings(self) -> np.ndarray:
+        """All of each waypoint but its move [W, 5], in the order of Waypoint."""
+        return np.array([point[1:] for point in self.waypoints], float)
 
     @staticmethod
     def _full(move: Move, batch: int) -> Move:

@@ -30,6 +30,17 @@ def test_it_succeeds_from_anywhere(name):
     assert found.success.sum() >= STARTS - 1
 
 
+@pytest.mark.parametrize('kind', ['joint_delta', 'joint_velocity'])
+def test_it_commands_by_joints_where_the_contract_does(kind, tmp_path):
+    config = registry.make_task('ur5e/lift').config.replace(action=kind)
+    (tmp_path / 'lift.yaml').write_text(config.to_yaml())
+    name = str(tmp_path / 'lift.yaml')
+    task, demonstrator = registry.make_task(name), registry.make_demonstrator(name)
+    assert demonstrator.contract.action[0].kind == kind
+    found = evaluate(demonstrator, ArmEnvironment(task, 4), held_out_seeds(4), task)
+    assert found.success.all()
+
+
 def runs(name, seeds, noise=0.0, seed=0, steps=40):
     """Return the actions [T, B, A] of some steps, as one batch."""
     task = registry.make_task(name)

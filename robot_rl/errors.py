@@ -29,11 +29,15 @@ class UnknownName(RobotRLError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], listed_by: str = ''):
         self.kind, self.name, self.known = kind, name, sorted(known)
+        self._listed_by = listed_by
         hint = did_you_mean(name, self.known, listed_by)
         super().__init__(f'unknown {kind} {name!r}{hint}')
 
     def __str__(self) -> str:
         return self.args[0]  # KeyError would show the repr of the message
+
+    def __reduce__(self) -> tuple:
+        return UnknownName, (self.kind, self.name, self.known, self._listed_by)
 
 
 def did_you_mean(name: str, known: Iterable[str], listed_by: str = '') -> str:

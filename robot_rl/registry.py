@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from robot_rl import resources
 from robot_rl.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
     from robot_rl.sim.environment import Environment
-    from robot_rl.sim.reach import ReachTask
+    from robot_rl.sim.task import ArmTask
 
 AGENTS = {
+    'bc': 'robot_rl.imitation.bc:BC',
     'd4pg': 'robot_rl.policies.d4pg:D4PG',
     'dmpo': 'robot_rl.policies.mpo:DMPO',
+    'gail': 'robot_rl.imitation.gail:GAIL',
+    'gail_dmpo': 'robot_rl.imitation.gail:GAIL_DMPO',
     'mpo': 'robot_rl.policies.mpo:MPO',
+    'trail': 'robot_rl.imitation.trail:TRAIL',
 }
 # Those that learn from recorded episodes alone.
 OFFLINE_AGENTS = {
@@ -22,8 +27,15 @@ OFFLINE_AGENTS = {
     'crr': 'robot_rl.policies.crr:CRR',
     'd4pg': 'robot_rl.policies.d4pg:D4PG',
 }
-TASKS = {'ur5e/reach': 'robot_rl.sim.reach:ReachTask'}
-_TABLES = {'agent': AGENTS, 'offline agent': OFFLINE_AGENTS, 'task': TASKS}
+# What the `kind` of a task's YAML file stands for; the names are those of config/tasks.
+TASK_KINDS = {
+    'insert': 'robot_rl.sim.insert:InsertTask',
+    'lift': 'robot_rl.sim.lift:LiftTask',
+    'push': 'robot_rl.sim.push:PushTask',
+    'reach': 'robot_rl.sim.reach:ReachTask',
+    'stack': 'robot_rl.sim.stack:StackTask',
+}
+_TABLES = {'agent': AGENTS, 'offline agent': OFFLINE_AGENTS, 'task kind': TASK_KINDS}
 # Names that begin so are dm_control's, and Gymnasium's.
 DM_CONTROL, GYMNASIUM = ('suite/', 'manipulation/'), 'gym/'
 # Their tasks have rewards only: no arm, no streams, nothing that tells success.
@@ -31,7 +43,7 @@ WITHOUT_STREAMS = (*DM_CONTROL, GYMNASIUM)
 
 
 def resolve(kind: str, name: str) -> Any:
-    """Return what the agent or task called `name` stands for. Raises UnknownName."""
+    """Return what the agent or kind of task called `name` stands for. Raises UnknownName."""
     table = _TABLES[kind]
     if name not in table:
         raise UnknownName(kind, name, table)
@@ -46,32 +58,54 @@ def task_names() -> dict[str, list[str]]:
     """
     from robot_rl.sim import dm_control, gymnasium
 
-    return {'arm': sorted(TASKS), **dm_control.task_names(), **gymnasium.task_names()}
+    return {'arm': arm_task_names(), **dm_control.task_names(), **gymnasium.task_names()}
 
 
-def make_task(name: str) -> ReachTask:
+def arm_task_names() -> list[str]:
+    """Return the names of the tasks for arms: ur5e/reach is config/tasks/ur5e_reach.yaml."""
+    return [name.replace('_', '/', 1) for name in resources.names('config/tasks')]
+
+
+def make_task(name: str) -> ArmTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 
     `name` may also be the path of a task's YAML file. Raises UnknownName, and SpecError for a
     task of dm_control or Gymnasium.
     """
-    if name.endswith(('.yaml', '.yml')):
-        return resolve('task', 'ur5e/reach').load(name)
-    if name.startswith(WITHOUT_STREAMS):
+    is_path = name.endswith(('.yaml', '.yml'))
+    if name.startswith(WITHOUT_STREAMS) and not is_path:
         raise SpecError(
-            f'task {name!r} has no arm and no streams; those of an arm are: {", ".join(TASKS)}'
+            f'task {name!r} has no arm and no streams; those of an arm are: '
+            f'{", ".join(arm_task_names())}'
         )
-    if name not in TASKS:
+    if not is_path and name not in arm_task_names():
         raise UnknownName('task', name, _known(), 'robot-rl tasks')
-    return resolve('task', name).load(name)
+    from robot_rl.sim.task import task_file
+    from robot_rl.specs.base import load_yaml
+
+    path = task_file(name)
+    data = load_yaml(path)
+    kind = data.get('kind', 'reach') if isinstance(data, dict) else 'reach'
+    return resolve('task kind', str(kind)).load(path)
 
 
-def make_environment(task: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Environment:
+def make_environment(
+    task: str, num_envs: int = 1, seed: int = 0, workers: int = 0, **options: Any
+) -> Environment:
     """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
+
+    Tasks without streams are stepped in this process, or in as many others as `workers` says;
+    those of an arm in threads of this one, whatever it says. `options` are those of the family:
+    `cameras` {name: (height, width)} and `history` {field: steps} of sim.serial, and what
+    sim.arm.ArmEnvironment takes.
 
     Raises UnknownName, SpecError for a Gymnasium environment that no contract fits, and
     RobotRLError where a package is needed and missing.
     """
+    if workers and task.startswith(WITHOUT_STREAMS):
+        from robot_rl.sim.workers import WorkerEnvironment
+
+        return WorkerEnvironment(task, num_envs, seed, workers, **options)
     if task.startswith(DM_CONTROL):
         from robot_rl.sim.dm_control import DmControlEnvironment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -86,3 +87,36 @@ def test_the_page_about_robots_has_every_robot_and_every_field():
         assert text.count(f'`{name}`') >= 2, name  # the arm, and its driver
     for field in RobotSpec.model_fields.keys() - {'schema_version'}:
         assert re.search(rf'^\|.*`{field}\b', text, re.MULTILINE), field
+
+
+@pytest.mark.slow
+def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
+    """As the page has them, but shorter; the expert of the page is a policy that does nothing."""
+    text = (DOCS / 'imitation.md').read_text(encoding='utf-8')
+    blocks = re.findall(r'(?:^    .*\n)+', text, re.MULTILINE)
+    commands = [shlex.split(block.replace('\\\n', ' ')) for block in blocks]
+    assert [command[:2] for command in commands].count(['robot-rl', 'train']) == 5
+    monkeypatch.chdir(tmp_path)
+    short = ['training.evaluate_every=1100', 'training.evaluation_episodes=1']
+    for program, *words in commands:
+        assert program == 'robot-rl'
+        words = ['constant' if word.endswith('policy.onnx') else word for word in words]
+        if words[0] == 'record':
+            words[words.index('--episodes') + 1] = '2'
+        elif '--steps' in words:
+            words[words.index('--steps') + 1] = '1100'
+        else:
+            words += ['--steps', '1100']
+        if words[0] == 'train' and '--set' in words:
+            place = words.index('--set') + 1
+            words[place:place] = short
+        elif words[0] == 'train':
+            words += ['--set', *short]
+        assert main(words) == 0, words
+    assert sorted(path.parent.name for path in Path('runs').glob('*/policy.onnx')) == [
+        'cloned',
+        'from-cloned',
+        'gail',
+        'trail',
+        'with-demos',
+    ]

@@ -27,7 +27,7 @@ ARROWS = {
     'sim': {'control', 'robots', 'specs'},
     'nodes': {'control', 'storage', 'sim'},
     'policies': {'specs'},
-    'training': {'policies', 'sim', 'storage'},
+    'training': {'imitation', 'policies', 'sim', 'storage'},
     'imitation': {'policies', 'sim', 'storage'},
 }
 # Imported by every room.

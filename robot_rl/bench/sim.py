@@ -1,4 +1,4 @@
-"""Physics steps per second of the arm task, batched, against bare mj_step on the same cores."""
+"""Physics steps per second of the arm tasks, batched, against bare mj_step on the same cores."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ import mujoco
 import numpy as np
 
 from robot_rl import registry
+from robot_rl.bench import workers
+from robot_rl.control.actions import gripper_width
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import StepType
-from robot_rl.sim.reach import ReachTask
+from robot_rl.sim.task import ArmTask
+from robot_rl.sim.twin import Twin
 
-TASK = 'ur5e/reach'
+# Every kind of scene: an arm alone; with a gripper and one object, with two, beside a fixture.
+TASKS = ('ur5e/reach', 'ur5e/lift', 'ur5e/push', 'ur5e/stack', 'ur5e/insert')
+SIZES = (16, 64)
 _SLICE_S = 0.25
 
 
 def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
-    """Yield, for 16 and for 64 environments, the environment's rate beside the bare rate.
+    """Yield, for each task with 16 and 64 environments, its rate beside the bare rate.
 
     Both run in turns of a quarter of a second, on every core. Bare: one thread a core, each
     calling mj_step(model, data, nstep = one decision's substeps) on its own MjData of the same
-    model, with a new random command each call; no observation, reward, limits or reset.
+    model. It goes through an episode of the environment with the commands that were given there,
+    so that as much touches as in the environment; no observation, reward, limits or drawn start.
+    Then what bench.workers measures.
     """
-    task = registry.make_task(TASK)
-    for num_envs in (16, 64):
-        yield _compare(task, num_envs, seconds / 2)
+    for name, num_envs in itertools.product(TASKS, SIZES):
+        share = seconds / 2 / (len(TASKS) * len(SIZES))
+        yield _compare(registry.make_task(name), num_envs, share)
+    yield from workers.run(seconds / 2)
 
 
-def _compare(task: ReachTask, num_envs: int, seconds: float) -> dict[str, Any]:
+def _compare(task: ArmTask, num_envs: int, seconds: float) -> dict[str, Any]:
     environment = ArmEnvironment(task, num_envs)
     cores = len(os.sched_getaffinity(0))
     totals = {'batched': np.zeros(2), 'bare': np.zeros(2)}  # steps, seconds
@@ -51,7 +59,7 @@ def _compare(task: ReachTask, num_envs: int, seconds: float) -> dict[str, Any]:
     value, reference = (steps / spent for steps, spent in totals.values())
     return {
         'bench': 'sim',
-        'metric': f'{TASK} physics steps/s, {num_envs} environments, {cores} cores',
+        'metric': f'{task.name} physics steps/s, {num_envs} environments, {cores} cores',
         'value': value,
         'unit': '1/s',
         'reference': reference,
@@ -59,13 +67,18 @@ def _compare(task: ReachTask, num_envs: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _batched(environment: ArmEnvironment) -> Callable[[float], int]:
-    """Return a function that steps the environment for some seconds -> physics steps taken."""
-    contract, task = environment.contract, environment.task
+def _random_actions(environment: ArmEnvironment) -> np.ndarray:
+    """Return actions [64, N, A], uniform within the contract's bounds."""
+    contract = environment.contract
     shape = (64, environment.num_envs, contract.action_size)
     rng = np.random.default_rng(0)
     actions = rng.uniform(contract.action_lower, contract.action_upper, shape)
-    endless = itertools.cycle(actions.astype(np.float32))
+    return actions.astype(np.float32)
+
+
+def _batched(environment: ArmEnvironment) -> Callable[[float], int]:
+    """Return a function that steps the environment for some seconds -> physics steps taken."""
+    task, endless = environment.task, itertools.cycle(_random_actions(environment))
     environment.reset()
 
     def turn(seconds: float) -> int:
@@ -78,25 +91,45 @@ def _batched(environment: ArmEnvironment) -> Callable[[float], int]:
     return turn
 
 
-def _bare(task: ReachTask, pool: ThreadPoolExecutor, cores: int) -> Callable[[float], int]:
+def _bare(task: ArmTask, pool: ThreadPoolExecutor, cores: int) -> Callable[[float], int]:
     """Return a function that calls mj_step for some seconds -> physics steps taken."""
-    model, substeps, home = task.model(), task.ticks * task.substeps, task.robot.home_position
+    substeps, full = task.ticks * task.substeps, mujoco.mjtState.mjSTATE_INTEGRATION
 
-    def one(data: mujoco.MjData, seed: int, seconds: float) -> int:
-        rng, steps, until = np.random.default_rng(seed), 0, time.perf_counter() + seconds
-        commands = home + rng.uniform(-0.3, 0.3, (64, model.nu))
+    def one(twin: Twin, controls: np.ndarray, seconds: float) -> int:
+        model, data = twin.model, twin.data
+        start = np.empty(mujoco.mj_stateSize(model, full))
+        mujoco.mj_getState(model, data, start, full)
+        steps, until = 0, time.perf_counter() + seconds
         while time.perf_counter() < until:
-            for command in commands:
-                data.ctrl[:] = command
+            mujoco.mj_setState(model, data, start, full)
+            for control in controls:
+                data.ctrl[:] = control
                 mujoco.mj_step(model, data, substeps)
-            steps += len(commands) * substeps
+            steps += len(controls) * substeps
+        mujoco.mj_setState(model, data, start, full)
         return steps
 
-    everyone = [mujoco.MjData(model) for _ in range(cores)]
-    for data in everyone:
-        data.qpos[:] = home
+    twins, controls = zip(*(_episode(task, seed) for seed in range(cores)), strict=True)
 
     def turn(seconds: float) -> int:
-        return sum(pool.map(one, everyone, range(cores), [seconds] * cores))
+        return sum(pool.map(one, twins, controls, [seconds] * cores))
 
     return turn
+
+
+def _episode(task: ArmTask, seed: int) -> tuple[Twin, np.ndarray]:
+    """Return a twin where an episode starts, and what its actuators are told [T, nu] then."""
+    environment, twin, controls = ArmEnvironment(task), Twin(task), []
+    environment.reset([seed])
+    endless = itertools.cycle(_random_actions(environment))
+    for _ in range(task.max_steps):
+        action = next(endless)
+        environment.step(action)
+        twin.set_command(environment.columns['command.position'][0])
+        width = gripper_width(environment.contract, action[0], task.robot)
+        if width is not None:
+            twin.set_gripper(float(width))
+        controls.append(twin.data.ctrl.copy())
+    environment.close()
+    twin.reset(seed)
+    return twin, np.array(controls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pydantic
 import tyro
@@ -15,6 +15,7 @@ from robot_rl.specs.base import load_yaml
 
 EXAMPLE = 'robot-rl agents dmpo'
 _FOLDER = 'config/agents'
+_OF_THE_RUN = ('steps', 'hide', 'pixels_only', 'cameras', 'history')
 
 
 class Options(common.Options):
@@ -45,17 +46,36 @@ def describe(name: str) -> list[dict[str, Any]]:
     """
     from robot_rl.training.config import RunConfig, load_run_config
 
-    # Any task will do: none of the values depends on it.
-    config = load_run_config(name, task='suite/cartpole-swingup')
+    # Any task will do: none of the values depends on it. Nor does what has to be chosen.
+    open_fields = _required(name)
+    chosen = [f'learner.{key}={choices[0]}' for key, choices in open_fields.items()]
+    config = load_run_config(name, task='suite/cartpole-swingup', overrides=chosen)
     data, agent = config.to_dict(), registry.resolve('agent', config.agent)
+    told = {key: f'required: {" | ".join(choices)}' for key, choices in open_fields.items()}
     sections = {
-        'training': (RunConfig.model_fields['training'].annotation, data['training']),
-        'learner': (agent.config, config.learner),
+        section: (RunConfig.model_fields[section].annotation, data[section])
+        for section in ('training', 'demos')
     }
-    rows = _rows(RunConfig, {key: data[key] for key in ('steps', 'hide')}, '')
+    sections['learner'] = agent.config, config.learner | told
+    rows = _rows(RunConfig, {key: data[key] for key in _OF_THE_RUN}, '')
     for section, (model, values) in sections.items():
         rows += _rows(model, values, f'{section}.')
     return rows
+
+
+def _required(name: str) -> dict[str, tuple[str, ...]]:
+    """Return the learner's fields that have no default and are not in the file: their choices."""
+    data = load_yaml(resources.find(_FOLDER, name))
+    data = data if isinstance(data, dict) else {}
+    agent, given = data.get('agent', ''), data.get('learner') or {}
+    if agent not in registry.AGENTS:
+        return {}  # refused, with its name, where the file is read
+    fields = registry.resolve('agent', agent).config.model_fields
+    return {
+        key: get_args(field.annotation)
+        for key, field in fields.items()
+        if field.is_required() and key not in given
+    }
 
 
 def _rows(model: type[Spec], values: dict[str, Any], prefix: str) -> list[dict[str, Any]]:

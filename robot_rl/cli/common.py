@@ -32,11 +32,16 @@ class Options(Spec):
     ] = False
 
 
+def store_folder() -> Path:
+    """Return the folder of the episodes where no flag names one."""
+    return Path(os.environ.get('ROBOT_RL_STORE', 'episodes'))
+
+
 class StoreOptions(Options):
     """Options of the commands that read recorded episodes."""
 
     store: Path = pydantic.Field(
-        default_factory=lambda: Path(os.environ.get('ROBOT_RL_STORE', 'episodes')),
+        default_factory=store_folder,
         description='the folder that holds the episodes; $ROBOT_RL_STORE, or ./episodes',
     )
 

@@ -29,13 +29,17 @@ def main(argv: list[str]) -> int:
     """Print returns, mean and std, and for arms the success rate and the final distance."""
     options = common.parse(Options, argv, 'evaluate', __doc__, EXAMPLE)
     from robot_rl import registry
-    from robot_rl.control.runtime import load_policy
+    from robot_rl.control.runtime import BUILT_IN, load_policy
+    from robot_rl.sim.cameras import view_of
     from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
 
-    task = options.task or load_policy(options.policy).card.task
+    built_in = options.task and options.policy in BUILT_IN
+    trained = None if built_in else load_policy(options.policy)
+    task = options.task or trained.card.task
     if not task:
         raise RobotRLError(f'evaluate: {options.policy} does not say its task; give --task')
-    environment = registry.make_environment(task, num_envs=min(options.episodes, 32))
+    view = view_of(task, trained.contract) if trained else {}
+    environment = registry.make_environment(task, num_envs=min(options.episodes, 32), **view)
     try:
         policy = load_policy(options.policy, environment.contract, options.seed)
         result = evaluate(policy, environment, held_out_seeds(options.episodes), task_of(task))

@@ -19,6 +19,7 @@ from robot_rl import registry
 from robot_rl.cli import common
 from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
 from robot_rl.errors import RobotRLError
+from robot_rl.sim.cameras import view_of
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
 from robot_rl.sim.rendering import Renderer
 
@@ -46,7 +47,10 @@ def main(argv: list[str]) -> int:
     """Run the episodes, show them and print each one's return."""
     options = common.parse(Options, argv, 'play', __doc__, EXAMPLE)
     task = options.task or _task_of(options.policy)
-    environment = registry.make_environment(task)
+    view = {}
+    if options.policy not in BUILT_IN:
+        view = view_of(task, load_policy(options.policy).contract)
+    environment = registry.make_environment(task, **view)
     try:
         policy = load_policy(options.policy, environment.contract, options.seed)
         screen = _screen(options, environment)

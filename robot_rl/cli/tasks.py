@@ -10,7 +10,7 @@ EXAMPLE = 'robot-rl tasks --json'
 _TITLES = {
     'arm': 'arms, simulated and through ROS 2',
     'suite': 'dm_control suite',
-    'manipulation': 'dm_control manipulation with features',
+    'manipulation': 'dm_control manipulation',
     'gym': 'Gymnasium (others with continuous actions: gym/<id>, gym/<module>:<id>)',
 }
 _PACKAGES = {'suite': 'dm_control', 'gym': 'gymnasium'}

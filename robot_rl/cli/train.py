@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pydantic
 
 from robot_rl.cli import common
+from robot_rl.cli.common import store_folder
 from robot_rl.errors import RobotRLError
 
 if TYPE_CHECKING:
@@ -26,7 +28,18 @@ class Options(common.Options):
     agent: str = pydantic.Field(
         'd4pg', description='a file of config/agents by name, or the path of one'
     )
-    steps: int | None = pydantic.Field(None, description='environment steps in all')
+    steps: int | None = pydantic.Field(
+        None, description='environment steps in all; of agent bc updates'
+    )
+    demos: str | None = pydantic.Field(
+        None, description='which episodes are demonstrations, as robot-rl episodes ls takes it'
+    )
+    store: Path | None = pydantic.Field(
+        None, description='the folder that holds them; $ROBOT_RL_STORE, or ./episodes'
+    )
+    init: Path | None = pydantic.Field(
+        None, description="the folder of a run whose policy this one begins with: bc's, say"
+    )
     seed: int | None = pydantic.Field(
         None, description='of networks, exploration, sampling and episodes'
     )
@@ -54,10 +67,12 @@ def main(argv: list[str]) -> int:
     config = _config(options)
     name = f'{config.task.replace("/", "-")}-{config.agent}-seed{config.seed}'
     out = options.out or Path('runs') / name
-    trainer = Trainer(config, out)
+    trainer = Trainer(config, out, _left_out)
     complete = trainer.complete
-    finished, steps = trainer.run(), trainer.state.env_steps
-    data = {'out': str(out), 'finished': finished, 'env_steps': steps, 'policy': str(out / POLICY)}
+    finished, state = trainer.run(), trainer.state
+    steps = state.steps
+    data = {'out': str(out), 'finished': finished, state.counted: steps}
+    data['policy'] = str(out / POLICY)
     text = f'{steps} steps done; the policy is {out / POLICY}'
     if complete:
         text = f'{out} has {steps} steps already; nothing to do'
@@ -79,6 +94,21 @@ def _config(options: Options) -> RunConfig:
         return config if options.steps is None else config.replace(steps=options.steps)
     if options.task is None:
         raise RobotRLError('train: --task is missing; robot-rl tasks lists what there is')
+    demos = {}
+    if options.demos is not None:
+        demos = {'query': options.demos, 'store': str(options.store or store_folder())}
+    elif options.store is not None:
+        raise RobotRLError('train: --store holds demonstrations; --demos QUERY says which')
     return load_run_config(
-        options.agent, options.task, options.set, steps=options.steps, seed=options.seed
+        options.agent,
+        options.task,
+        options.set,
+        demos,
+        steps=options.steps,
+        seed=options.seed,
+        init=None if options.init is None else str(options.init),
     )
+
+
+def _left_out(reason: str) -> None:
+    print(f'robot-rl: left out: {reason}', file=sys.stderr)

@@ -88,9 +88,9 @@ class GuardConfig(Spec):
     tracking_gate: pydantic.PositiveFloat = pydantic.Field(
         0.05,
         le=1.0,
-        description='a joint farther than this from a held command was moved by something else: '
-        'the command is forgotten, and the next one starts where the arm stands. More than a '
-        'joint sags under its own weight [rad or m]',
+        description='a joint farther than this from where it came to rest in a hold was moved by '
+        'something else: the arm is held where it is measured, and the next command starts there '
+        '[rad or m]',
     )
     path_tolerance: pydantic.PositiveFloat = pydantic.Field(
         0.15,
@@ -176,6 +176,9 @@ class GuardConfig(Spec):
 class Chain(Protocol):
     """What the guard asks of an arm's kinematics."""
 
+    # How far any of the points moves, at most, when a joint does by 1 rad or m [m].
+    reach: float
+
     def points(self, q: np.ndarray) -> np.ndarray:
         """Return where joints and tool stand [..., k, 3] [m] at q [..., n]; the tool is last."""
 
@@ -247,6 +250,8 @@ class CommandGuard:
         # What an arm that takes velocities was told last, and when.
         self._told, self._told_at = np.zeros(len(robot.joints)), -np.inf
         self._measured_stamp, self._repeats = 0, False
+        # Where the arm was last looked at [n], and how far out of its workspace it is there [m].
+        self._looked: tuple[np.ndarray, float] | None = None
         self.width: float | None = None  # what the gripper was told last [m]
         self._forget()
 
@@ -291,20 +296,23 @@ class CommandGuard:
         Of `stamp` only a change counts, as clocks may differ: what comes again and again under one
         stamp grows old, as it does where a driver repeats its last message. 0: it has none.
         Returns None, or why they are refused; then the former ones stay. An arm that has left a
-        held command behind is not told that command any more; one that does not follow a source
-        is stopped where it is.
+        held command behind is held where it is instead; one that does not follow a source is
+        stopped there.
         """
         self._pass_time(now)
         found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
         if reason:
             return self._refuse(f'joint states: {reason}')
+        if self._motion is not None and self._rested is None and self._stands():
+            # Where it has not been seen since, it is to be where it was told.
+            self._rested = self._motion.position if self._blind() else self._measured
         self._measured, self._repeats = found, bool(stamp) and stamp == self._measured_stamp
         if not self._repeats:
             self._measured_at, self._measured_stamp = self._time, stamp
             self._look_for_straying()
-        if self._stands() and self._is_off(self.config.tracking_gate):
+        if self._was_displaced():
             self._intervene('displaced', 'something else has moved the arm')
-            self._forget()
+            self._hold_where_measured()
         return None
 
     def command(
@@ -378,7 +386,7 @@ class CommandGuard:
             self._motion = self._next(due, dt)
             self._due = due
             if self._state is GuardState.ACTIVE or self.moves:
-                self._moved_at = self._time
+                self._moved_at, self._rested = self._time, None
         if self._forgets and not self.moves:
             self._forget()
             return None
@@ -471,6 +479,7 @@ class CommandGuard:
         self._motion: Motion | None = None
         self._trail: deque[_Passed] = deque()  # the last tracking_delay_s of the motion
         self._off_path = 0  # joint states in a row
+        self._rested: np.ndarray | None = None  # where the arm came to rest in a hold
         self._line: Line | None = None
         self._received = self._moved_at = self._outside = 0.0
         self._due = 0.0  # the time that the last command is for
@@ -585,6 +594,27 @@ class CommandGuard:
             joint = self.robot.joints[int(off.argmax())]
             self._stop_astray(f'{joint} is {off.max():.2f} rad off the path that it was told')
 
+    def _was_displaced(self) -> bool:
+        """Tell whether an arm at rest has left where it came to rest, or is nowhere near a hold.
+
+        Not where it was told to be: an arm that sags under its load would be told to sink, time
+        and again.
+        """
+        if self._rested is None or not self._stands():
+            return False
+        moved = np.abs(self._measured - self._rested).max() > self.config.tracking_gate
+        return bool(moved) or self._is_off(self.config.path_tolerance)
+
+    def _hold_where_measured(self) -> None:
+        """Hold an arm at rest where it is; say nothing to one that is outside its limits.
+
+        What it was told last, many a controller keeps for when it is switched on again.
+        """
+        if self._outside_limits().max() > MEASUREMENT_TOLERANCE:
+            self._forget()
+        else:
+            self._start(at_rest(self.limits.clip(self._measured), self.limits))
+
     def _stop_astray(self, why: str) -> None:
         """Brake from where, and as fast as, the arm is measured to move; hear nobody."""
         self._intervene('astray', why)
@@ -600,6 +630,7 @@ class CommandGuard:
     def _start(self, motion: Motion) -> None:
         """Go on with a motion that begins where the arm is measured."""
         self._motion, self._trail, self._off_path = motion, deque(), 0
+        self._moved_at, self._rested = self._time, None
         self._outside = self._depth_outside(motion.path_to_rest(self.limits))
 
     def _is_off(self, gate: float) -> bool:
@@ -636,11 +667,19 @@ class CommandGuard:
     def _depth_outside(self, positions: np.ndarray) -> float:
         """Return how far [m] the arm is out of its workspace at worst on `positions` [k, n].
 
-        That is the tool outside the box, or a joint below its floor.
+        That is the tool outside the box, or a joint below its floor. Well inside, a bound of it
+        is returned: how deep inside the arm was last, less all that it can have moved since.
         """
+        if self._looked is not None:
+            where, depth = self._looked
+            bound = depth + self._chain.reach * np.abs(positions - where).sum(axis=1).max()
+            if bound < 0:
+                return float(bound)
         points, box = self._chain.points(positions), self.robot.workspace
-        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1])
-        return float(max(tool.max(), (box.lower[2] - points[..., 2]).max()))
+        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1]).max(axis=1)
+        depths = np.maximum(tool, (box.lower[2] - points[..., 2]).max(axis=1))
+        self._looked = positions[0], float(depths[0])
+        return float(depths.max())
 
     def _by_name(
         self,
@@ -679,7 +718,7 @@ class CommandGuard:
         """Say why the arm is not to be moved from where it stands, if so; `anew`: from there."""
         if (reason := self._blind()) or not anew:
             return reason
-        outside = np.abs(self._measured - self.limits.clip(self._measured))
+        outside = self._outside_limits()
         if outside.max() > MEASUREMENT_TOLERANCE:
             joint = self.robot.joints[int(outside.argmax())]
             return (
@@ -687,6 +726,10 @@ class CommandGuard:
                 'move the arm back inside them first'
             )
         return ''
+
+    def _outside_limits(self) -> np.ndarray:
+        """Return how far every joint is measured outside its limits [n]."""
+        return np.abs(self._measured - self.limits.clip(self._measured))
 
     def _too_far(self, gap: np.ndarray) -> str:
         joint = self.robot.joints[int(gap.argmax())]

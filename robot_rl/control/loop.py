@@ -8,7 +8,12 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robot_rl.control.actions import applied_action, joint_target, require_supported
+from robot_rl.control.actions import (
+    applied_action,
+    gripper_width,
+    joint_target,
+    require_supported,
+)
 from robot_rl.control.limiter import Limits, limit, require_finite
 from robot_rl.control.observation import Chain, Observation, ObservationAssembler
 from robot_rl.control.runtime import Policy
@@ -24,7 +29,7 @@ class Command:
     `target` [n]: joint positions within the limits, to be reached one control period later.
     `requested` and `applied` [A]: the policy's action, and what the limits left of it, both in
     contract units. `stamp_s`: that of the joint_states it was computed from. `observation`: what
-    the policy saw.
+    the policy saw. `width`: how far the gripper is to open [m]; None: the policy has no say in it.
     """
 
     target: np.ndarray
@@ -32,6 +37,7 @@ class Command:
     applied: np.ndarray
     stamp_s: float
     observation: Observation
+    width: float | None = None
 
 
 class ControlLoop:
@@ -54,6 +60,7 @@ class ControlLoop:
     ):
         require_served(contract, robot)
         self.contract, self.robot, self.policy = contract, robot, policy
+        self.chain = chain
         self.limits = limits or Limits.from_spec(robot)
         self.observations = ObservationAssembler(contract, robot, chain, joint_states_max_age_s)
         self.steps = 0
@@ -88,10 +95,10 @@ class ControlLoop:
         batch = {name: values[None] for name, values in observation.items()}
         actions, state = self.policy.select(batch, self._state)
         requested = actions[0]
-        target, applied = self._led(requested)
+        target, applied, width = self._led(requested)
         self._command, self._state, self._last = target, state, (batch, requested)
         self.steps += 1
-        return Command(target, requested, applied, stamp_s, observation)
+        return Command(target, requested, applied, stamp_s, observation, width)
 
     def _pose(self, what: str, positions: ArrayLike) -> np.ndarray:
         positions = require_finite(what, positions)
@@ -101,11 +108,14 @@ class ControlLoop:
             )
         return self.limits.clip(positions)
 
-    def _led(self, requested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where an action leads within the limits, and what these left of it."""
-        wanted = joint_target(self.contract, requested, self._command, self.robot)
-        target = limit(wanted, self._command, self.contract.period_s, self.limits)
-        return target, applied_action(self.contract, target, self._command, self.robot)
+    def _led(self, requested: np.ndarray) -> tuple[np.ndarray, np.ndarray, float | None]:
+        """Return where an action leads within the limits, what these left of it, and the width."""
+        contract, robot, chain = self.contract, self.robot, self.chain
+        wanted = joint_target(contract, requested, self._command, robot, chain)
+        target = limit(wanted, self._command, contract.period_s, self.limits)
+        width = gripper_width(contract, requested, robot)
+        applied = applied_action(contract, target, self._command, robot, chain, width)
+        return target, applied, None if width is None else float(width)
 
     def rehearse(self) -> None:
         """Decide once more on what was seen last, without any effect (see RehearsingClock)."""
@@ -134,6 +144,7 @@ def _streams(contract: Contract, robot: RobotSpec) -> dict[str, tuple[str, ...]]
     brought = {
         field.stream: robot.joints if field.kind == 'joints' else ()
         for field in contract.observation
-        if field.stream != 'env'
+        if field.stream not in ('env', 'gripper')
     }
-    return brought | {'joint_states': robot.joints, 'command': robot.joints, 'tool': ()}
+    own = {'joint_states': robot.joints, 'command': robot.joints, 'tool': ()}
+    return brought | own | ({'gripper': ()} if robot.gripper else {})

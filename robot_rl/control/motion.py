@@ -8,6 +8,7 @@ a motion only where its `path_to_rest` is clear can always stop on a path that w
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -108,7 +109,7 @@ class AccelerationLimited:
         rate, speed = limits.max_acceleration, np.abs(self.velocity)
         takes = speed / rate  # [n]: each joint has its own time
         count = _places(0.5 * speed * takes)
-        time = np.minimum(np.linspace(0.0, takes.max(), count)[:, None], takes)
+        time = np.minimum(_shares(count) * takes.max(), takes)
         # v t - a t^2 / 2, in the form that holds where a is infinite, and no time passes.
         way = self.velocity * time * (1 - 0.5 * time / np.where(takes > 0, takes, 1.0))
         return limits.clip(self.position + way)
@@ -230,6 +231,11 @@ def _reach(stop: ruckig.Trajectory) -> tuple[np.ndarray, np.ndarray]:
     ways = [position + t * (velocity + t * (acceleration / 2 + t * jerk / 6)) for t in places]
     reached = np.concatenate([np.where(time > 0, way, last) for way in ways] + [last], axis=1)
     return reached.min(axis=1), reached.max(axis=1)
+
+
+@functools.lru_cache(maxsize=64)  # the same few, tick after tick
+def _shares(count: int) -> np.ndarray:
+    return np.linspace(0.0, 1.0, count)[:, None]
 
 
 def _places(way: np.ndarray) -> int:

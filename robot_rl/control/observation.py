@@ -3,7 +3,7 @@
 Streams are {stream: {quantity: array [..., *element]}}: joint_states.position and .velocity [n]
 in the order of RobotSpec.joints, command.position [n], goals for the joints with position [n],
 poses with position [3] and orientation [4] (wxyz), cameras with image [height, width, 3] uint8,
-and tool, the forward kinematics of the measured joints.
+tool, the forward kinematics of the measured joints, and gripper with width [1], as its joint says.
 """
 
 from __future__ import annotations
@@ -233,6 +233,7 @@ class ObservationAssembler:
             if former is None or need.max_age_s < former.max_age_s:
                 self._needed[stream] = need
         self._kinds = {f.stream: f.kind for f in contract.observation}
+        self._gripper = robot.gripper if 'gripper' in self._kinds else None
         self._observer = Observer(contract, chain)
         self._indices = functools.lru_cache(maxsize=16)(robot.indices)  # the same names each time
         self._history = History(contract)
@@ -310,6 +311,8 @@ class ObservationAssembler:
             raise ContractMismatch('observation: ' + '; '.join(problems))
         streams = {stream: sample.values for stream, sample in self._samples.items()}
         streams['command'] = {'position': require_finite('command', command)}
+        if self._gripper is not None:
+            streams['gripper'] = {'width': streams['joint_states']['width']}
         observation = self._observer.observe(streams)
         return self._history.push(observation), self._samples['joint_states'].stamp_s
 
@@ -332,7 +335,20 @@ class ObservationAssembler:
                     f'joint_states.velocity: {velocity.size} values for {len(names)} joint names'
                 )
             taken['velocity'] = self._fill(stamp_s, taken['position'], velocity[index])
+        if stream == 'joint_states' and self._gripper is not None:
+            taken['width'] = self._width(position, names)
         return taken
+
+    def _width(self, position: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+        """Return the gripper's width [1] [m]. Raises ContractMismatch without its joint."""
+        joint = self.robot.tf_prefix + self._gripper.joint
+        if joint not in names:
+            raise ContractMismatch(
+                f'gripper.width: its joint {joint!r} is missing in joint_states, which has '
+                f'{list(names)}'
+            )
+        place = position[[names.index(joint)]]
+        return require_finite('gripper.width', self._gripper.width(place))
 
     def _fill(self, stamp_s: float, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Put what the fill rule says where the driver gives no velocity."""

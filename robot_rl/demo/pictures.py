@@ -8,24 +8,26 @@ import mujoco
 import numpy as np
 
 from robot_rl.errors import RobotRLError
-from robot_rl.sim.reach import ReachTask
 from robot_rl.sim.rendering import Renderer
-from robot_rl.sim.scene import ArmIndex, target_marker
+from robot_rl.sim.scene import ArmIndex, Bodies
+from robot_rl.sim.task import ArmTask
 
 _SIZE = 480, 360
 
 
-def episode_pictures(task: ReachTask, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def episode_pictures(task: ArmTask, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return {caption: RGB uint8 [H, W, 3]} of an episode's start, first second and end."""
     model = task.model()
     data, arm = mujoco.MjData(model), ArmIndex.of(model, task.robot.model_joints)
-    marker = target_marker(model)
+    bodies = Bodies.of(model, (*task.objects, *task.goals))
     rows = {0: 'start', round(task.config.rate_hz): 'after 1 s', -1: 'end'}
     draw = _drawing()
     pictures = {}
     for row, caption in rows.items():
         data.qpos[arm.qpos] = columns['joint_states.position'][row]
-        data.mocap_pos[marker] = columns['target_pose.position'][row]
+        for stream in (*task.objects, *task.goals):
+            pose = columns[f'{stream}.position'][row], columns[f'{stream}.orientation'][row]
+            bodies.place(data, {stream: pose})
         mujoco.mj_forward(model, data)
         pictures[caption] = draw(model, data)
     return pictures

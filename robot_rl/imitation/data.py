@@ -9,11 +9,13 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
+from robot_rl.imitation.simulated import is_simulated, simulated_steps
+from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
 from robot_rl.sim.recorded import steps_of, with_tool
-from robot_rl.specs import Contract
+from robot_rl.specs import Contract, require_fit
 from robot_rl.storage.columns import aligned_columns
-from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader
 from robot_rl.storage.mixture import Part
 from robot_rl.storage.shards import ShardedSteps, ShardWriter
 from robot_rl.storage.store import Store
@@ -49,7 +51,9 @@ class StoredEpisodes(Sequence[Episode]):
         header = self.headers[index]
         if isinstance(index, slice):
             return StoredEpisodes(self._store, self._task, self._contract, header)
-        columns = aligned_columns(self._store.open(header.id), self._contract)
+        columns = aligned_columns(
+            self._store.open(header.id), self._contract, KinematicChain.from_spec
+        )
         return Episode(header, with_tool(self._task, columns))
 
 
@@ -71,7 +75,7 @@ def find_episodes(
     usable, reasons = [], []
     for header in headers:
         try:
-            aligned_columns(store.open(header.id), contract)
+            aligned_columns(store.open(header.id), contract, KinematicChain.from_spec)
             usable.append(header)
         except (StorageError, ContractMismatch) as error:
             reasons.append(str(error))
@@ -164,3 +168,82 @@ def mixed_parts(
             )
         parts[wanted] = Part(share, borders[chosen][:, [0, -1]])
     return parts
+
+
+def write_demonstrations(
+    folder: Path,
+    store: Store,
+    query: str,
+    task: ReachTask | None,
+    contract: Contract,
+    action: Literal['requested', 'applied'] = 'requested',
+    limit: int | None = None,
+    refused: Callable[[str], None] = lambda reason: None,
+) -> ShardedSteps:
+    """Write the episodes that `query` finds as Steps below `folder`, a new one; return them.
+
+    Those recorded in simulation have the rewards that they were paid; those of an arm are
+    rewarded by `task`. At most `limit` are taken, oldest first. One that cannot be used (of
+    another contract, without actions, of no length, with numbers that are not finite) is left out
+    and told to `refused`. Raises StorageError, with the first reason, where none is left.
+    """
+    reasons, used = [], 0
+    with ShardWriter(folder) as writer:
+        for header in store.episodes(query):
+            try:
+                writer.append(_demonstration(store.open(header.id), task, contract, action))
+            except (StorageError, ContractMismatch) as error:
+                reasons.append(str(error))
+                continue
+            used += 1
+            if used == limit:
+                break
+    if not used:
+        why = f'; the first of {len(reasons)}: {reasons[0]}' if reasons else ''
+        hints = ''.join(f'; {line}' for line in store.hints(query))
+        raise StorageError(
+            f'{store.root}: no usable demonstration for the query {query!r}{why}{hints}'
+            ' (robot-rl episodes ls lists what is there)'
+        )
+    for reason in reasons:
+        refused(reason)
+    return ShardedSteps(folder)
+
+
+def _demonstration(
+    episode: EpisodeReader, task: ReachTask | None, contract: Contract, action: str
+) -> dict[str, np.ndarray]:
+    """Return one episode as columns of Steps [T + 1, ...], all of them finite."""
+    if not episode.types():
+        raise StorageError(f'{episode.path}: nothing was recorded; there are no steps')
+    if is_simulated(episode):
+        columns = simulated_steps(episode, contract)
+    elif task is None:
+        raise ContractMismatch(
+            f'{episode.path}: an episode of streams, and the task to be learned has none; '
+            'record demonstrations with robot-rl record'
+        )
+    else:
+        _require_joints(episode, contract)
+        aligned = aligned_columns(episode, contract, KinematicChain.from_spec)
+        columns = steps_of(task, with_tool(task, aligned), contract, action)
+    for name, values in columns.items():
+        wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if wrong.any():
+            raise StorageError(
+                f'{episode.path}: {name.replace("/", " ")}: NaN or infinite in {wrong.sum()} of '
+                f'{len(wrong)} steps'
+            )
+    return columns
+
+
+def _require_joints(episode: EpisodeReader, contract: Contract) -> None:
+    """Raise ContractMismatch where the episode's arm lacks joints that the contract names.
+
+    Whether other streams were recorded is for storage.columns to say, which looks for them.
+    """
+    robot = episode.header.robot_spec
+    if robot is not None:
+        streams = {field.stream: () for field in contract.observation}
+        streams |= {'joint_states': robot.joints, 'command': robot.joints}
+        require_fit(contract, streams, str(episode.path))

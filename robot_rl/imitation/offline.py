@@ -48,7 +48,7 @@ def train_offline(
     sampler = WindowSampler(
         steps, config.n_step, config.discount, seed, parts=parts, mixing=mixing
     )
-    learner.fit_normalizer(_observations(steps))
+    learner.fit_normalizer(observations(steps))
     with Prefetch(lambda: sampler.transitions(config.batch_size)) as batches:
         for done in range(1, updates + 1):
             metrics = learner.update(next(batches))
@@ -85,7 +85,7 @@ def _require_finite(steps: Steps) -> None:
             )
 
 
-def _observations(steps: Steps) -> dict[str, np.ndarray]:
+def observations(steps: Steps) -> dict[str, np.ndarray]:
     """Return observations as fields {name: [M, ...]}: all, or evenly spaced ones of many."""
     count = len(steps.flat[STEP_TYPE])
     rows = np.arange(0, count, -(-count // _FITTED))

@@ -154,9 +154,11 @@ class EpisodeRecorder(Node):
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
-        optional = (
+        optional = [
             support.SESSION_STATE, support.TARGET_POSE, support.SOURCE, support.TELEOP_COMMAND
-        )  # fmt: skip
+        ]  # fmt: skip
+        if self._robot.gripper:
+            optional += [self._robot.gripper.topic, support.gripper_topic('teleop')]
         self._wanted = self._required | {
             self.resolve_topic_name(name) for name in (*self._given.topics, *optional)
         }
@@ -192,8 +194,12 @@ class EpisodeRecorder(Node):
         names = {self._robot.joint_states_topic, self._robot.controller.topic, support.APPLIED}
         if info.source == 'policy':
             names |= {support.POLICY_ACTION, support.POLICY_COMMAND}
-        fields = Contract.parse(info.contract).observation if info.contract else ()
-        names |= {self._robot.topic(field) for field in fields if field.kind}
+        if info.contract:
+            contract = Contract.parse(info.contract)
+            names |= {self._robot.topic(field) for field in contract.observation if field.kind}
+            grips = any(field.kind == 'gripper' for field in contract.action)
+            if grips and info.source == 'policy':  # a person may leave the gripper alone
+                names |= {support.gripper_topic('policy'), self._robot.gripper.topic}
         return {self.resolve_topic_name(name) for name in names}
 
     def _answer_when_ready(self) -> None:

@@ -12,6 +12,7 @@ import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
@@ -186,6 +187,11 @@ class PolicyNode(LifecycleNode):
         self._actions = self.create_lifecycle_publisher(
             JointTrajectory, support.POLICY_ACTION, support.STREAM
         )
+        self._widths = None
+        if any(field.kind == 'gripper' for field in contract.action):
+            self._widths = self.create_lifecycle_publisher(
+                Float64MultiArray, support.gripper_topic('policy'), support.COMMAND
+            )
         self._command_message = support.trajectory(robot.joints, contract.period_s)
         self._command_message.header.frame_id = 'policy'
         self._action_message = support.trajectory(contract.action_names, contract.period_s)
@@ -196,6 +202,8 @@ class PolicyNode(LifecycleNode):
         self._applied.destroy(self)
         self.destroy_lifecycle_publisher(self._commands)
         self.destroy_lifecycle_publisher(self._actions)
+        if self._widths is not None:
+            self.destroy_lifecycle_publisher(self._widths)
 
     def _stop_loop(self) -> None:
         if self._worker is not None:
@@ -352,10 +360,12 @@ class PolicyNode(LifecycleNode):
         return self.get_clock().now().nanoseconds * 1e-9
 
     def _publish(self, command: Command) -> None:
-        """Publish the target, and the action as requested, under the observation's stamp."""
+        """Publish the target, the gripper's width, and the action as requested."""
         self._command_message.header.stamp = self._streams.stamp
         self._command_message.points[0].positions = support.doubles(command.target)
         self._commands.publish(self._command_message)
+        if command.width is not None:
+            self._widths.publish(Float64MultiArray(data=[command.width]))
         self._action_message.header.stamp = self._streams.stamp
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)

@@ -12,6 +12,7 @@ from typing import Any
 import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
@@ -37,6 +38,8 @@ CALLS: dict[str, Result | None] = {
     'failure': 'failure',
     'discard': 'discarded',
 }
+# How long a state is kept for those who have not heard it yet: nobody is to hang others [s].
+HEARD_WITHIN_S = 0.2
 
 
 class NotReady(RobotRLError, RuntimeError):
@@ -140,6 +143,7 @@ class SessionNode(Node):
             self._worker.stop_event.set()
             self._changed.set()
             self._worker.stop()
+        self._wait_until_heard()
 
     def _describe(self) -> dict[str, Any]:
         """Return the fields of SessionInfo that all episodes share."""
@@ -383,7 +387,15 @@ class SessionNode(Node):
             self._changed.wait(left)
 
     def _publish(self, info: SessionInfo) -> None:
+        self._wait_until_heard()  # a latched topic keeps the last state only
         self._publisher.publish(String(data=info.to_json()))
+
+    def _wait_until_heard(self) -> None:
+        """Wait until everybody has the state that was published last."""
+        ends = time.monotonic() + HEARD_WITHIN_S
+        # Time after time, for rclpy would wait with the whole process.
+        while not self._publisher.wait_for_all_acked(Duration()) and time.monotonic() < ends:
+            time.sleep(0.002)
 
     def _report(self) -> None:
         """Once a second: which episode is in hand, and what everybody says of it."""

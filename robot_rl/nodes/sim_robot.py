@@ -73,7 +73,10 @@ class Parameters(Imperfections, Push):
         "the gripper's; or 'alphabetical', as joint_state_broadcaster often has it",
     )
     target_rate_hz: pydantic.PositiveFloat = pydantic.Field(
-        20.0, description='how often target_pose is published'
+        20.0, description='how often target_pose and other goals are published'
+    )
+    object_rate_hz: pydantic.PositiveFloat = pydantic.Field(
+        50.0, description="how often the poses of the task's objects are published"
     )
     publish_state: bool = pydantic.Field(
         False,
@@ -141,12 +144,12 @@ class ToWorld:
         )
         self._pose = PoseStamped()
         self._pose.header.frame_id = robot.driver_frame
-        self.target = Periodic(given.target_rate_hz)
-        self._target_pose = self._state = None
-        if twin.has_target:
-            self._target_pose = node.create_publisher(
-                PoseStamped, support.TARGET_POSE, support.STREAM
-            )
+        self.target, self.objects = Periodic(given.target_rate_hz), Periodic(given.object_rate_hz)
+        self._poses = {
+            stream: node.create_publisher(PoseStamped, stream, support.STREAM)
+            for stream in twin.poses
+        }
+        self._state = None
         self.state = Periodic(given.state_rate_hz)
         if given.publish_state:
             self._state = node.create_publisher(Float64MultiArray, '~/state', support.STREAM)
@@ -164,18 +167,29 @@ class ToWorld:
             message.position = support.doubles(sample.position[self._order])
             message.velocity = support.doubles(sample.velocity[self._order])
             self._joint_states.publish(message)
-        if self._target_pose is not None and self.target.is_due(elapsed):
-            self._publish_target(stamp)
+        self._publish_poses(stamp, elapsed)
         if self._state is not None and self.state.is_due(elapsed):
             self._state.publish(Float64MultiArray(data=support.doubles(self._arm.twin.state)))
 
-    def _publish_target(self, stamp: Time) -> None:
-        pose, twin = self._pose.pose, self._arm.twin
-        pose.position.x, pose.position.y, pose.position.z = twin.target_position.tolist()
-        x, y, z, w = wxyz_to_xyzw(twin.target_orientation).tolist()
-        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
+    def now(self) -> None:
+        """Publish all at the next occasion: nobody shall wait for it."""
+        for periodic in (self.target, self.objects, self.state):
+            periodic.now()
+
+    def _publish_poses(self, stamp: Time, elapsed: float) -> None:
+        """Publish the poses that are due: of objects as of what tracks them, of goals as set."""
+        twin, pose = self._arm.twin, self._pose.pose
+        due = (self.objects.is_due(elapsed), self.target.is_due(elapsed))
+        if not any(due):
+            return
         self._pose.header.stamp = stamp
-        self._target_pose.publish(self._pose)
+        for stream, (position, orientation, _) in twin.poses.items():
+            if not due[twin.is_goal(stream)]:
+                continue
+            place, way = pose.position, pose.orientation
+            place.x, place.y, place.z = position.tolist()
+            way.x, way.y, way.z, way.w = wxyz_to_xyzw(orientation).tolist()
+            self._poses[stream].publish(self._pose)
 
 
 class SimRobot(Node):
@@ -194,6 +208,7 @@ class SimRobot(Node):
         self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
         self._lock = threading.Lock()
         self._accepting, self._paused = True, False
+        self._running: str | None = None  # the episode that was seen to run
         self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
         self._to_world = ToWorld(self, self._arm, self._given)
@@ -292,8 +307,7 @@ class SimRobot(Node):
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
         self._arm.reset(seed)
-        self._to_world.target.now()
-        self._to_world.state.now()
+        self._to_world.now()
         self._to_world.publish(self._stamp(), 0.0)
 
     def _on_session(self, info: SessionInfo) -> None:
@@ -308,8 +322,10 @@ class SimRobot(Node):
             elif not self._accepting:
                 self._commands.newest()  # what came before is for the former pose
                 self._accepting = True
-            if info.state == 'running':
-                self._to_world.target.now()  # nobody shall wait for the target
+            if info.state == 'running' and info.episode != self._running:
+                self._running = info.episode
+                self._arm.twin.begin()
+                self._to_world.now()
         if info.state == 'prepare':
             self._participant.report('ready')
 

@@ -26,10 +26,12 @@ from robot_rl.policies.agent import (
     as_tensors,
     copy_parameters,
     descend,
+    require_same_shapes,
 )
 from robot_rl.policies.compiler import compiled
+from robot_rl.policies.encoders import PictureEncoder, largest_shift, shifted
 from robot_rl.policies.networks import CategoricalCritic, LayerNormMLP, Memory, ScalarCritic
-from robot_rl.policies.policy import CRITIC, STATE, ObservationVector, Policy
+from robot_rl.policies.policy import CRITIC, STATE, ObservationVector, Policy, beside
 from robot_rl.policies.products import fast_products
 from robot_rl.specs import Contract
 
@@ -48,6 +50,14 @@ class ActorCriticConfig(OffPolicyConfig, CriticConfig):
     """of Adam"""
     critic_learning_rate: pydantic.PositiveFloat = 3e-4
     """of Adam"""
+    encoder: Literal['conv', 'resnet'] = 'conv'
+    """of pictures, where there are any; it learns with the critic: DrQ-v2's layers, or IMPALA's"""
+    encoder_channels: tuple[pydantic.PositiveInt, ...] = ()
+    """of each layer of 'conv', or section of 'resnet'; []: as DrQ-v2 and IMPALA have them"""
+    encoder_features: pydantic.PositiveInt = 50
+    """that each picture becomes"""
+    random_shift: bool = True
+    """whether pictures move by up to 4 of 84 pixels each time they are learned from (DrQ)"""
     execution: Literal['plain', 'fused', 'compiled'] = 'fused'
     """plain: as usually written; fused: less time for the same; compiled: also torch.compile"""
 
@@ -64,9 +74,13 @@ class Rows(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Features of what a network sees at o_t and o_{t+k}, each [M, F]."""
+    """Features of what a network sees at o_t and o_{t+k}, each [M, F].
 
-    now: Tensor
+    Where pictures are encoded and nothing is remembered, `now` of the targets is None: no loss
+    asks for it, and encoding takes most of an update.
+    """
+
+    now: Tensor | None
     next: Tensor
 
 
@@ -108,10 +122,13 @@ class ActorCritic:
         self.device = torch.device(device)
         self.steps = 0
         self.priorities: Tensor | None = None
+        self._started = False  # from a policy that brought its own statistics
         # Not the stream that the weights come from.
         noise_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         self._generator = torch.Generator(device).manual_seed(noise_seed)
-        self._vector = ObservationVector(contract, config.normalize_observations).to(device)
+        normalize = config.normalize_observations
+        self._vector = ObservationVector(contract, normalize, beside_encoder=True).to(device)
+        self._pictures = [field for field in contract.observation if field.is_picture]
         self._online = self._networks(torch.Generator().manual_seed(seed)).to(device)
         if config.execution == 'plain':
             for module in self._online.modules():
@@ -119,8 +136,9 @@ class ActorCritic:
                     module.as_usually_written()
         self._target = copy.deepcopy(self._online).requires_grad_(False)
         self._frozen_critic = _frozen(self._online['critic'])
+        encoder = self._target['encoder'] if self._pictures else None
         self.policy = Policy(
-            contract, self._vector, self._target['policy'], self._memory('policy')
+            contract, self._vector, self._target['policy'], self._memory('policy'), encoder
         ).to(device)
         groups = self._parameter_groups()
         self._parts = list(groups)
@@ -152,13 +170,34 @@ class ActorCritic:
         return metrics
 
     def fit_normalizer(self, observation: Mapping[str, np.ndarray]) -> None:
-        """Fix the observation statistics from fields {name: [M, ...]}; nothing without any."""
-        self._vector.fit(observation)
+        """Fix the observation statistics from fields {name: [M, ...]}; nothing without any.
+
+        Those that a policy came with (start_from) stay: it would be another one without them.
+        """
+        if not self._started:
+            self._vector.fit(observation)
+
+    def start_from(self, policy: Mapping[str, Tensor]) -> None:
+        """Begin with another policy's parameters and observation statistics, by its state_dict.
+
+        Raises SpecError where its networks are others.
+        """
+        require_same_shapes(policy, self.policy.state_dict(), 'init')
+        self.policy.load_state_dict(policy)
+        for part in ('policy', 'policy_memory'):
+            if part in self._online:
+                copy_parameters(self._target[part], self._online[part])
+        self._started = True
+
+    def remarks(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return what a person should know of an evaluation's metrics, {subject: one line}."""
+        return {}
 
     def save(self) -> dict[str, Any]:
         """Return all that the next update depends on, as tensors and numbers."""
         return {
             'steps': self.steps,
+            'started': self._started,
             'vector': self._vector.state_dict(),
             'online': self._online.state_dict(),
             'target': self._target.state_dict(),
@@ -169,6 +208,7 @@ class ActorCritic:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` returned: the next update is bitwise the same."""
         self.steps = saved['steps']
+        self._started = saved.get('started', False)
         self.restore_policy(saved)
         self._online.load_state_dict(saved['online'])
         self._optimizer.load_state_dict(saved['optimizer'])
@@ -198,14 +238,20 @@ class ActorCritic:
         }
         groups = {}
         for part, rate in rates.items():
-            names = [name for name in (part, f'{part}_memory') if name in self._online]
+            wanted = [part, f'{part}_memory', *(['encoder'] if part == 'critic' else [])]
+            names = [name for name in wanted if name in self._online]
             modules = nn.ModuleList(self._online[name] for name in names)
             groups[part] = list(modules.parameters()), rate
         return groups
 
     def _networks(self, generator: torch.Generator) -> nn.ModuleDict:
         config, size = self.config, self._vector.size
-        networks, feature_size = nn.ModuleDict(), size
+        networks = nn.ModuleDict()
+        if self._pictures:
+            sizes = config.encoder_channels, config.encoder_features
+            networks['encoder'] = PictureEncoder(self.contract, config.encoder, *sizes, generator)
+            size += networks['encoder'].size
+        feature_size = size
         if config.memory:
             for part in ('policy', 'critic'):
                 networks[f'{part}_memory'] = Memory(size, config.memory, generator)
@@ -224,6 +270,7 @@ class ActorCritic:
         return self._target[f'{part}_memory'] if self.config.memory else None
 
     def _update(self, batch: Batch | SequenceBatch) -> dict[str, Tensor]:
+        batch = self._augmented(batch)
         vectors = self._vectors(batch)
         rows, online = self._rows(batch), self._view(self._online, batch, vectors)
         with torch.no_grad():
@@ -241,22 +288,64 @@ class ActorCritic:
     def _after_step(self) -> None:
         """Mend what a step may have broken; an algorithm with constraints of its own says how."""
 
-    def _vectors(self, batch: Batch | SequenceBatch) -> tuple[Tensor, ...]:
-        """Return the observations as vectors: o_t and o_{t+k} [B, D], or sequences [L, B, D]."""
+    def _augmented(self, batch: Batch | SequenceBatch) -> Batch | SequenceBatch:
+        """Return the batch with its pictures moved by a few pixels; a sequence moves as one."""
+        if not (self._pictures and self.config.random_shift):
+            return batch
+        if isinstance(batch, SequenceBatch):
+            return batch._replace(observation=self._moved(batch.observation))
+        now, following = (self._moved(o) for o in (batch.observation, batch.next_observation))
+        return batch._replace(observation=now, next_observation=following)
+
+    def _moved(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return [..., B, *full_shape], each of B moved in its own way."""
+        moved = dict(observation)
+        for field in self._pictures:
+            pictures, most = observation[field.name], largest_shift(*field.shape[:2])
+            flat = pictures.reshape(-1, *field.full_shape)
+            lanes = pictures.shape[-len(field.full_shape) - 1]
+            shift = torch.randint(
+                -most, most + 1, (2, lanes), generator=self._generator, device=self.device
+            ).repeat(1, len(flat) // lanes)
+            moved[field.name] = shifted(flat, *shift).view(pictures.shape)
+        return moved
+
+    def _vectors(self, batch: Batch | SequenceBatch) -> tuple[Tensor | None, ...]:
+        """Return what needs no encoder: o_t and o_{t+k} [B, D], or sequences [L, B, D]."""
+        if not self._vector.size:
+            return (None, None) if isinstance(batch, Batch) else (None,)
         if isinstance(batch, Batch):
             return self._vector(batch.observation), self._vector(batch.next_observation)
         joined = self._vector(batch.observation)
         return (joined.view(-1, batch.action.shape[1], joined.shape[1]),)
 
-    def _view(self, networks: nn.ModuleDict, batch: Any, vectors: tuple[Tensor, ...]) -> View:
+    def _view(
+        self, networks: nn.ModuleDict, batch: Any, vectors: tuple[Tensor | None, ...]
+    ) -> View:
+        """Return what critic and policy see; the encoder learns from the critic's loss alone."""
+        seen = self._encoded(networks, batch, vectors) if self._pictures else vectors
+        detached = [None if part is None else part.detach() for part in seen]
         if isinstance(batch, Batch):
-            seen = Seen(*vectors)
-            return View(seen, seen)
-        (sequence,) = vectors
+            return View(Seen(*detached), Seen(*seen))
         return View(
-            _recall(networks['policy_memory'], batch, sequence, ''),
-            _recall(networks['critic_memory'], batch, sequence, CRITIC),
+            _recall(networks['policy_memory'], batch, *detached, ''),
+            _recall(networks['critic_memory'], batch, *seen, CRITIC),
         )
+
+    def _encoded(
+        self, networks: nn.ModuleDict, batch: Any, vectors: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the vectors with the features of the pictures beside them."""
+        encoder = networks['encoder']
+        if isinstance(batch, SequenceBatch):
+            features = encoder(batch.observation)
+            features = features.view(-1, batch.action.shape[1], encoder.size)
+            return (beside(vectors[0], features),)
+        now = None
+        if networks is self._online:
+            now = beside(vectors[0], encoder(batch.observation))
+        with torch.no_grad():
+            return now, beside(vectors[1], encoder(batch.next_observation))
 
     def _rows(self, batch: Batch | SequenceBatch) -> Rows:
         weight = torch.ones_like(batch.reward)

@@ -33,6 +33,10 @@ class LearnerConfig(Spec):
     max_gradient_norm: pydantic.PositiveFloat = 40.0
     """of each network"""
 
+    @property
+    def learned_rewards(self) -> tuple[float, float] | None:
+        """(lowest, highest) reward of a model that takes the place of the task's; None: none."""
+
 
 class CriticConfig(Spec):
     """What a distributional critic and its target let one choose."""
@@ -199,7 +203,11 @@ class Learner(Protocol):
 
 
 class ActingLearner(Learner, Protocol):
-    """What the training loop asks besides: it explores, can be stopped and gone on with."""
+    """What the training loop asks besides: it explores, can be stopped and gone on with.
+
+    Of a learner that never acts (its config is no OffPolicyConfig) neither `priorities`,
+    `behaviour` nor `start_from` is asked.
+    """
 
     config: OffPolicyConfig
     steps: int  # updates done
@@ -216,6 +224,15 @@ class ActingLearner(Learner, Protocol):
 
     def restore_policy(self, saved: dict[str, Any]) -> None:
         """Take back what acts, and nothing that only a further update depends on."""
+
+    def start_from(self, policy: Mapping[str, Tensor]) -> None:
+        """Begin with another policy's parameters and observation statistics, by its state_dict.
+
+        Raises SpecError where its networks are others.
+        """
+
+    def remarks(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return what a person should know of an evaluation's metrics, {subject: one line}."""
 
 
 class Agent(NamedTuple):
@@ -242,6 +259,20 @@ def as_tensors(batch: Any, device: torch.device) -> Batch | SequenceBatch:
 
     kind = SequenceBatch if hasattr(batch, 'following') else Batch
     return kind(*(tensor(getattr(batch, name, None)) for name in kind._fields))
+
+
+def require_same_shapes(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str
+) -> None:
+    """Raise SpecError, which names the first that differs, for parameters of another network."""
+    for name in [*wanted, *found]:
+        here, there = ([*part[name].shape] if name in part else None for part in (wanted, found))
+        if here != there:
+            raise SpecError(
+                f'{what}: {name} has the shape {there}, {here} is needed (None: it is not there); '
+                'policy_layers, memory, normalize_observations and the kind of policy must be the '
+                'same'
+            )
 
 
 @torch.no_grad()

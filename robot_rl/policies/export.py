@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -87,11 +88,7 @@ def check_parity(path: str | Path, policy: Policy, card: PolicyCard) -> float:
     flat, rng, worst = _Flat(policy, card), np.random.default_rng(0), 0.0
     span = _resolved_span(card.contract)
     for batch, size in itertools.product((1, 7), _SIZES):
-        inputs = {
-            # A state is what the policy itself gave out: it does not come in nonsense sizes.
-            name: np.float32(rng.standard_normal(shape) * (min(size, 1) if state else size))
-            for name, shape, state in _inputs(card, batch)
-        }
+        inputs = {i.name: i.random(rng, batch, size) for i in _inputs(card)}
         with torch.no_grad():
             right = [output.numpy() for output in flat(*map(torch.from_numpy, inputs.values()))]
         found = session.run(None, inputs)
@@ -119,23 +116,41 @@ def _resolved_span(contract: Contract) -> np.ndarray:
     return (upper - lower + 2 * step / TOLERANCE).astype(np.float32)
 
 
-def _inputs(card: PolicyCard, batch: int) -> list[tuple[str, tuple[int, ...], bool]]:
-    """Return the graph's inputs: names, shapes, and which are recurrent states."""
-    fields = [(f.name, (batch, *f.full_shape), False) for f in card.contract.observation]
-    return fields + [(f'state/{f.name}', (batch, *f.shape), True) for f in card.recurrent_state]
+class _Input(NamedTuple):
+    """An input of the graph: an observation field, or a recurrent state."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    is_state: bool
+
+    def random(self, rng: np.random.Generator, batch: int, size: float) -> np.ndarray:
+        """Return [batch, *shape] of numbers of about `size`, or of any pixels."""
+        shape = (batch, *self.shape)
+        if self.dtype == 'uint8':
+            return rng.integers(256, size=shape, dtype=np.uint8)
+        # A state is what the policy itself gave out: it does not come in nonsense sizes.
+        return np.float32(rng.standard_normal(shape) * (min(size, 1) if self.is_state else size))
+
+
+def _inputs(card: PolicyCard) -> list[_Input]:
+    """Return the graph's inputs in their order."""
+    fields = [_Input(f.name, f.full_shape, f.dtype, False) for f in card.contract.observation]
+    states = card.recurrent_state
+    return fields + [_Input(f'state/{f.name}', f.shape, 'float32', True) for f in states]
 
 
 def _graph(policy: Policy, card: PolicyCard) -> onnx.ModelProto:
     """Trace the policy."""
-    inputs = _inputs(card, batch=2)
+    inputs = _inputs(card)
     batch = torch.export.Dim('batch')
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Flat(policy, card),
-            tuple(torch.zeros(shape) for _, shape, _ in inputs),
+            tuple(torch.zeros(2, *i.shape, dtype=getattr(torch, i.dtype)) for i in inputs),
             dynamo=True,  # by name: the default exporter has changed between versions of torch
             opset_version=OPSET,
-            input_names=[name for name, _, _ in inputs],
+            input_names=[i.name for i in inputs],
             output_names=['action', *(f'next_state/{f.name}' for f in card.recurrent_state)],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             verbose=False,

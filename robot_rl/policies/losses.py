@@ -121,3 +121,15 @@ def divergence_penalty(divergence: Tensor, alpha: Tensor, epsilon: float) -> Ten
     """
     penalty = alpha.detach() * divergence
     return (penalty + alpha * (epsilon - divergence.detach())).sum()
+
+
+def mixture_log_likelihood(action: Tensor, logits: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return log sum_k p_k N(a; mean_k, std_k) of each row -> [B].
+
+    `action` [B, A]; `logits` [B, K] of the modes' probabilities p; `mean` and `std` [B, K, A] of
+    diagonal normals. Source: Bishop 1994, Mixture density networks, equations 22 and 23.
+    """
+    distance = ((action[:, None] - mean) / std).square().sum(dim=-1)
+    constant = action.shape[-1] * math.log(2 * math.pi)
+    log_density = -0.5 * (distance + constant) - std.log().sum(dim=-1)
+    return (logits.log_softmax(dim=1) + log_density).logsumexp(dim=1)

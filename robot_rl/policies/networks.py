@@ -187,6 +187,46 @@ class GaussianPolicy(nn.Module):
         return mean.tanh() if self._squash else mean
 
 
+class MixturePolicy(nn.Module):
+    """Features [B, F] -> actions [B, A], the mean of the likeliest of K diagonal normals.
+
+    Means lie in (-1, 1), deviations start at `initial_std` and stay above `min_std`. As
+    robomimic's GMM head (robomimic/models/policy_nets.py), which draws one of the modes.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        action_size: int,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        modes: int,
+        initial_std: float = 0.5,
+        min_std: float = 1e-2,
+    ):
+        super().__init__()
+        self.torso = LayerNormMLP(input_size, sizes, generator)
+        self.logits = scaled_linear(sizes[-1], modes, generator, scale=1e-4)
+        # Of scale 1: modes that begin alike would learn alike.
+        self.mean = scaled_linear(sizes[-1], modes * action_size, generator)
+        self.std = scaled_linear(sizes[-1], modes * action_size, generator, scale=1e-4)
+        self._shape, self._min_std = (modes, action_size), min_std
+        self._scale = initial_std / math.log(2)  # softplus(0) is log 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the mean action of the likeliest mode."""
+        logits, mean, _ = self.mixture(features)
+        likeliest = logits.argmax(dim=1)[:, None, None].expand(-1, 1, self._shape[1])
+        return mean.gather(1, likeliest).squeeze(dim=1)
+
+    def mixture(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [B, K], and means and deviations [B, K, A]."""
+        hidden = self.torso(features)
+        mean = self.mean(hidden).tanh().unflatten(1, self._shape)
+        std = functional.softplus(self.std(hidden)) * self._scale + self._min_std
+        return self.logits(hidden), mean, std.unflatten(1, self._shape)
+
+
 class _Critic(nn.Module):
     """Features [B, F], actions [B, A] -> outputs [B, K]: a torso on both, and a linear head."""
 

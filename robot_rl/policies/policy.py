@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.policies.encoders import PictureEncoder
 from robot_rl.policies.networks import Memory
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.specs import Contract, StateField
@@ -28,20 +29,22 @@ STATE, CRITIC = ('hidden', 'cell'), 'critic_'
 class ObservationVector(nn.Module):
     """Observation fields {name: [B, ...]} -> one vector [B, D], in the contract's order.
 
-    Raises SpecError for a field of pixels: it needs a network of its own.
+    `beside_encoder`: pictures are left out, for an encoder to read; D may be 0 then. Raises
+    SpecError for another field of pixels: it needs a network of its own.
     """
 
-    def __init__(self, contract: Contract, normalize: bool = False):
+    def __init__(self, contract: Contract, normalize: bool = False, beside_encoder: bool = False):
         super().__init__()
-        for field in contract.observation:
+        fields = [f for f in contract.observation if not (beside_encoder and f.is_picture)]
+        for field in fields:
             if field.dtype != 'float32':
                 raise SpecError(
                     f'observation {field.name}: dtype {field.dtype} cannot be joined to a vector; '
-                    'this agent takes float32 fields'
+                    f'this agent takes float32 fields{" and pictures" if beside_encoder else ""}'
                 )
-        self.sizes = [(field.name, field.size) for field in contract.observation]
-        self.size = sum(field.size for field in contract.observation)
-        self.normalizer = Normalizer(self.size) if normalize else None
+        self.sizes = [(field.name, field.size) for field in fields]
+        self.size = sum(field.size for field in fields)
+        self.normalizer = Normalizer(self.size) if normalize and self.size else None
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Return the joined and normalised observation."""
@@ -90,8 +93,9 @@ class Policy(nn.Module):
     """(observation, state) -> (action, state) as a torch module, and `select` on arrays.
 
     `network` maps features [B, F] to actions [B, A]; what lies outside [-1, 1] is clipped. The
-    features are the observation's vector [B, D]; a `memory` adds what was seen before, and its
-    state then goes in and out of every call. A feed-forward policy's states are empty.
+    features are the observation's vector [B, D], with what an `encoder` makes of its pictures
+    beside it; a `memory` adds what was seen before, and its state then goes in and out of every
+    call. A feed-forward policy's states are empty.
     """
 
     def __init__(
@@ -100,16 +104,22 @@ class Policy(nn.Module):
         vector: ObservationVector,
         network: nn.Module,
         memory: Memory | None = None,
+        encoder: PictureEncoder | None = None,
     ):
         super().__init__()
         self.contract = contract
         self.vector, self.network, self.scale = vector, network, ActionScale(contract)
-        self.memory = memory
+        self.memory, self.encoder = memory, encoder
 
     def forward(self, observation: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
         """Return actions [B, A] in contract units, and the next state."""
-        features, state = remember(self.memory, self.vector(observation), state)
+        features, state = remember(self.memory, self.see(observation), state)
         return self.scale.to_contract(self.network(features)), state
+
+    def see(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Return an observation's vector with the features of its pictures [B, D]."""
+        vector = self.vector(observation) if self.vector.size else None
+        return vector if self.encoder is None else beside(vector, self.encoder(observation))
 
     @property
     def recurrent_state(self) -> tuple[StateField, ...]:
@@ -146,7 +156,8 @@ class Policy(nn.Module):
                     f'observation {field.name}: found {found}, expected a batch of '
                     f'{list(field.full_shape)}'
                 )
-            tensors[field.name] = torch.as_tensor(value, dtype=torch.float32, device=device)
+            dtype = getattr(torch, field.dtype)
+            tensors[field.name] = torch.as_tensor(value, dtype=dtype, device=device)
         return tensors
 
     def state_tensors(self, state: Mapping[str, Any]) -> State:
@@ -184,7 +195,7 @@ class Behaviour(nn.Module):
         `noise` [N, A] is drawn from a standard normal by whoever keeps the random state.
         """
         policy, given = self.policy, self.policy.state_tensors(state)
-        vector = policy.vector(policy.tensors(observation))
+        vector = policy.see(policy.tensors(observation))
         features, following = remember(policy.memory, vector, given)
         if self.sigma is None:
             mean, deviation = policy.network.gaussian(features)
@@ -193,6 +204,11 @@ class Behaviour(nn.Module):
         action = mean + deviation * torch.as_tensor(noise, device=mean.device)
         _, also = remember(self.critic_memory, vector, given, CRITIC)
         return policy.scale.to_contract(action).cpu().numpy(), _arrays(following | also)
+
+
+def beside(vector: Tensor | None, features: Tensor) -> Tensor:
+    """Return what an encoder makes of pictures [..., F] behind the vector [..., D], if any."""
+    return features if vector is None else torch.cat([vector, features], dim=-1)
 
 
 def remember(

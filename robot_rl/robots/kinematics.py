@@ -13,7 +13,7 @@ import numpy as np
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.robots import quaternions
 from robot_rl.robots.mjcf import find, load_model, named, names
-from robot_rl.specs import RobotSpec
+from robot_rl.specs import Box, RobotSpec
 
 _HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 # Steps per start, and starts, before a pose is called unreachable.
@@ -22,6 +22,12 @@ _STEPS, _STARTS = 100, 20
 _DAMPING = 0.05
 # Largest change of a joint in one step [rad or m]: keeps far targets from overshooting.
 _LARGEST_STEP = 0.4
+# Steps and damping of one displacement: two leave a hundred-thousandth of it where the smallest
+# singular value is 0.3, as amid the workspace of an arm.
+_DIFFERENTIAL_STEPS, _DIFFERENTIAL_DAMPING = 2, 2e-4
+# How far from the walls of its space a displaced tool stays [m]: from one place to the next joints
+# lead it on an arc, which bulges by less.
+_WALL_MARGIN = 0.001
 _POSITION_TOLERANCE, _ROTATION_TOLERANCE = 1e-6, 1e-6
 
 
@@ -90,10 +96,25 @@ class KinematicChain:
             upper=limits[back, 1],
         )
 
+    @functools.cached_property
+    def reach(self) -> float:
+        """How far any of `points` moves, at most, when a joint does by 1 rad or m [m].
+
+        That is how far the last of them may be from the first joint; or 1, for a slide.
+        """
+        links = np.linalg.norm(self.fixed[1:, :3, 3], axis=1).sum()
+        places = np.abs(np.stack([self.lower, self.upper]) - self.offset[self._back]).max(axis=0)
+        slides = ~self.hinge[self._back]
+        return float(max(links + places[slides].sum(), 1.0 if slides.any() else 0.0))
+
+    @property
+    def _back(self) -> list[int]:
+        """Where the joints of q stand in the chain."""
+        return np.argsort(self.order).tolist()
+
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tool's position [..., 3] [m] and orientation wxyz [..., 4] at q [..., n]."""
-        tool = self._frames(q)[-1]
-        return tool[..., :3, 3].copy(), quaternions.from_matrix(tool[..., :3, :3])
+        return _pose_of(self._frames(q)[-1])
 
     def position(self, q: np.ndarray) -> np.ndarray:
         """Return the tool's position [..., 3] [m] at q [..., n]."""
@@ -104,17 +125,44 @@ class KinematicChain:
         return np.stack([frame[..., :3, 3] for frame in self._frames(q)], axis=-2)
 
     def jacobian(self, q: np.ndarray) -> np.ndarray:
-        """Return the geometric Jacobian [6, n] at q [n]: linear, then angular velocity."""
+        """Return the geometric Jacobian [..., 6, n] at q [..., n]: linear, then angular."""
+        return self._jacobian_of(self._frames(q))
+
+    def displaced(
+        self, q: np.ndarray, displacement: np.ndarray, space: Box | None = None
+    ) -> np.ndarray:
+        """Return joint values [..., n] at which the tool is displaced against where it is at q.
+
+        `displacement` [..., 6]: metres, then the rotation vector [rad], both in the base frame.
+        The tool does not leave `space`, nor joints their limits. Damped least squares as in
+        `inverse`, with a constant damping, which bounds the joints' steps near singular poses: the
+        tool falls short there.
+        """
+        q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
         frames = self._frames(q)
-        columns = np.zeros((6, len(self.joints)))
-        for k, index in enumerate(self.order):
-            axis = frames[k][:3, :3] @ self.axes[k]
-            if self.hinge[k]:
-                arm = frames[-1][:3, 3] - frames[k][:3, 3]
-                columns[:, index] = np.concatenate([np.cross(axis, arm), axis])
-            else:
-                columns[:3, index] = axis
-        return columns
+        here, turned = _pose_of(frames[-1])
+        position = here + displacement[..., :3]
+        if space is not None:  # an arm that stands outside comes back as fast as it is moved
+            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
+            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
+            position = np.clip(position, np.minimum(low, here + way), np.maximum(high, here - way))
+        turn = quaternions.from_rotation_vector(displacement[..., 3:])
+        orientation = quaternions.multiply(turn, turned)
+        for step in range(_DIFFERENTIAL_STEPS):
+            frames = self._frames(q) if step else frames
+            at, way = _pose_of(frames[-1])
+            error = np.concatenate([position - at, _turn_between(way, orientation)], axis=-1)
+            jacobian = self._jacobian_of(frames)
+            transposed = np.swapaxes(jacobian, -1, -2)
+            gram = jacobian @ transposed + _DIFFERENTIAL_DAMPING * np.eye(6)
+            q = q + (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
+            q = np.clip(q, self.lower, self.upper)
+        return q
+
+    def displacement(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Return how the tool is displaced [..., 6] from joint values [..., n] to others."""
+        (place, way), (there, orientation) = self.forward(start), self.forward(end)
+        return np.concatenate([there - place, _turn_between(way, orientation)], axis=-1)
 
     def inverse(
         self,
@@ -152,7 +200,8 @@ class KinematicChain:
             error = np.zeros(rows)
             error[:3] = position - tool[:3, 3]
             if rotation is not None:
-                error[3:] = _rotation_vector(rotation @ tool[:3, :3].T)
+                turn = quaternions.from_matrix(rotation @ tool[:3, :3].T)
+                error[3:] = quaternions.to_rotation_vector(turn)
             close = np.linalg.norm(error[:3]) < _POSITION_TOLERANCE
             if close and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
                 return q
@@ -185,6 +234,16 @@ class KinematicChain:
         transforms[..., :3, 3] = values[..., None] * slide
         transforms[..., 3, :] = (0, 0, 0, 1)
         return transforms
+
+    def _jacobian_of(self, frames: list[np.ndarray]) -> np.ndarray:
+        joints, tool = np.stack(frames[:-1], axis=-3), frames[-1][..., None, :3, 3]
+        axes = (joints[..., :3, :3] @ self.axes[..., None])[..., 0]
+        turning = self.hinge[:, None]
+        linear = np.where(turning, np.cross(axes, tool - joints[..., :3, 3]), axes)
+        rows = np.empty((*axes.shape[:-1], 6))
+        rows[..., self.order, :3] = linear
+        rows[..., self.order, 3:] = np.where(turning, axes, 0.0)
+        return np.swapaxes(rows, -1, -2)
 
     @functools.cached_property
     def _generators(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -247,10 +306,11 @@ def _limits(model: mujoco.MjModel, joint: int) -> np.ndarray:
     return np.array([-np.inf, np.inf])
 
 
-def _rotation_vector(matrix: np.ndarray) -> np.ndarray:
-    """Return the rotation vector [3] [rad] of a rotation matrix [3, 3]."""
-    w, *xyz = quaternions.from_matrix(matrix)
-    sine = np.linalg.norm(xyz)
-    if sine < 1e-12:
-        return np.zeros(3)
-    return 2 * np.arctan2(sine, w) * np.asarray(xyz) / sine
+def _pose_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return position [..., 3] and orientation [..., 4] of a frame [..., 4, 4]."""
+    return frame[..., :3, 3].copy(), quaternions.from_matrix(frame[..., :3, :3])
+
+
+def _turn_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the rotation vector [..., 3] [rad] from one orientation [..., 4] to another."""
+    return quaternions.to_rotation_vector(quaternions.multiply(end, quaternions.conjugate(start)))

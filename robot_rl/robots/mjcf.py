@@ -12,7 +12,8 @@ def load_model(name: str) -> mujoco.MjModel:
     """Compile the MJCF called `name`, see resources.model. Raises SpecError, UnknownName."""
     path = resources.model(name)
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        # Absolute: of a relative one MuJoCo looks for the models that it attaches elsewhere.
+        return mujoco.MjModel.from_xml_path(str(path.absolute()))
     except ValueError as error:
         reason = ' '.join(str(error).split())
         raise SpecError(f'{path}: MuJoCo cannot read it ({reason})') from None

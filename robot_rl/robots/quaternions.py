@@ -50,3 +50,44 @@ def from_matrix(matrix: np.ndarray) -> np.ndarray:
     quaternion = np.take_along_axis(outer, largest[..., None, None], axis=-2)[..., 0, :]
     quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
     return np.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+
+
+def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the quaternion [..., 4] of turning by `right`, then by `left` (Hamilton product)."""
+    a, b = np.asarray(left, dtype=float), np.asarray(right, dtype=float)
+    (w, x, y, z), (s, u, v, t) = np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)
+    parts = [
+        w * s - x * u - y * v - z * t,
+        w * u + x * s + y * t - z * v,
+        w * v - x * t + y * s + z * u,
+        w * t + x * v - y * u + z * s,
+    ]
+    return np.stack(parts, axis=-1)
+
+
+def conjugate(quaternion: np.ndarray) -> np.ndarray:
+    """Return the opposite turn [..., 4]."""
+    return np.asarray(quaternion, dtype=float) * (1.0, -1.0, -1.0, -1.0)
+
+
+def rotate(quaternion: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return `vectors` [..., 3] turned by quaternions [..., 4]."""
+    return (to_matrix(quaternion) @ np.asarray(vectors, dtype=float)[..., None])[..., 0]
+
+
+def from_rotation_vector(vector: np.ndarray) -> np.ndarray:
+    """Turn rotation vectors [..., 3] [rad] into unit quaternions [..., 4]."""
+    vector = np.asarray(vector, dtype=float)
+    half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
+    # sin(x) / x by numpy's sinc, which knows its limit at 0.
+    return np.concatenate([np.cos(half), 0.5 * np.sinc(half / np.pi) * vector], axis=-1)
+
+
+def to_rotation_vector(quaternion: np.ndarray) -> np.ndarray:
+    """Turn unit quaternions [..., 4] into the shorter rotation vectors [..., 3] [rad]."""
+    quaternion = np.asarray(quaternion, dtype=float)
+    w, xyz = quaternion[..., :1], quaternion[..., 1:]
+    w, xyz = np.abs(w), np.where(w < 0, -xyz, xyz)
+    sine = np.linalg.norm(xyz, axis=-1, keepdims=True)
+    tiny = sine < 1e-12
+    return np.where(tiny, 2.0, 2 * np.arctan2(sine, w) / np.where(tiny, 1.0, sine)) * xyz

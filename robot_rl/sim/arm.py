@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import mujoco
 import mujoco.rollout
 import numpy as np
 
-from robot_rl.control.actions import joint_target, require_supported
+from robot_rl.control.actions import gripper_width, joint_target, require_supported
 from robot_rl.control.limiter import Limits, limit
 from robot_rl.control.motion import AccelerationLimited, Line
 from robot_rl.control.observation import History, Observer
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
-from robot_rl.sim.reach import TARGET, TOOL, ReachTask
-from robot_rl.sim.scene import ArmIndex, target_marker
+from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
+from robot_rl.sim.task import ArmTask, InitialCondition, Pose, Sway
 from robot_rl.specs import Contract, require_fit
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+_CONTROL = mujoco.mjtState.mjSTATE_CTRL
+_MOCAP = mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 
 
 class ArmEnvironment:
@@ -33,7 +36,7 @@ class ArmEnvironment:
 
     def __init__(
         self,
-        task: ReachTask,
+        task: ArmTask,
         num_envs: int = 1,
         seed: int = 0,
         threads: int | None = None,
@@ -52,8 +55,7 @@ class ArmEnvironment:
         n = len(task.robot.joints)
         self._command = np.zeros((num_envs, n))
         self._motion = AccelerationLimited(np.zeros((num_envs, n)), np.zeros((num_envs, n)))
-        self._target = np.zeros((num_envs, 3))
-        self._upright = np.tile([1.0, 0.0, 0.0, 0.0], (num_envs, 1))
+        self._width = np.zeros(num_envs)
         self._steps = np.zeros(num_envs, dtype=int)
         self._ended = np.ones(num_envs, dtype=bool)
         self._streams: dict[str, dict[str, np.ndarray]] = {}
@@ -61,11 +63,7 @@ class ArmEnvironment:
     @property
     def columns(self) -> dict[str, np.ndarray]:
         """The present state as float64 columns '<stream>.<quantity>' -> [N, ...]."""
-        return {
-            f'{stream}.{quantity}': values.copy()
-            for stream, quantities in self._streams.items()
-            for quantity, values in quantities.items()
-        }
+        return {name: values.copy() for name, values in self._columns().items()}
 
     def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
         """Start N new episodes, from these N episode seeds where given; all FIRST."""
@@ -89,14 +87,15 @@ class ArmEnvironment:
         self._move(action, ~first)
         self._begin(first)
         self._sense()
-        reward = self.task.reward({TOOL: self._tool, TARGET: self._target}, action)
+        reward = self.task.reward(self._columns(), action)
         return self._timestep(np.where(first, 0.0, reward), first)
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only."""
         data = self._data[0]
         mujoco.mj_setState(self._model, data, self._state[index], _STATE)
-        data.mocap_pos[self._marker] = self._target[index]
+        marks = self._goals()
+        self._bodies.place(data, {s: (p[index], way[index]) for s, (p, way) in marks.items()})
         mujoco.mj_forward(self._model, data)
         return self._model, data
 
@@ -109,7 +108,9 @@ class ArmEnvironment:
         self._model = self.task.model()
         self._arm = ArmIndex.of(self._model, self.task.robot.model_joints)
         self._arm.require_servos(self._model)
-        self._marker = target_marker(self._model)
+        self._jaw = Jaw.of(self._model, self.task.robot)
+        self._bodies = Bodies.of(self._model, (*self.task.objects, *self.task.goals))
+        self._marks = {stream: _Marks.at_rest(self.num_envs) for stream in self._bodies.marks}
         cores = threads or len(os.sched_getaffinity(0))
         threads = max(1, min(cores, self.num_envs))
         self._data = [mujoco.MjData(self._model) for _ in range(threads)]
@@ -120,7 +121,12 @@ class ArmEnvironment:
         self._state = np.tile(self._rest, (self.num_envs, 1))
         steps = self.task.ticks * self.task.substeps
         self._models = [self._model] * self.num_envs
-        self._control = np.zeros((self.num_envs, steps, self._model.nu))
+        # Where bodies that are put can be touched, the physics has to know where they are.
+        self._control_spec = _CONTROL | _MOCAP if self._bodies.solid else _CONTROL
+        size = mujoco.mj_stateSize(self._model, self._control_spec)
+        rest = np.empty(size)
+        mujoco.mj_getState(self._model, self._data[0], rest, self._control_spec)
+        self._control = np.tile(rest, (self.num_envs, steps, 1))
         self._states = np.empty((self.num_envs, steps, len(self._rest)))
         self._sensors = np.empty((self.num_envs, steps, self._model.nsensordata))
         # FULLPHYSICS begins with time, then qpos, then qvel.
@@ -135,24 +141,59 @@ class ArmEnvironment:
         if len(seeds) != len(index):
             raise ValueError(f'{len(seeds)} seeds for {len(index)} environments')
         for lane, seed in zip(index, seeds, strict=True):
-            start = self.task.initial(int(seed))
-            self._state[lane] = self._rest
-            self._state[lane, self._qpos] = start.joint_position
-            self._command[lane] = self._motion.position[lane] = start.joint_position
-            self._motion.velocity[lane] = 0.0
-            self._target[lane] = start.target
+            self._place(lane, self.task.initial(int(seed)))
         self._steps[index] = 0
+
+    def _place(self, lane: int, start: InitialCondition) -> None:
+        """Let an episode start in one lane, at rest."""
+        self._state[lane] = self._rest
+        self._state[lane, self._qpos] = start.joint_position
+        self._command[lane] = self._motion.position[lane] = start.joint_position
+        self._motion.velocity[lane] = 0.0
+        if self._jaw is not None:
+            gripper, jaw = self.task.robot.gripper, 1 + self._jaw.qpos
+            if start.width is not None:
+                self._state[lane, jaw] = gripper.position(start.width)
+            self._width[lane] = gripper.width(self._state[lane, jaw[0]])
+        for stream, pose in start.poses.items():
+            if stream in self._marks:
+                self._marks[stream].put(lane, pose)
+            else:
+                first = 1 + self._bodies.free[stream]
+                self._state[lane, first : first + 7] = [*pose.position, *pose.orientation]
+        if self._bodies.solid:
+            self._tell_where_marks_are(lane)
+
+    def _tell_where_marks_are(self, lane: int) -> None:
+        model, control = self._model, self._control[lane]
+        places = control[:, model.nu : model.nu + 3 * model.nmocap]
+        ways = control[:, model.nu + 3 * model.nmocap :]
+        for stream, mark in self._bodies.marks.items():
+            marks = self._marks[stream]
+            places[:, 3 * mark : 3 * mark + 3] = marks.position[lane]
+            ways[:, 4 * mark : 4 * mark + 4] = marks.orientation[lane]
+
+    def _goals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return where the marks stand now: {stream: (position [N, 3], orientation [N, 4])}."""
+        time = self._steps[:, None] * self.contract.period_s
+        return {
+            stream: (marks.position + marks.sway.at(time), marks.orientation)
+            for stream, marks in self._marks.items()
+        }
 
     def _move(self, action: np.ndarray, lanes: np.ndarray) -> None:
         """Let one control period pass in the lanes where `lanes` [N] is true."""
         if not lanes.any():
             return
-        wanted = joint_target(self.contract, action, self._command, self.task.robot)
+        wanted = joint_target(
+            self.contract, action, self._command, self.task.robot, self.task.chain
+        )
         target = limit(wanted, self._command, self.contract.period_s, self._limits)
         path = self._lead(Line(self._command, target, 0.0, self.contract.period_s), lanes)
         actuators = self._arm.actuators
         controls = actuators.towards(np.repeat(path, self.task.substeps, axis=1))
         self._control[..., actuators.ctrl] = controls
+        self._move_jaw(action, lanes)
         count = int(lanes.sum())
         states = self._states[:count]
         self._rollout.rollout(
@@ -160,6 +201,7 @@ class ArmEnvironment:
             self._data,
             self._state[lanes],
             self._control[lanes],
+            control_spec=self._control_spec,
             nstep=states.shape[1],
             state=states,
             sensordata=self._sensors[:count],
@@ -168,6 +210,16 @@ class ArmEnvironment:
         self._state[lanes] = states[:, -1]
         self._command[lanes] = target[lanes]
         self._steps[lanes] += 1
+
+    def _move_jaw(self, action: np.ndarray, lanes: np.ndarray) -> None:
+        """Tell the gripper at once what the action asks of it, or what it was told before."""
+        if self._jaw is None:
+            return
+        wanted = gripper_width(self.contract, action, self.task.robot)
+        if wanted is not None:
+            self._width[lanes] = wanted[lanes]
+        position = self.task.robot.gripper.position(self._width)
+        self._control[..., self._jaw.actuators.ctrl] = self._jaw.towards(position[:, None, None])
 
     def _lead(self, line: Line, lanes: np.ndarray) -> np.ndarray:
         """Follow `line` [N, n] where `lanes` [N] is true; return the way [N, ticks, n]."""
@@ -182,15 +234,28 @@ class ArmEnvironment:
     def _sense(self) -> None:
         """Read the streams off the physics state."""
         position = self._state[:, self._qpos]
-        self._tool = self.task.chain.position(position)
-        tool = {'position': self._tool}
+        tool = {'position': self.task.chain.position(position)}
         if self._reads_orientation:  # costs as much as the position
             tool['orientation'] = self.task.chain.forward(position)[1]
         self._streams = {
             'joint_states': {'position': position, 'velocity': self._state[:, self._qvel]},
             'command': {'position': self._command},
             'tool': tool,
-            'target_pose': {'position': self._target, 'orientation': self._upright},
+        }
+        if self._jaw is not None:
+            jaw = self._state[:, 1 + self._jaw.qpos[:1]]
+            self._streams['gripper'] = {'width': self.task.robot.gripper.width(jaw)}
+        for stream, first in self._bodies.free.items():
+            pose = self._state[:, 1 + first : 8 + first]
+            self._streams[stream] = {'position': pose[:, :3], 'orientation': pose[:, 3:]}
+        for stream, (place, way) in self._goals().items():
+            self._streams[stream] = {'position': place, 'orientation': way}
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {
+            f'{stream}.{quantity}': values
+            for stream, quantities in self._streams.items()
+            for quantity, values in quantities.items()
         }
 
     def _timestep(self, reward: np.ndarray, first: np.ndarray) -> TimeStep:
@@ -205,7 +270,27 @@ class ArmEnvironment:
         )
 
 
-def _require_served(contract: Contract, task: ReachTask) -> None:
+class _Marks(NamedTuple):
+    """Where a goal or fixture was put in N environments, and how it moves from there."""
+
+    position: np.ndarray  # [N, 3]
+    orientation: np.ndarray  # [N, 4]
+    sway: Sway  # of [N, 3] each
+
+    @classmethod
+    def at_rest(cls, count: int) -> Self:
+        """Return marks that are still to be put."""
+        sway = Sway(*np.zeros((3, count, 3)))
+        return cls(np.zeros((count, 3)), np.zeros((count, 4)), sway)
+
+    def put(self, lane: int, pose: Pose) -> None:
+        """Put one where its episode wants it."""
+        self.position[lane], self.orientation[lane] = pose.position, pose.orientation
+        for part, given in zip(self.sway, pose.sway or np.zeros((3, 3)), strict=True):
+            part[lane] = given
+
+
+def _require_served(contract: Contract, task: ArmTask) -> None:
     """Raise ContractMismatch where the task cannot serve `contract`."""
     require_fit(contract, task.streams(), where=f'task {task.name}')
     require_supported(contract, task.robot)

@@ -1,4 +1,4 @@
-"""The tasks of the dm_control suite, and manipulation tasks with features, as Environments."""
+"""The tasks of the dm_control suite, and its manipulation tasks, as Environments."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.sim.cameras import Sizes
 from robot_rl.sim.serial import SerialEnvironment, Step
 from robot_rl.specs import ActionField, Contract, ObservationField
 
@@ -28,12 +29,22 @@ class DmControlEnvironment(SerialEnvironment):
 
     An observation field stands for each of the task's observations, in its own shape (a scalar
     as (1,)), named after it with '/' written '_'; the action is one generic field in the task's
-    own units. See sim.environment.Environment for the semantics.
+    own units. Pictures of a task with vision are drawn as those of other `cameras` are, which
+    take their place where they are given.
+    See sim.environment.Environment for the semantics, and SerialEnvironment for `view`.
     """
 
-    def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        seed: int = 0,
+        cameras: Sizes | None = None,
+        **view: Any,
+    ):
         envs = [_load(task) for _ in range(num_envs)]
-        super().__init__(envs, _contract(envs[0]), seed)
+        cameras = cameras or _own_cameras(envs[0])
+        super().__init__(envs, _contract(envs[0]), seed, cameras, **view)
         self.max_steps = _max_steps(envs[0])
         # The design of all others: rewards of one step lie in [0, 1].
         self.reward_range = None if task.startswith(_LQR) else (0.0, 1.0)
@@ -42,9 +53,6 @@ class DmControlEnvironment(SerialEnvironment):
         """Return the model and the present state of environment `index`, to be drawn only."""
         physics = self._envs[index].physics
         return physics.model.ptr, physics.data.ptr
-
-    def close(self) -> None:
-        """There is nothing to release."""
 
     def _begin(self, env: Any, seed: int) -> Step:
         """Start the episode of this seed."""
@@ -63,8 +71,7 @@ class DmControlEnvironment(SerialEnvironment):
     def _read(self, timestep: Any) -> Step:
         """Turn a dm_env.TimeStep, whose first one has neither reward nor discount, into ours."""
         observation = {
-            field.name: np.atleast_1d(timestep.observation[field.quantity])
-            for field in self.contract.observation
+            field.name: np.atleast_1d(timestep.observation[field.quantity]) for field in self._own
         }
         discount = 1.0 if timestep.discount is None else timestep.discount
         return Step(int(timestep.step_type), timestep.reward or 0.0, discount, observation)
@@ -82,7 +89,9 @@ def task_names() -> dict[str, list[str]]:
     return {
         'suite': sorted(f'suite/{domain}-{task}' for domain, task in suite.ALL_TASKS),
         'manipulation': sorted(
-            f'manipulation/{name}' for name in manipulation.get_environments_by_tag('features')
+            f'manipulation/{name}'
+            for tag in ('features', 'vision')
+            for name in manipulation.get_environments_by_tag(tag)
         ),
     }
 
@@ -91,8 +100,9 @@ def task_names() -> dict[str, list[str]]:
 def _package(name: str) -> Any:
     """Import dm_control.<name>. Raises RobotRLError that says how to install it."""
     chosen = os.environ.get('MUJOCO_GL')
-    # On import dm_control looks for a display, and complains where there is none.
-    os.environ['MUJOCO_GL'] = chosen or 'disabled'
+    # On import dm_control looks for a way to draw, and fails where the chosen one does not work;
+    # sim.rendering draws, and says so in one line.
+    os.environ['MUJOCO_GL'] = 'disabled'
     try:
         return importlib.import_module(f'dm_control.{name}')
     except ModuleNotFoundError as error:
@@ -101,8 +111,9 @@ def _package(name: str) -> Any:
             "pip install 'robot_rl[train]'"
         ) from None
     finally:
-        if chosen is None:
-            del os.environ['MUJOCO_GL']
+        del os.environ['MUJOCO_GL']
+        if chosen is not None:
+            os.environ['MUJOCO_GL'] = chosen
 
 
 def _load(task: str) -> Any:
@@ -114,13 +125,34 @@ def _load(task: str) -> Any:
         raise UnknownName('task', task, known)
     # The seed fixes what is drawn once, at construction; episodes are seeded as they begin.
     if family == 'manipulation':
-        return package.load(name, seed=0)
+        return _load_manipulation(package, name)
     endless = {'time_limit': _ASSUMED_TIME_LIMIT_S} if task.startswith(_LQR) else {}
     env = package.load(*name.split('-', 1), task_kwargs={'random': 0, **endless})
     # quadruped-escape would open dm_control's OpenGL at every reset; sim.rendering draws instead.
     physics = type(env.physics)
     env.physics.__class__ = type(physics.__name__, (physics,), {'contexts': None})
     return env
+
+
+def _load_manipulation(package: Any, name: str) -> Any:
+    """Do what package.load(name, seed=0) does, but let nothing be drawn by dm_control.
+
+    Its OpenGL is chosen when it is first imported, and would be another one than sim.rendering's.
+    """
+    task = importlib.import_module(f'{package.__name__}.shared.registry').get_constructor(name)()
+    pictures = {key: o.array_spec.shape for key, o in task.observables.items() if o.array_spec}
+    for key in pictures:
+        task.observables[key].enabled = False
+    composer = importlib.import_module('dm_control.composer')
+    env = composer.Environment(task, time_limit=package._TIME_LIMIT, random_state=0)
+    env.pictures = pictures if name.endswith('vision') else {}
+    return env
+
+
+def _own_cameras(env: Any) -> dict[str, tuple[int, int]]:
+    """Return {camera: (height, width)} of the pictures that a task shows by itself."""
+    pictures = getattr(env, 'pictures', {})
+    return {camera: (height, width) for camera, (height, width, _) in pictures.items()}
 
 
 def _max_steps(env: Any) -> int | None:

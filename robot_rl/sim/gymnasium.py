@@ -53,17 +53,17 @@ class GymnasiumEnvironment(SerialEnvironment):
     An environment registered without a time limit is truncated after 10,000 steps.
     Every episode begins with reset(seed=episode seed). Gymnasium's generators take any such seed;
     an environment with one of its own must take seeds up to 2^32.
-    See sim.environment.Environment for the semantics.
+    See sim.environment.Environment for the semantics, and SerialEnvironment for `view`.
     """
 
-    def __init__(self, task: str, num_envs: int = 1, seed: int = 0):
+    def __init__(self, task: str, num_envs: int = 1, seed: int = 0, **view: Any):
         self._task, first = task, _load(task)
         parts = list(_parts(task, first))
         self._paths = [part.path for part in parts]
         contract = _contract(task, first, parts)
         with _mujoco_is_quiet():  # what there is to say about the model was said once
             envs = [first, *(_load(task) for _ in range(num_envs - 1))]
-        super().__init__(envs, contract, seed)
+        super().__init__(envs, contract, seed, **view)
         self.max_steps = first.spec.max_episode_steps
         self.reward_range = None  # Gymnasium has no place for it
 
@@ -76,13 +76,14 @@ class GymnasiumEnvironment(SerialEnvironment):
         model, data = getattr(env, 'model', None), getattr(env, 'data', None)
         if not (isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)):
             raise RobotRLError(
-                f'task {self._task!r} is not built on MuJoCo: play cannot draw it; '
-                'evaluate gives the returns'
+                f'task {self._task!r} is not built on MuJoCo and cannot be drawn; '
+                'evaluate gives the returns of a policy'
             )
         return model, data
 
     def close(self) -> None:
         """Close the environments."""
+        super().close()
         for env in self._envs:
             env.close()
 
@@ -105,7 +106,7 @@ class GymnasiumEnvironment(SerialEnvironment):
     def _read(self, observation: Any) -> dict[str, np.ndarray]:
         """Return the contract's fields. Raises ContractMismatch for another shape."""
         fields = {}
-        for field, path in zip(self.contract.observation, self._paths, strict=True):
+        for field, path in zip(self._own, self._paths, strict=True):
             value = functools.reduce(operator.getitem, path, observation)
             fields[field.name] = np.atleast_1d(np.asarray(value, field.dtype))
             if fields[field.name].shape != field.shape:

@@ -14,20 +14,20 @@ import numpy as np
 
 from robot_rl.control.observation import Observer, with_history
 from robot_rl.sim.environment import StepType
-from robot_rl.sim.reach import ReachTask
+from robot_rl.sim.task import ArmTask
 from robot_rl.specs import Contract
 
 Columns = Mapping[str, np.ndarray]
 
 
-def with_tool(task: ReachTask, columns: Columns) -> dict[str, np.ndarray]:
+def with_tool(task: ArmTask, columns: Columns) -> dict[str, np.ndarray]:
     """Add tool.position and tool.orientation, the forward kinematics of the measured joints."""
     position, orientation = task.chain.forward(columns['joint_states.position'])
     return {**columns, 'tool.position': position, 'tool.orientation': orientation}
 
 
 def steps_of(
-    task: ReachTask,
+    task: ArmTask,
     columns: Columns,
     contract: Contract,
     action: Literal['requested', 'applied'] = 'requested',

@@ -1,11 +1,14 @@
-"""Pictures of MuJoCo models without a window, through EGL: a GPU's, or Mesa's in software."""
+"""Pictures of MuJoCo models without a window: EGL (a GPU's, or Mesa's in software) or OSMesa."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import weakref
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from ctypes.util import find_library
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -18,35 +21,40 @@ CAMERA = 'overview'
 
 
 class Renderer:
-    """Draws any model's states at one size. Raises RobotRLError where offscreen OpenGL fails.
+    """Draws any model's states, up to a size. Raises RobotRLError where offscreen OpenGL fails.
 
     `fast` leaves out shadows and smoothed edges: a tenth of the work where a CPU draws.
+    Textures and meshes of the last `models` models are kept; loading takes longer than drawing.
     mujoco.Renderer takes its backend from MUJOCO_GL when mujoco is first imported, which is too
-    late to mend here: hence MuJoCo's own drawing functions on an EGL context. The context lives
+    late to mend here: hence MuJoCo's own drawing functions on another context. The context lives
     in a thread of its own, so that no other library's contexts are mixed up with it.
     """
 
-    def __init__(self, width: int = 640, height: int = 480, fast: bool = False):
+    def __init__(self, width: int = 640, height: int = 480, fast: bool = False, models: int = 1):
         self.width, self.height, self._fast = width, height, fast
+        self._most_models, self._loaded = models, OrderedDict[int, _Loaded]()
         self._thread = ThreadPoolExecutor(1, 'renderer')
         self._gl = self._thread.submit(_offscreen_context, width, height).result()
         # Also at exit: PyOpenGL is gone by the time that __del__ methods run.
         self._free_gl = weakref.finalize(self, self._gl.free)
-        self._model: mujoco.MjModel | None = None
-        self._context: mujoco.MjrContext | None = None
         self._options = mujoco.MjvOption()
 
     def frame(
-        self, model: mujoco.MjModel, data: mujoco.MjData, camera: str | None = None
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        camera: str | None = None,
+        size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Return a picture [height, width, 3] uint8 RGB of `data`, on which mj_forward has run.
 
         `camera`: its name in the model; without it the one that shows the scene. Raises SpecError
-        for a name that the model has not.
+        for a name that the model has not. `size`: (height, width), at most the renderer's.
         """
         if camera is not None:
             named(model, 'camera', camera)
-        return self._thread.submit(self._draw, model, data, camera).result()
+        size = size or (self.height, self.width)
+        return self._thread.submit(self._draw, model, data, camera, size).result()
 
     def close(self) -> None:
         """Release the graphics context and all that lives in it."""
@@ -54,55 +62,83 @@ class Renderer:
             self._thread.submit(self._free).result()
             self._thread.shutdown()
 
-    def _draw(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str | None) -> np.ndarray:
-        if model is not self._model:
-            self._prepare(model)
+    def _draw(
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        camera: str | None,
+        size: tuple[int, int],
+    ) -> np.ndarray:
+        _, context, scene = self._load(model)
         for field in range(model.nhfield):  # terrain may change between episodes
-            mujoco.mjr_uploadHField(model, self._context, field)
+            mujoco.mjr_uploadHField(model, context, field)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         view = _camera(model, camera or CAMERA)
-        mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._scene)
-        area = mujoco.MjrRect(0, 0, self.width, self.height)
-        mujoco.mjr_render(area, self._scene, self._context)
-        picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(picture, None, area, self._context)
+        mujoco.mjv_updateScene(model, data, self._options, None, view, everything, scene)
+        height, width = size
+        area = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(area, scene, context)
+        picture = np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, area, context)
         return picture[::-1].copy()  # OpenGL counts rows from below
 
     def _free(self) -> None:
-        if self._context is not None:
-            self._context.free()
+        for loaded in self._loaded.values():
+            loaded.context.free()
         self._free_gl()
 
-    def _prepare(self, model: mujoco.MjModel) -> None:
-        """Load the model's textures and meshes, and make room for the picture."""
+    def _load(self, model: mujoco.MjModel) -> _Loaded:
+        """Load the model's textures and meshes, unless they are, and make room for the picture."""
+        loaded = self._loaded.get(id(model))
+        if loaded is None:
+            while len(self._loaded) >= self._most_models:
+                self._loaded.popitem(last=False)[1].context.free()
+            loaded = self._loaded[id(model)] = self._new(model)
+        self._loaded.move_to_end(id(model))
+        # Before every picture: another model may have been drawn in between.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, loaded.context)
+        return loaded
+
+    def _new(self, model: mujoco.MjModel) -> _Loaded:
         size = model.vis.global_
         size.offwidth = max(size.offwidth, self.width)
         size.offheight = max(size.offheight, self.height)
         if self._fast:
             model.vis.quality.offsamples = 0
-        if self._context is not None:
-            self._context.free()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW.value] = not self._fast
-        self._model = model
+            model.vis.quality.shadowsize = 0  # else 64 MB are taken for the shadows left out
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        scene = mujoco.MjvScene(model, maxgeom=2000)
+        scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW.value] = not self._fast
+        return _Loaded(model, context, scene)
+
+
+class _Loaded(NamedTuple):
+    """What is kept of a model; the model itself, so that no other takes its id."""
+
+    model: mujoco.MjModel
+    context: mujoco.MjrContext
+    scene: mujoco.MjvScene
 
 
 def _offscreen_context(width: int, height: int) -> Any:
-    """Return an EGL context, current in this thread. Raises RobotRLError: what to install."""
-    # PyOpenGL picks its platform once, at its first import.
-    os.environ.setdefault('PYOPENGL_PLATFORM', 'egl')
-    try:
-        from mujoco.egl import GLContext
+    """Return a context of EGL or OSMesa, current in this thread. Raises RobotRLError.
 
-        context = GLContext(width, height)
+    MUJOCO_GL=osmesa asks for OSMesa, which else is taken only where there is no EGL.
+    """
+    backend = os.environ.get('MUJOCO_GL', '')
+    if backend not in ('egl', 'osmesa'):
+        backend = 'egl' if find_library('EGL') or not find_library('OSMesa') else 'osmesa'
+    # PyOpenGL picks its platform once, at its first import.
+    os.environ.setdefault('PYOPENGL_PLATFORM', backend)
+    try:
+        module = importlib.import_module(f'mujoco.{backend}')
+        context = module.GLContext(width, height)
         context.make_current()
         return context
     except Exception as error:  # PyOpenGL fails in many ways where libraries are missing
         raise RobotRLError(
-            f'pictures need offscreen OpenGL, which does not work here ({_brief(error)}); '
-            'install Mesa: apt install libegl1 libgl1-mesa-dri'
+            f'pictures need offscreen OpenGL, EGL or OSMesa, and {backend} does not work here '
+            f'({_brief(error)}); install Mesa: apt install libegl1 libgl1-mesa-dri'
         ) from None
 
 

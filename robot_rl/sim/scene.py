@@ -1,9 +1,9 @@
-"""An arm inside a compiled MuJoCo model: where its joints and target stand, how it is moved."""
+"""An arm inside a compiled MuJoCo model: where joints and bodies stand, how it is moved."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,9 +12,8 @@ import numpy as np
 
 from robot_rl.errors import SpecError
 from robot_rl.robots.mjcf import find, load_model, named
+from robot_rl.specs import RobotSpec
 
-# The mocap body that marks where the task wants the tool.
-TARGET_BODY = 'target'
 # How MuJoCo computes an actuator's force, as far as it can be turned round: gain * ctrl + bias.
 _FIXED = int(mujoco.mjtGain.mjGAIN_FIXED)
 _BIAS = int(mujoco.mjtBias.mjBIAS_NONE), int(mujoco.mjtBias.mjBIAS_AFFINE)
@@ -28,6 +27,7 @@ _DYNAMICS = tuple(
 )
 _JOINT = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)
 _TENDON, _WRAP_JOINT = int(mujoco.mjtTrn.mjTRN_TENDON), int(mujoco.mjtWrap.mjWRAP_JOINT)
+_FREE = int(mujoco.mjtJoint.mjJNT_FREE)
 _SINGLE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 
 
@@ -129,19 +129,93 @@ class ArmIndex:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class Jaw:
+    """The joint of RobotSpec.gripper and those that its actuator moves alike."""
+
+    qpos: np.ndarray  # [k] in MjData.qpos, the gripper's own joint first
+    actuators: Actuators  # of the one joint
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, robot: RobotSpec) -> Self | None:
+        """Find the gripper; None: the robot has none, or its model is of the arm alone.
+
+        Raises SpecError where its joint has no range, or no position actuator.
+        """
+        if robot.gripper is None:
+            return None
+        name = robot.mjcf_joints.get(robot.gripper.joint, robot.gripper.joint)
+        joint = find(model, 'joint', name)
+        if joint is None:
+            return None
+        actuators = Actuators.of(model, [joint])
+        if not (model.jnt_limited[joint] and actuators.servo.all()):
+            raise SpecError(
+                f'gripper joint {name!r} of the scene needs a range and a position actuator'
+            )
+        alike = [j for j in range(model.njnt) if _gear(model, actuators.ctrl[0], j)]
+        joints = [joint, *(j for j in alike if j != joint)]
+        return cls(model.jnt_qposadr[joints].copy(), actuators)
+
+    def towards(self, position: np.ndarray) -> np.ndarray:
+        """Return the ctrl [..., 1] with which the jaw goes to joint positions [..., 1]."""
+        return self.actuators.towards(position)
+
+
+@dataclass(frozen=True, eq=False)
+class Bodies:
+    """Where the bodies of pose streams stand: '<body>_pose' is of the body `<body>`."""
+
+    free: dict[str, int]  # {stream: address in MjData.qpos}: position [3], orientation [4]
+    marks: dict[str, int]  # {stream: place in MjData.mocap_pos and mocap_quat}
+    solid: bool  # whether something can touch one of the marks
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, streams: Iterable[str]) -> Self:
+        """Find them. Raises SpecError where the scene lacks one, or where it cannot be placed."""
+        free, marks, solid = {}, {}, False
+        for stream in streams:
+            name = stream.removesuffix('_pose')
+            body = find(model, 'body', name)
+            joint = model.body_jntadr[body] if body is not None else -1
+            if body is not None and model.body_mocapid[body] >= 0:
+                marks[stream] = int(model.body_mocapid[body])
+                of_body = model.geom_bodyid == body
+                solid |= bool((model.geom_contype | model.geom_conaffinity)[of_body].any())
+            elif joint >= 0 and model.jnt_type[joint] == _FREE:
+                free[stream] = int(model.jnt_qposadr[joint])
+            else:
+                raise SpecError(
+                    f'the scene needs a mocap body {name!r}, or one of that name with a free joint'
+                )
+        return cls(free, marks, solid)
+
+    def place(self, data: mujoco.MjData, poses: Mapping[str, tuple]) -> None:
+        """Put bodies where `poses` {stream: (position [3], orientation [4], ...)} say."""
+        for stream, (position, orientation, *_) in poses.items():
+            if stream in self.free:
+                first = self.free[stream]
+                data.qpos[first : first + 7] = [*position, *orientation]
+            else:
+                data.mocap_pos[self.marks[stream]] = position
+                data.mocap_quat[self.marks[stream]] = orientation
+
+    def poses(self, data: mujoco.MjData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return {stream: (position [3], orientation [4])} as they stand."""
+        poses = {}
+        for stream, first in self.free.items():
+            pose = data.qpos[first : first + 7].copy()
+            poses[stream] = pose[:3], pose[3:]
+        for stream, mark in self.marks.items():
+            poses[stream] = data.mocap_pos[mark].copy(), data.mocap_quat[mark].copy()
+        return poses
+
+
 def load_scene(name: str, timestep_s: float) -> mujoco.MjModel:
     """Compile the MJCF called `name`, see resources.model. Raises SpecError, UnknownName."""
     model = load_model(name)
     model.opt.timestep = timestep_s
     return model
-
-
-def target_marker(model: mujoco.MjModel) -> int:
-    """Return the target's place in MjData.mocap_pos. Raises SpecError where the scene has none."""
-    body = find(model, 'body', TARGET_BODY)
-    if body is None or model.body_mocapid[body] < 0:
-        raise SpecError(f'the scene needs a mocap body {TARGET_BODY!r}')
-    return int(model.body_mocapid[body])
 
 
 def _actuator(model: mujoco.MjModel, joint: int) -> tuple[int, float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from robot_rl.control.observation import History
 from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.sim.cameras import Cameras, Scene, Sizes, with_view
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.specs import Contract
+
+# In the place of a seed: the episode goes on.
+GO_ON = -1
 
 
 class Step(NamedTuple):
@@ -21,19 +26,18 @@ class Step(NamedTuple):
     observation: dict[str, np.ndarray]  # field name -> [*shape]
 
 
-class SerialEnvironment:
-    """N single environments in this process; see sim.environment.Environment for the semantics.
+class SeededEnvironment:
+    """N environments whose episodes' seeds are drawn here, from `seed`; see sim.environment.
 
-    A family of tasks says how one of them begins an episode (`_begin`) and takes an action
-    (`_advance`). The episodes' seeds are drawn from `seed`.
+    Who takes the actions says so in `take`: this process, or several others. As the seeds are
+    drawn in one place and in one order, either way gives the same episodes.
     """
 
-    def __init__(self, envs: Sequence[Any], contract: Contract, seed: int):
-        self.num_envs, self.contract = len(envs), contract
-        self._envs = list(envs)
+    def __init__(self, num_envs: int, contract: Contract, seed: int):
+        self.num_envs, self.contract = num_envs, contract
         self._lower, self._upper = contract.action_lower, contract.action_upper
         self._rng = np.random.default_rng(seed)
-        self._last: list[Step] = []
+        self._ended: np.ndarray | None = None  # [N] bool: whose last step was LAST
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -46,13 +50,12 @@ class SerialEnvironment:
             seeds = self._rng.integers(HELD_OUT, size=self.num_envs)
         if len(seeds) != self.num_envs:
             raise ValueError(f'{len(seeds)} seeds for {self.num_envs} environments')
-        pairs = zip(self._envs, seeds, strict=True)
-        self._last = [self._begin(env, int(seed)) for env, seed in pairs]
-        return self._timestep()
+        action = np.zeros((self.num_envs, len(self._lower)))
+        return self._noted(self.take(action, np.asarray(seeds, np.int64)))
 
     def step(self, action: np.ndarray) -> TimeStep:
         """Take action [N, A] in contract units; see Environment.step."""
-        if not self._last:
+        if self._ended is None:
             raise RobotRLError('call reset before the first step')
         action = np.asarray(action, dtype=float)
         if action.shape != (self.num_envs, len(self._lower)):
@@ -60,16 +63,76 @@ class SerialEnvironment:
                 f'action: shape {list(action.shape)}, right is '
                 f'[{self.num_envs}, {len(self._lower)}]'
             )
-        ended = [last.step_type == StepType.LAST for last in self._last]
-        for row, ignored in zip(action, ended, strict=True):
-            if not (ignored or np.isfinite(row).all()):
-                raise ContractMismatch(f'action: not finite: {row.tolist()}')
-        action = np.clip(action, self._lower, self._upper)
-        self._last = [
-            self._begin(env, int(self._rng.integers(HELD_OUT))) if new else self._advance(env, row)
-            for env, row, new in zip(self._envs, action, ended, strict=True)
+        finite = np.isfinite(action).all(axis=1) | self._ended
+        if not finite.all():
+            raise ContractMismatch(f'action: not finite: {action[~finite][0].tolist()}')
+        seeds = np.full(self.num_envs, GO_ON)
+        for index in np.flatnonzero(self._ended):
+            seeds[index] = self._rng.integers(HELD_OUT)
+        action = np.minimum(np.maximum(action, self._lower), self._upper)
+        return self._noted(self.take(action, seeds))
+
+    def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
+        """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
+        raise NotImplementedError
+
+    def _noted(self, timestep: TimeStep) -> TimeStep:
+        self._ended = timestep.step_type == StepType.LAST
+        return timestep
+
+
+class SerialEnvironment(SeededEnvironment):
+    """N single environments in this process.
+
+    A family of tasks says how one of them begins an episode (`_begin`) and takes an action
+    (`_advance`), and fills the fields of `contract` by them. `cameras` {name: (height, width)}
+    of the models are fields beside those, uint8 [height, width, 3]; `history` {field: steps}
+    stacks the last steps of a field. Raises what sim.cameras does.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[Any],
+        contract: Contract,
+        seed: int,
+        cameras: Sizes | None = None,
+        history: Mapping[str, int] | None = None,
+    ):
+        super().__init__(len(envs), with_view(contract, cameras or {}, history or {}), seed)
+        self._envs, self._own = list(envs), contract.observation
+        self._cameras = Cameras(cameras, len(envs), self.scene()[0]) if cameras else None
+        self._history = History(self.contract)
+
+    def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
+        """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
+        last = [
+            self._advance(env, row) if seed == GO_ON else self._begin(env, seed)
+            for env, row, seed in zip(self._envs, action, seeds.tolist(), strict=True)
         ]
-        return self._timestep()
+        # Stacked, and so copied: an environment may fill the same array at every step.
+        observation = {
+            field.name: np.stack([step.observation[field.name] for step in last]).astype(
+                field.dtype
+            )
+            for field in self._own
+        }
+        if self._cameras is not None:
+            observation |= self._cameras.draw(self.scene)
+        return TimeStep(
+            step_type=np.array([step.step_type for step in last], dtype=np.int8),
+            reward=np.array([step.reward for step in last], dtype=np.float32),
+            discount=np.array([step.discount for step in last], dtype=np.float32),
+            observation=self._history.push(observation, seeds != GO_ON),
+        )
+
+    def scene(self, index: int = 0) -> Scene:
+        """Return the model and the present state of environment `index`, to be drawn only."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the graphics."""
+        if self._cameras is not None:
+            self._cameras.close()
 
     def _begin(self, env: Any, seed: int) -> Step:
         """Start the episode of this seed."""
@@ -78,18 +141,3 @@ class SerialEnvironment:
     def _advance(self, env: Any, action: np.ndarray) -> Step:
         """Take an action [A] that lies within the bounds."""
         raise NotImplementedError
-
-    def _timestep(self) -> TimeStep:
-        last = self._last
-        return TimeStep(
-            step_type=np.array([step.step_type for step in last], dtype=np.int8),
-            reward=np.array([step.reward for step in last], dtype=np.float32),
-            discount=np.array([step.discount for step in last], dtype=np.float32),
-            # Stacked, and so copied: an environment may fill the same array at every step.
-            observation={
-                field.name: np.stack([step.observation[field.name] for step in last]).astype(
-                    field.dtype
-                )
-                for field in self.contract.observation
-            },
-        )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import mujoco
 import numpy as np
 from numpy.typing import ArrayLike
 
 from robot_rl import registry
-from robot_rl.errors import ContractMismatch, SpecError
+from robot_rl.errors import ContractMismatch
 from robot_rl.robots.mjcf import find, load_model, named
-from robot_rl.sim.reach import InitialCondition
-from robot_rl.sim.scene import Actuators, ArmIndex, target_marker
+from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
+from robot_rl.sim.task import InitialCondition, Pose
 from robot_rl.specs import RobotSpec
 
 # How an arm whose actuators take forces is held: as a critically damped spring of this angular
@@ -25,7 +25,7 @@ DRY = 0.9999
 
 
 class World(Protocol):
-    """What a twin simulates: ReachTask is one, AtHome another."""
+    """What a twin simulates: an ArmTask is one, AtHome another."""
 
     robot: RobotSpec
 
@@ -64,17 +64,8 @@ def world_of(task: str, robot: str) -> World:
     return named_task if named_task and named_task.robot == spec else AtHome(spec)
 
 
-class Jaw(NamedTuple):
-    """The joint of RobotSpec.gripper: its address, range and actuator."""
-
-    qpos: int
-    closed: float
-    opened: float
-    actuators: Actuators
-
-
 class Twin:
-    """One arm and its task's target, if any; ROS-free; joints in the order of RobotSpec.joints.
+    """One arm and what its task is about, if any; ROS-free; joints in the order of RobotSpec.
 
     Give it a command, let time pass, read it. Its steps are those of ArmEnvironment, number for
     number, where its actuators hold positions. Where they take forces it holds positions itself,
@@ -91,9 +82,8 @@ class Twin:
         self._motor = ~self._servo & ~self._bare
         limits = [self.robot.joint_limits[joint].max_effort for joint in self.robot.joints]
         self._max_effort = np.array([np.inf if limit is None else limit for limit in limits])
-        has_target = world.initial(0).target is not None
-        self._marker = target_marker(self.model) if has_target else None
-        self._jaw = _jaw(self.model, self.robot)
+        self._bodies = Bodies.of(self.model, world.initial(0).poses)
+        self._jaw = Jaw.of(self.model, self.robot)
         self._others = self._arm.others(self.model)
         self._others_qpos = self.model.jnt_qposadr[self._others].astype(int)
         self._others_qvel = self.model.jnt_dofadr[self._others].astype(int)
@@ -117,20 +107,22 @@ class Twin:
         model.dof_solimp[dofs[friction > 0], :2] = DRY
 
     def reset(self, seed: int) -> InitialCondition:
-        """Place arm and target as this seed's episode starts, at rest and at time 0."""
+        """Place arm and bodies as this seed's episode starts, at rest and at time 0."""
         start = self.world.initial(seed)
-        self._place(start.joint_position)
-        if self._marker is not None:
-            self.data.mocap_pos[self._marker] = start.target
-            mujoco.mj_forward(self.model, self.data)
+        self._place(start)
         return start
+
+    def begin(self) -> None:
+        """Let goals that move begin to: an episode begins now."""
+        self._began = self.data.time
+        self._move_goals()
 
     def rest_at(self, position: np.ndarray) -> None:
         """Place the arm at joint positions [n] where its servos hold it, at rest and at time 0.
 
         Servos that do not know of gravity hold it only with a command that is a little off.
         """
-        self._place(position)
+        self._place(InitialCondition(np.asarray(position, dtype=float)))
         data, dofs = self.data, self._arm.qvel
         lacking = (data.qfrc_bias - data.qfrc_passive - data.qfrc_actuator)[dofs]
         stiffness = np.where(self._servo, self._arm.actuators.stiffness * self._gain, np.inf)
@@ -160,8 +152,7 @@ class Twin:
             raise ContractMismatch(
                 f'gripper: a width from 0 to {gripper.open_width} m is needed, found {width}'
             )
-        jaw = self._jaw
-        self._move_jaw(jaw.closed + width / gripper.open_width * (jaw.opened - jaw.closed))
+        self._move_jaw(float(gripper.position(width)))
 
     def push(self, force: ArrayLike, torque: ArrayLike, seconds: float) -> None:
         """Push the tool's body, at its centre of mass, with force [3] [N] and torque [3] [N m].
@@ -182,6 +173,7 @@ class Twin:
         if not self._pushed_for:
             self.data.xfrc_applied[self._tool_body] = 0.0
         self._step(steps - pushed)
+        self._move_goals()
 
     @property
     def time(self) -> float:
@@ -238,33 +230,42 @@ class Twin:
         return self._command.copy()
 
     @property
-    def has_target(self) -> bool:
-        """Whether there is a task, with a target."""
-        return self._marker is not None
-
-    @property
     def has_gripper(self) -> bool:
         """Whether the model has the joint of RobotSpec.gripper."""
         return self._jaw is not None
 
     @property
-    def target_position(self) -> np.ndarray:
-        """The target [3] [m] in base_frame."""
-        return self.data.mocap_pos[self._marker].copy()
+    def poses(self) -> dict[str, Pose]:
+        """Where the bodies that the task is about stand, by stream, in base_frame."""
+        return {stream: Pose(*pose) for stream, pose in self._bodies.poses(self.data).items()}
+
+    def is_goal(self, stream: str) -> bool:
+        """Whether a stream of `poses` is of a goal or fixture, which is put and not moved."""
+        return stream in self._bodies.marks
 
     @property
-    def target_orientation(self) -> np.ndarray:
-        """The target's orientation [4], wxyz."""
-        return self.data.mocap_quat[self._marker].copy()
+    def width(self) -> np.ndarray:
+        """The gripper's measured width [1] [m]."""
+        return self.robot.gripper.width(self.data.qpos[self._jaw.qpos[:1]])
 
-    def _place(self, position: np.ndarray) -> None:
+    def _place(self, start: InitialCondition) -> None:
         mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._arm.qpos] = position
-        self._left_over, self._pushed_for = 0.0, 0
-        self.set_command(position)
+        self.data.qpos[self._arm.qpos] = start.joint_position
+        self._left_over, self._pushed_for, self._began = 0.0, 0, 0.0
+        self._swaying = {stream: pose for stream, pose in start.poses.items() if pose.sway}
+        self._bodies.place(self.data, start.poses)
+        self._move_goals()
+        self.set_command(start.joint_position)
         if self._jaw is not None:
-            self._move_jaw(float(self.data.qpos[self._jaw.qpos]))
+            if start.width is not None:
+                self.data.qpos[self._jaw.qpos] = self.robot.gripper.position(start.width)
+            self._move_jaw(float(self.data.qpos[self._jaw.qpos[0]]))
         mujoco.mj_forward(self.model, self.data)
+
+    def _move_goals(self) -> None:
+        elapsed = self.data.time - self._began
+        for stream, pose in self._swaying.items():
+            self._bodies.place(self.data, {stream: (pose.at(elapsed), pose.orientation)})
 
     def _inertia(self, dof: int) -> float:
         """Return the inertia at one degree of freedom where the others stand still."""
@@ -274,8 +275,7 @@ class Twin:
         return float(column[dof])
 
     def _move_jaw(self, position: float) -> None:
-        actuators = self._jaw.actuators
-        self.data.ctrl[actuators.ctrl] = actuators.towards(np.array([position]))
+        self.data.ctrl[self._jaw.actuators.ctrl] = self._jaw.towards(np.array([position]))
 
     def _step(self, steps: int) -> None:
         if self._servo.all():
@@ -303,26 +303,6 @@ class Twin:
         data.ctrl[actuators.ctrl[self._motor]] = ctrl[self._motor]
         effort = np.clip(force[dofs], -self._max_effort, self._max_effort)
         data.qfrc_applied[dofs[self._bare]] = effort[self._bare]
-
-
-def _jaw(model: mujoco.MjModel, robot: RobotSpec) -> Jaw | None:
-    """Find the gripper's joint; None: the robot has none, or its model is of the arm alone.
-
-    Raises SpecError where its joint has no range, or no position actuator.
-    """
-    if robot.gripper is None:
-        return None
-    name = robot.mjcf_joints.get(robot.gripper.joint, robot.gripper.joint)
-    joint = find(model, 'joint', name)
-    if joint is None:
-        return None
-    actuators = Actuators.of(model, [joint])
-    if not (model.jnt_limited[joint] and actuators.servo.all()):
-        raise SpecError(
-            f'gripper joint {name!r} of the scene needs a range and a position actuator'
-        )
-    closed, opened = model.jnt_range[joint].tolist()
-    return Jaw(int(model.jnt_qposadr[joint]), closed, opened, actuators)
 
 
 def _tool_body(model: mujoco.MjModel, tool: str) -> int:

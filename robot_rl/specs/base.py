@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import pydantic
 import yaml
@@ -213,7 +213,8 @@ def _explain(model: type[pydantic.BaseModel], item: dict[str, Any]) -> str:
         keys = _keys_at(model, item['loc'][:-1])
         return f'{location}: unknown key{did_you_mean(str(item["loc"][-1]), keys)}'
     if kind == 'missing':
-        return f'{location}: this field is required and missing'
+        choices = _choices(model, item['loc'])
+        return f'{location}: this field is required and missing{choices}'
     if kind == 'literal_error':
         return f'{location}: {_explain_choice(item["loc"][-1], found, item["ctx"]["expected"])}'
     message = _NEEDED.get(kind) or item['msg'].removeprefix('Value error, ')
@@ -234,6 +235,14 @@ def _explain_choice(field: str, found: Any, expected: str) -> str:
             'update robot_rl'
         )
     return f'this robot_rl reads {expected}, found {_short(found)}'
+
+
+def _choices(model: type[pydantic.BaseModel], location: tuple) -> str:
+    """Say which values a missing field of `model` itself may have, where those are listed."""
+    field = model.model_fields.get(location[0]) if len(location) == 1 else None
+    if field is None or get_origin(field.annotation) is not Literal:
+        return ''
+    return f'; one of {", ".join(map(repr, get_args(field.annotation)))} is right'
 
 
 def _short(found: Any) -> str:

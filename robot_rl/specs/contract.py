@@ -16,11 +16,13 @@ from robot_rl.specs.base import Spec
 # The quantity of a pose stream that is its position less the tool's.
 FROM_TOOL = 'from_tool'
 # Streams that are computed, not brought by messages.
-DERIVED = ('command', 'tool', 'env')
+DERIVED = ('command', 'tool', 'gripper', 'env')
 # The elements of a pose's quantities, in their order.
 POSE_ELEMENTS = {'position': ('x', 'y', 'z'), 'orientation': ('w', 'x', 'y', 'z')}
 # How old a picture may be where the contract says nothing [s].
 IMAGE_MAX_AGE_S = 0.5
+# The elements of a cartesian_twist, in the base frame: the tool's velocity [m/s, rad/s].
+TWIST = ('linear_x', 'linear_y', 'linear_z', 'angular_x', 'angular_y', 'angular_z')
 # What a message of each kind brings.
 QUANTITIES = {
     'joints': ('position', 'velocity'),
@@ -34,8 +36,9 @@ class ObservationField(Spec):
 
     `source` is '<stream>.<quantity>': joint_states.position, joint_states.velocity,
     command.position (the last commanded joint positions), tool.position (forward kinematics of
-    the measured joints), <pose stream>.position, .orientation or .from_tool (its position less
-    the tool's, in the base frame: derived), <stream of joints>.position (`names` are the robot's
+    the measured joints), gripper.width (as the gripper's joint among the
+    joint_states says), <pose stream>.position, .orientation or .from_tool (its position less the
+    tool's, in the base frame: derived), <stream of joints>.position (`names` are the robot's
     joints), <camera>.image (pixels, rows from above, RGB), or env.<key> for simulated suites,
     which have no streams.
     `shape` is that of one step without history; the policy sees (history, *shape) where
@@ -86,6 +89,8 @@ class ObservationField(Spec):
                 f'encoding {self.encoding!r} is of a picture: source <camera>.image, dtype uint8, '
                 f'shape [height, width, 3]; found {self.source}, {self.dtype}, {list(self.shape)}'
             )
+        if self.stream in DERIVED:
+            raise ValueError(f'a picture comes from a camera; {self.stream!r} is computed')
         if self.goal:
             raise ValueError('a picture is no goal: it is streamed, and grows old')
         return self
@@ -111,6 +116,11 @@ class ObservationField(Spec):
         if self.stream == 'joint_states' or (of_joints and self.quantity == 'position'):
             return 'joints'
         return 'pose'
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it holds pixels [height, width, channels], of a camera or of a suite's own."""
+        return self.dtype == 'uint8' and len(self.shape) == 3
 
     @property
     def is_set(self) -> bool:
@@ -142,7 +152,9 @@ class ObservationField(Spec):
 class ActionField(Spec):
     """One group of commands; `lower` and `upper` bound it, in `unit`.
 
-    joint_delta is relative to the last command, never to the measured position.
+    joint_delta, joint_velocity and cartesian_twist go on from the last command, never from the
+    measured position: velocities for one control period. A cartesian_twist is the tool's, `names`
+    are among TWIST and what is not named stays; a gripper has one name and is told a width [m].
     """
 
     name: str

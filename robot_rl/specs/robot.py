@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 import numpy as np
 import pydantic
+from numpy.typing import ArrayLike
 
 from robot_rl import resources
 from robot_rl.errors import SpecError
@@ -95,6 +96,25 @@ class Gripper(Spec):
     joint: str
     open_width: PositiveFloat
     topic: str
+    # Where its joint stands when closed and when open; None: 0 and half of open_width, as one of
+    # two fingers that slide.
+    positions: tuple[float, float] | None = None
+
+    @pydantic.model_validator(mode='after')
+    def _moves(self) -> Self:
+        if self.positions and self.positions[0] == self.positions[1]:
+            raise ValueError(f'positions: closed and open are both {self.positions[0]}')
+        return self
+
+    def position(self, width: ArrayLike) -> np.ndarray:
+        """Return where the joint stands [...] at a width [...] [m]."""
+        closed, opened = self.positions or (0.0, self.open_width / 2)
+        return closed + np.asarray(width) / self.open_width * (opened - closed)
+
+    def width(self, position: ArrayLike) -> np.ndarray:
+        """Return the width [...] [m] at a position [...] of the joint."""
+        closed, opened = self.positions or (0.0, self.open_width / 2)
+        return (np.asarray(position) - closed) / (opened - closed) * self.open_width
 
 
 class Camera(Spec):
@@ -297,8 +317,11 @@ class RobotSpec(Spec):
         return camera.compressed_topic if field.encoding == 'jpeg' else camera.raw_topic
 
     def is_among(self, names: Collection[str]) -> bool:
-        """Tell whether a driver's message of these joints is about this arm, if only in part."""
-        return not set(self.driver_joints).isdisjoint(names)
+        """Tell whether a driver's message of these joints is about this arm, if only in part.
+
+        One without names has those of the arm.
+        """
+        return not names or not set(self.driver_joints).isdisjoint(names)
 
     def indices(self, names: tuple[str, ...] | list[str]) -> list[int]:
         """Return where each joint stands in the driver's `names`; others may stand there too.

@@ -17,7 +17,7 @@ from robot_rl.storage.pictures import Pictures
 Column = np.ndarray | Pictures
 Columns = dict[str, Column]
 
-_KEY = 'key'
+_KEY, _NAMES = 'key', 'names'  # what it was made of, and of all other members that there are
 _BLOB = '/blob'  # '<column>/blob', '<column>/offsets', ...: the parts of a column of pictures
 _LOCAL_HEADER = 30  # [bytes] the fixed part, which ends with the lengths of name and extra field
 
@@ -28,7 +28,7 @@ def write(path: Path, key: str, columns: Mapping[str, Column]) -> None:
     `key` says what the columns were made of; read() asks for it. Raises OSError, and leaves
     nothing behind, where the file cannot be written.
     """
-    arrays = {_KEY: np.array(key)}
+    arrays: dict[str, np.ndarray] = {}
     for name, column in columns.items():
         if isinstance(column, Pictures):
             arrays |= {
@@ -39,6 +39,7 @@ def write(path: Path, key: str, columns: Mapping[str, Column]) -> None:
             }
         else:
             arrays[name] = column
+    arrays |= {_NAMES: np.array(sorted(arrays)), _KEY: np.array(key)}
     new = path.with_name(f'{path.name}.{secrets.token_hex(4)}.new')
     try:
         with new.open('xb') as file:
@@ -76,10 +77,13 @@ def read_whole(path: Path) -> Columns:
 
 def _columns(path: Path, stored: np.lib.npyio.NpzFile) -> Columns:
     pictures = {name.removesuffix(_BLOB) for name in stored.files if name.endswith(_BLOB)}
+    # An archive's list of members has no checksum: a shorter one would go unseen.
+    if sorted({*stored.files} - {_NAMES, _KEY}) != stored[_NAMES].tolist():
+        raise StorageError('the list of its columns is not that of what was written')
     columns: Columns = {
         name: stored[name]
         for name in stored.files
-        if name != _KEY and name.rsplit('/', 1)[0] not in pictures
+        if name not in (_KEY, _NAMES) and name.rsplit('/', 1)[0] not in pictures
     }
     for name in pictures:
         blob = _mapped(path, stored.zip.getinfo(f'{name}{_BLOB}.npy'))

@@ -18,32 +18,41 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
-from robot_rl.specs import Contract, ObservationField
+from robot_rl.specs import Contract, ObservationField, RobotSpec
 from robot_rl.specs.robot import Camera
 from robot_rl.storage import column_file, samples
 from robot_rl.storage.column_file import Columns
+from robot_rl.storage.commanded import Kinematics, Told, as_action, has_twist, require_kinds
 from robot_rl.storage.episode import STEPS_FILE, STREAMS_FILE, EpisodeHeader, EpisodeReader
 from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 2
+_CACHE_VERSION = 4
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
+_ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
+_COMMANDS = _ACTION, _COMMAND, _APPLIED, _ASKED_WIDTH, _TOLD_WIDTH
 _JOINT_STATES = 'joint_states'
+_MEASURED = 'tool', 'gripper'  # what the joint states tell
 _POSE = 'geometry_msgs/msg/PoseStamped'
 
 
-def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) -> Columns:
+def aligned_columns(
+    episode: EpisodeReader,
+    contract: Contract | None = None,
+    kinematics: Kinematics | None = None,
+) -> Columns:
     """Return an episode's columns at its T control ticks, float64, in the order of time.
 
     'time' [T + 1] seconds; '<stream>.<quantity>' [T + 1, ...]: joint_states.position and
     .velocity [n] in the order of the episode's RobotSpec.joints (velocities filled as the
     contract says, NaN where it says nothing), command.position [n], position [3] and orientation
-    [4] (wxyz) of every pose stream, position [n] of goals for the joints, image of every camera
-    that the contract reads (see Pictures); '<stream>.time' the samples' own stamps; NaN before a
-    stream's first sample. action/requested and action/applied [T, A] in contract units and order.
-    Row T is the state that the last action led to.
+    [4] (wxyz) of every pose stream, position [n] of goals for the joints, gripper.width [1] where
+    the joint_states tell it, image of every camera that the contract reads (see Pictures);
+    '<stream>.time' the samples' own stamps; NaN before a stream's first sample. action/requested
+    and action/applied [T, A] in contract units and order. Row T is the state that the last action
+    led to.
 
     Where the episode was run by a policy at the contract's rate, the rows are that policy's
     ticks: joint_states is the sample that the action was computed from, and requested what the
@@ -53,16 +62,22 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
     commands in another way (by joint_position instead of joint_delta).
 
     command.position of row k is the last target before action k, and of row 0 the measured
-    position; a lost message leaves the target before it. action/applied is what the guard let
-    through: the last applied position that answers action k, less that of action k - 1 (row 0's
-    command before the first) where the action is a joint_delta.
+    position; a lost message leaves the target before it. Where the guard heard another than the
+    policy it is what was applied, which the policy went on from. action/applied is what the guard
+    let through: the last applied position that answers action k, less that of action k - 1 (row
+    0's command before the first) where the action is a joint_delta. A gripper's width is the last
+    one that was asked for, or that the guard told the gripper, in answer to action k; before the
+    first the measured one.
+
+    A joint path is a cartesian_twist by the kinematics of the robot: `kinematics` makes them of
+    its RobotSpec. Without, what only they can tell of an action is NaN.
 
     An episode that has columns only (see episode.py) gives those, in the precision in which they
     came, at its own rate and with its own actions.
 
     `contract` is the episode's own where none is given. Raises StorageError where a topic or a
     sample is missing or older than the contract allows, and ContractMismatch for an action that
-    is no joint_position or joint_delta of the robot's joints.
+    no command to the robot amounts to.
     """
     contract = contract or episode.header.contract
     if episode.is_steps_only:
@@ -71,12 +86,14 @@ def aligned_columns(episode: EpisodeReader, contract: Contract | None = None) ->
         raise StorageError(
             f'{episode.path}: no columns without a contract and a robot_spec in the header'
         )
-    key, path = _cache_key(episode, contract), episode.path / CACHE_FILE
+    if not has_twist(contract):
+        kinematics = None
+    key, path = _cache_key(episode, contract, kinematics), episode.path / CACHE_FILE
     with contextlib.suppress(StorageError):  # a damaged cache is made anew
         cached = column_file.read(path, key)
         if cached is not None:
             return cached
-    columns = _align(episode, contract)
+    columns = _align(episode, contract, kinematics)
     with contextlib.suppress(OSError):  # a store that cannot be written serves without
         column_file.write(path, key, columns)
     return columns
@@ -124,10 +141,10 @@ class _Rows(NamedTuple):
     are_ticks: bool  # whether they are those of the policy that commanded
 
 
-def _align(episode: EpisodeReader, contract: Contract) -> Columns:
+def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | None) -> Columns:
     """Put the streams, the commands and the actions into rows."""
-    header, joints = episode.header, episode.header.robot_spec.joints
-    _require_actions(episode, contract)
+    header, robot = episode.header, episode.header.robot_spec
+    require_kinds(contract, robot, str(episode.path))
     recorded = _read(episode, contract)
     ticks = header.contract is not None and math.isclose(header.contract.rate_hz, contract.rate_hz)
     rows = (_tick_rows if ticks and _by_policy(header) else _grid_rows)(
@@ -136,17 +153,23 @@ def _align(episode: EpisodeReader, contract: Contract) -> Columns:
     shown = {
         stream: rows.states if stream == _JOINT_STATES else series.known(rows.known_ns)
         for stream, series in recorded.items()
-        if stream not in (_ACTION, _COMMAND, _APPLIED)
+        if stream not in _COMMANDS
     }
     rows, shown = _served(episode, contract, recorded, rows, shown)
     columns: Columns = {'time': rows.times_ns * 1e-9}
     for stream, numbers in shown.items():
         columns |= _stream_columns(stream, recorded[stream], numbers, contract)
     _require_columns(episode, contract, columns)
+    if robot.gripper:
+        columns['gripper.width'] = columns.pop(f'{_JOINT_STATES}.width')
     commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows)
-    columns['command.position'] = commanded
-    columns['action/requested'] = _as_action(contract, joints, commanded)
-    columns['action/applied'] = _as_action(contract, joints, applied)
+    columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)
+    asked, told = _widths(columns, recorded, rows)
+    requested = Told(columns['command.position'][:-1], commanded[1:], asked)
+    answered = Told(applied[:-1], applied[1:], told)
+    chain = kinematics(robot) if kinematics else None
+    columns['action/requested'] = as_action(contract, robot, requested, chain)
+    columns['action/applied'] = as_action(contract, robot, answered, chain)
     if rows.are_ticks and _same_actions(header.contract, contract):
         order = [header.contract.action_names.index(name) for name in contract.action_names]
         asked = recorded[_ACTION].values['position'][: len(applied) - 1]
@@ -232,11 +255,40 @@ def _paths(
     return commanded, _after_each_tick(start, positions)
 
 
+def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
+    """Return what a policy took for the last command at each row [T + 1, n].
+
+    Its own, unless the guard heard somebody else meanwhile, or held: see ControlLoop.rebase.
+    """
+    newest = applied.known(rows.known_ns)
+    if not rows.are_ticks or not len(applied):
+        return commanded
+    by_others = (newest >= 0) & (applied.values['source'][newest] != 'policy')
+    return np.where(by_others[:, None], applied.values['position'][newest], commanded)
+
+
 def _before(start: np.ndarray, series: Series, known_ns: np.ndarray) -> np.ndarray:
-    """Return the newest position at each row [T + 1, n]; `start` before there is one."""
+    """Return the newest position at each time [..., n]; `start` [n] before there is one."""
     newest = series.known(known_ns)
     positions = series.values.get('position', start[None])
     return np.where(newest[:, None] < 0, start, positions[newest])
+
+
+def _widths(
+    columns: Columns, recorded: dict[str, Series], rows: _Rows
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the widths [T] [m] that were asked for, and that the gripper was told; NaN: none.
+
+    Nothing stamps them. Where rows are ticks, what answers one has come half-way to the next.
+    """
+    measured = columns.get('gripper.width', np.full((1, 1), np.nan))[0]
+    known_ns = rows.known_ns[1:]
+    if rows.are_ticks:
+        known_ns = rows.known_ns[:-1] + np.diff(rows.known_ns) // 2
+    none = Series.of([])
+    streams = [recorded.get(stream, none) for stream in (_ASKED_WIDTH, _TOLD_WIDTH)]
+    asked, told = (_before(measured, series, known_ns)[:, 0] for series in streams)
+    return asked, told
 
 
 def _paired(ticks_ns: Sequence[int], commands: Series) -> list[np.ndarray | None]:
@@ -254,15 +306,6 @@ def _after_each_tick(start: np.ndarray, positions: Sequence[np.ndarray | None]) 
     for position in positions:
         rows.append(rows[-1] if position is None else position)
     return np.array(rows)
-
-
-def _as_action(contract: Contract, joints: Sequence[str], positions: np.ndarray) -> np.ndarray:
-    """Return the actions [T, A] that lead along `positions` [T + 1, n]."""
-    parts = []
-    for field in contract.action:
-        moved = positions[:, [joints.index(name) for name in field.names]]
-        parts.append(np.diff(moved, axis=0) if field.kind == 'joint_delta' else moved[1:])
-    return np.concatenate(parts, axis=1)
 
 
 def _stream_columns(stream: str, series: Series, shown: np.ndarray, contract: Contract) -> Columns:
@@ -283,23 +326,6 @@ def _stream_columns(stream: str, series: Series, shown: np.ndarray, contract: Co
     return columns | {f'{stream}.time': stamps}
 
 
-def _require_actions(episode: EpisodeReader, contract: Contract) -> None:
-    """Raise ContractMismatch for actions that no columns can be made of."""
-    joints = episode.header.robot_spec.joints
-    for field in contract.action:
-        if field.kind not in ('joint_position', 'joint_delta'):
-            raise ContractMismatch(
-                f'{episode.path}: action {field.name} is a {field.kind}; columns can be made of '
-                'joint_position and joint_delta'
-            )
-        unknown = [name for name in field.names if name not in joints]
-        if unknown:
-            raise ContractMismatch(
-                f'{episode.path}: action {field.name}: {unknown} are no joints of '
-                f'{episode.header.robot}, which has {list(joints)}'
-            )
-
-
 def _served(
     episode: EpisodeReader,
     contract: Contract,
@@ -315,7 +341,7 @@ def _served(
     problems = [
         problem
         for field in contract.observation
-        if (stream := _JOINT_STATES if field.stream == 'tool' else field.stream) in shown
+        if (stream := _JOINT_STATES if field.stream in _MEASURED else field.stream) in shown
         if (problem := _problem(field, stream, recorded[stream], shown[stream], rows.times_ns))
     ]
     if not problems:
@@ -384,10 +410,11 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     robot, namespace = header.robot_spec, _namespace(episode, types)
     whole = functools.partial(_positions, names=robot.joints)
     joint_state = functools.partial(samples.joint_state, joints=robot.driver_joints)
+    arm_state = functools.partial(_arm_state, robot=robot, reads_width=_reads_width(contract))
     wanted: dict[str, tuple[str, Take]] = {
         _command_topic(header): (_COMMAND, whole),
-        _APPLIED: (_APPLIED, whole),
-        robot.joint_states_topic: (_JOINT_STATES, joint_state),
+        _APPLIED: (_APPLIED, functools.partial(_applied, names=robot.joints)),
+        robot.joint_states_topic: (_JOINT_STATES, arm_state),
     }
     if _by_policy(header):
         asked = (header.contract or contract).action_names
@@ -395,6 +422,13 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     topics = {_resolved(namespace, name): part for name, part in wanted.items()}
     for topic in [topic for topic in topics if topic not in types]:
         raise StorageError(f'{episode.path}: no topic {topic} among {", ".join(types)}')
+    if robot.gripper:
+        for name, stream in (
+            (f'{header.source or "policy"}/gripper', _ASKED_WIDTH),
+            (robot.gripper.topic, _TOLD_WIDTH),
+        ):
+            if (topic := _resolved(namespace, name)) in types:  # it may never have been told
+                topics[topic] = stream, samples.width
     for topic, kind in types.items():
         if kind == _POSE and topic.startswith(namespace):
             stream = topic.removeprefix(namespace).lstrip('/').replace('/', '_')
@@ -448,11 +482,35 @@ def _positions(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {'position': samples.point_positions(message, names)}
 
 
+def _applied(message: Any, names: Sequence[str]) -> dict[str, Any]:
+    source = np.array(message.header.frame_id)
+    return {'position': samples.point_positions(message, names), 'source': source}
+
+
+def _arm_state(message: Any, robot: RobotSpec, reads_width: bool) -> dict[str, np.ndarray]:
+    """Return position and velocity [n] and, where there is a gripper, its width [1] [m].
+
+    It is NaN where another message tells it. Raises ValueError where the contract reads it then.
+    """
+    taken = samples.joint_state(message, robot.driver_joints)
+    if robot.gripper is None:
+        return taken
+    jaw = f'{robot.tf_prefix}{robot.gripper.joint}'
+    if not reads_width and jaw not in message.name:
+        return taken | {'width': np.full(1, np.nan)}
+    position = samples.joint_state(message, (jaw,))['position']
+    return taken | {'width': robot.gripper.width(position)}
+
+
+def _reads_width(contract: Contract) -> bool:
+    return any(field.stream == 'gripper' for field in contract.observation)
+
+
 def _joint_goal(joint_state: Take) -> Take:
     return lambda message: {'position': joint_state(message)['position']}
 
 
-def _cache_key(episode: EpisodeReader, contract: Contract) -> str:
+def _cache_key(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | None) -> str:
     """Return a hash of all that the columns depend on."""
     header = episode.header
     try:
@@ -469,5 +527,6 @@ def _cache_key(episode: EpisodeReader, contract: Contract) -> str:
         own,
         header.robot_spec.to_json(),
         contract.to_json(),
+        kinematics is not None,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()

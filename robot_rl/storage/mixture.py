@@ -137,12 +137,12 @@ class Mixture:
         self.names, self.parts, self.mixing = list(parts), list(parts.values()), mixing
         shares = np.array([part.share for part in self.parts])
         self.shares = shares / shares.sum()
-        self._drawn = np.zeros(len(self.parts), np.int64)
+        self.drawn = np.zeros(len(self.parts), np.int64)  # elements from each part so far
 
     def counts(self, rng: np.random.Generator, size: int) -> list[int]:
         """Return how many of `size` elements come from each part [P], and take note of it."""
         counts = self._counts(rng, size) if len(self.parts) > 1 else [size]
-        self._drawn += counts
+        self.drawn += counts
         return counts
 
     def _counts(self, rng: np.random.Generator, size: int) -> list[int]:
@@ -150,11 +150,11 @@ class Mixture:
             # Independent draws, counted: which element is whose does not matter in a batch.
             return rng.multinomial(size, self.shares).tolist()
         counts = np.floor(self.shares * size + 1e-9).astype(np.int64)  # 0.7 * 10 is below 7
-        owed = self.shares * (self._drawn.sum() + size) - self._drawn - counts
+        owed = self.shares * (self.drawn.sum() + size) - self.drawn - counts
         counts[np.argsort(-owed, kind='stable')[: size - counts.sum()]] += 1
         return counts.tolist()
 
     def fractions(self) -> dict[str, float]:
         """Return each part's share of all elements drawn so far, as it came out."""
-        total = max(int(self._drawn.sum()), 1)
-        return {name: int(n) / total for name, n in zip(self.names, self._drawn, strict=True)}
+        total = max(int(self.drawn.sum()), 1)
+        return {name: int(n) / total for name, n in zip(self.names, self.drawn, strict=True)}

@@ -112,7 +112,10 @@ class WindowSampler:
     can be saved and restored) and the contents of `steps`.
 
     Observations, actions and states come from `take(column, rows)` where it is given, in whatever
-    form it returns them: from a copy on another device, say.
+    form it returns them: from a copy on another device, say. Rewards [...] of the steps in flat
+    rows [...] come from `rewards(rows)` where it is given, each time that they are drawn: from a
+    model that changes, say. The histories of fields that `steps` keeps one step of are gathered
+    here; a row of which the oldest steps are overwritten is not served.
 
     The n-step return is that of acme's NStepTransitionAdder (acme/adders/reverb/transition.py).
     """
@@ -127,6 +130,7 @@ class WindowSampler:
         take: Callable[[str, np.ndarray], Any] | None = None,
         parts: Mapping[str, Part] | None = None,
         mixing: Mixing = 'quota',
+        rewards: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         if n_step < 1:
             raise StorageError(f'window sampler: n_step {n_step} must be at least 1')
@@ -139,7 +143,8 @@ class WindowSampler:
         parts = {'all': Part(priorities=priorities)} if parts is None else parts
         self.mixture = Mixture(parts, steps.lanes * steps.length, mixing)
         self._take = take or self._take_array
-        self._observations = [(name, OBSERVATION + name) for name in steps.observation_names]
+        self._rewards = rewards or self.steps.flat[REWARD].take
+        self._observations = steps.observation_names
 
     def transitions(self, batch_size: int) -> Transitions:
         """Return `batch_size` transitions, drawn independently.
@@ -157,7 +162,7 @@ class WindowSampler:
         reward, discount = self._returns(rows, count[None])
         # Both observations at once: half the reads.
         ends = np.array([rows[0], steps.rows(lane, age + count)])
-        seen = {name: self._take(column, ends) for name, column in self._observations}
+        seen = self._see(ends)
         return Transitions(
             {name: values[0] for name, values in seen.items()},
             self._take(ACTION, rows[0]),
@@ -192,7 +197,7 @@ class WindowSampler:
         count = np.where(valid, count, 0)
         reward, discount = self._returns(block.rows, count)
         return Sequences(
-            {name: self._take(column, rows) for name, column in self._observations},
+            self._see(rows),
             offsets[:burn_in] >= -before,
             {
                 name: self._take(STATE + name, steps.rows(lane, age - before))
@@ -223,6 +228,15 @@ class WindowSampler:
 
     def _take_array(self, column: str, rows: np.ndarray) -> np.ndarray:
         return self.steps.flat[column].take(rows, axis=0)
+
+    def _see(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return the observations of flat `rows` [...], {field: [..., *full_shape]}."""
+        histories = self.steps.histories
+        behind = {n: self.steps.behind(rows, n) for n in {*histories.values()}}
+        return {
+            name: self._take(OBSERVATION + name, behind.get(histories.get(name), rows))
+            for name in self._observations
+        }
 
     def _draw(self, batch_size: int) -> tuple[Windows, np.ndarray]:
         """Draw each part's windows; return them with their importance weights [B] float32."""
@@ -270,7 +284,8 @@ class WindowSampler:
         steps = self.steps
         ages = age + np.arange(-burn_in, length + self.n_step)[:, None]
         rows = steps.rows(lane, np.maximum(np.minimum(ages, steps.size - 1), 0))
-        inside, types = (ages >= 0) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
+        oldest = steps.first_whole()[lane] if steps.histories else 0
+        inside, types = (ages >= oldest) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
         # An episode ends at LAST, or before the FIRST of the next one where it was cut.
         ends = (types[:-1] == LAST) | ((types[1:] == FIRST) & inside[1:])
         joined = inside[:-1] & inside[1:] & ~ends
@@ -295,7 +310,7 @@ class WindowSampler:
         """
         steps = np.arange(self.n_step)[:, None]
         inside, windows = steps[..., None] < count, steps + np.arange(len(count))
-        rewards = np.where(inside, self.steps.flat[REWARD].take(rows)[windows], 0.0)
+        rewards = np.where(inside, self._rewards(rows)[windows], 0.0)
         discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
         factors = np.where(inside, discounts[windows], 1.0)
         products = np.cumprod(factors, axis=0)

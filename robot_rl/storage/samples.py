@@ -80,6 +80,8 @@ def read_series(
 
 def stamp_ns(item: StreamMessage) -> int:
     """Return the time of a message's sample; that of its publication where it has none."""
+    if not hasattr(item.message, 'header'):
+        return item.publish_time_ns
     stamp = item.message.header.stamp
     return stamp.sec * 1_000_000_000 + stamp.nanosec or item.publish_time_ns
 
@@ -103,6 +105,14 @@ def joint_state(message: Any, joints: Sequence[str]) -> dict[str, np.ndarray]:
         'position': _finite(position, 'position'),
         'velocity': _by_name(names, velocity, joints),
     }
+
+
+def width(message: Any) -> dict[str, np.ndarray]:
+    """Return position [1] [m] of a Float64MultiArray that a gripper is told."""
+    values = np.array(message.data, np.float64)
+    if values.shape != (1,):
+        raise ValueError(f'{values.size} widths, expected one')
+    return {'position': _finite(values, 'width')}
 
 
 def pose(message: Any) -> dict[str, np.ndarray]:

@@ -4,12 +4,14 @@ Row t holds the observation o_t, the action a_t taken in it, the reward r_{t+1} 
 d_{t+1} that followed that action, and the step type of o_t. Of a LAST row only the observation is
 valid. Columns are named 'observation/<field>', 'action', 'reward', 'discount' and 'step_type';
 'state/<name>' may hold the recurrent state that belongs to o_t: the one before the policy saw it.
+Of a field with a history a row may hold the newest step alone; `histories` says of how many.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -32,11 +34,22 @@ class Steps:
     known yet. A lane may hold an episode that was cut (a FIRST row follows a row that is not
     LAST): the row before the cut counts as its last observation.
 
+    `histories` {field: steps} are those whose rows hold one step, and are seen with the steps
+    before it: see `behind`.
+
     Raises StorageError where columns are missing, differ in [N, T] or are not C-contiguous
     (a contiguous array, or a memory map, is never copied).
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], size: int | None = None, head: int = 0):
+    histories: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        size: int | None = None,
+        head: int = 0,
+        histories: Mapping[str, int] = MappingProxyType({}),
+    ):
         missing = {ACTION, REWARD, DISCOUNT, STEP_TYPE} - set(columns)
         if missing:
             raise StorageError(f'steps: columns {sorted(missing)} are missing in {list(columns)}')
@@ -54,6 +67,7 @@ class Steps:
         }
         self.size = self.length if size is None else size
         self.head = head
+        self.histories = histories
 
     @classmethod
     def concatenate(cls, episodes: Iterable[Mapping[str, np.ndarray]]) -> Self:
@@ -103,6 +117,34 @@ class Steps:
         """Return lane and age of flat `rows`; an age of `size` or more is no valid step's."""
         lane, row = np.divmod(rows, self.length)
         return lane, (row - self.head + self.size) % self.length
+
+    def following(self, rows: np.ndarray) -> np.ndarray:
+        """Return the flat rows of the steps after `rows`; the newest row of a lane stays."""
+        lane, age = self.places(rows)
+        return self.rows(lane, np.minimum(age + 1, self.size - 1))
+
+    def behind(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Return flat `rows` [...] with those before them, oldest first: [..., count].
+
+        As control.observation.History stacks them: an episode's first row stands for those before
+        it. So does the oldest row that is kept; whoever wants whole histories asks `first_whole`.
+        """
+        lane, age = self.places(rows)
+        stack = [rows]
+        for _ in range(count - 1):
+            begins = self.flat[STEP_TYPE].take(stack[-1]) == FIRST
+            age = np.where(begins, age, np.maximum(age - 1, 0))
+            stack.append(self.rows(lane, age))
+        return np.stack(stack[::-1], axis=-1)
+
+    def first_whole(self) -> np.ndarray:
+        """Return the age of each lane's oldest row whose histories are kept whole [N]."""
+        depth = min(max(self.histories.values(), default=1) - 1, self.size)
+        if depth == 0:
+            return np.zeros(self.lanes, np.int64)
+        rows = self.rows(np.arange(self.lanes)[:, None], np.arange(depth))
+        begins = self.flat[STEP_TYPE].take(rows) == FIRST
+        return np.where(begins.any(axis=1), begins.argmax(axis=1), depth)
 
     def with_column(self, name: str, values: np.ndarray) -> Self:
         """Return the same steps with another flat column [N * T, ...] in the place of `name`."""

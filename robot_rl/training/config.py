@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
 
 from robot_rl import registry, resources
-from robot_rl.policies.agent import CriticConfig, OffPolicyConfig, fit_support
-from robot_rl.specs import Spec
+from robot_rl.errors import SpecError
+from robot_rl.policies.agent import CriticConfig, LearnerConfig, fit_support
+from robot_rl.specs import Contract, Spec
 from robot_rl.specs.base import load_yaml
+from robot_rl.storage.mixture import Mixing
 
 Count = pydantic.NonNegativeInt
 
@@ -21,20 +23,41 @@ class TrainConfig(Spec):
 
     num_envs: pydantic.PositiveInt = 1
     """environments stepped together"""
+    workers: Count | None = None
+    """processes that step tasks without streams; null: one a core where it pays; 0: in this one"""
     threads: pydantic.PositiveInt = 1
     """of torch; runs repeat bit by bit with one"""
     device: str = pydantic.Field('cpu', pattern=r'^(cpu|cuda(:\d+)?)$')
     """where the learner computes: cpu, cuda, cuda:1"""
     evaluate_every: pydantic.PositiveInt = 10_000
-    """environment steps between evaluations"""
+    """steps between evaluations"""
     evaluation_episodes: pydantic.PositiveInt = 10
     """in each evaluation, from held-out seeds"""
     checkpoint_every: pydantic.PositiveInt = 20_000
-    """environment steps between checkpoints"""
+    """steps between checkpoints"""
+    keep: Literal['last', 'best'] = 'last'
+    """which policy is exported: the last, or the one that did best in the evaluations"""
     snapshots: tuple[Count, ...] = ()
-    """environment steps at which policies/step-<steps>.onnx is written as well"""
+    """steps at which policies/step-<steps>.onnx is written as well"""
     stop_at_success: float | None = pydantic.Field(None, gt=0, le=1)
     """end early at this success rate"""
+
+
+class DemosConfig(Spec):
+    """Which recorded episodes are demonstrations, and what part of each batch they are."""
+
+    query: str | None = None
+    """as `robot-rl episodes ls` takes it; null: no demonstrations"""
+    store: str = 'episodes'
+    """the folder of the episodes"""
+    episodes: pydantic.PositiveInt | None = None
+    """at most so many, oldest first; null: all"""
+    action: Literal['requested', 'applied'] = 'requested'
+    """of an arm's episodes: what the source asked for, or what the guard let through"""
+    ratio: float = pydantic.Field(0.25, ge=0, lt=1)
+    """part of each batch that an agent which acts gets from them, the rest from its replay"""
+    mixing: Mixing = 'quota'
+    """quota: exactly that part; bernoulli: each element by chance"""
 
 
 class RunConfig(Spec):
@@ -45,16 +68,32 @@ class RunConfig(Spec):
     """as `robot-rl tasks` lists it"""
     hide: tuple[str, ...] = ()
     """observation fields of the task that the policy is not to see"""
+    pixels_only: bool = False
+    """whether the policy sees nothing but pictures"""
+    cameras: dict[str, tuple[pydantic.PositiveInt, pydantic.PositiveInt]] = pydantic.Field({})
+    """pictures to draw, {camera: [height, width]}; overview: of the model's first camera"""
+    history: dict[str, pydantic.PositiveInt] = pydantic.Field({})
+    """last steps that the policy sees of a field, {field: steps}, the newest among them"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
     """of networks, exploration, sampling and episodes"""
     steps: pydantic.PositiveInt = 100_000
-    """environment steps in all"""
+    """environment steps in all; updates, for an agent that learns from demonstrations alone"""
     training: TrainConfig = TrainConfig()
     """how the run goes"""
+    demos: DemosConfig = DemosConfig()
+    """demonstrations"""
+    init: str = ''
+    """folder of a run, or its checkpoint.pt, whose policy this one begins with"""
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
     """the agent's own config; what is not given is filled in"""
+
+    @pydantic.model_validator(mode='after')
+    def _an_arm_says_itself_what_it_shows(self) -> Self:
+        if (self.cameras or self.history) and not self.task.startswith(registry.WITHOUT_STREAMS):
+            raise ValueError('cameras, history: the contract of an arm task has these itself')
+        return self
 
     @pydantic.field_validator('learner')
     @classmethod
@@ -63,7 +102,25 @@ class RunConfig(Spec):
             return value
         return registry.resolve('agent', info.data['agent']).config.parse(value).to_dict()
 
-    def learner_config(self) -> OffPolicyConfig:
+    def view(self) -> dict[str, Any]:
+        """Return the options of make_environment that say what is shown."""
+        given = {'cameras': self.cameras, 'history': self.history}
+        return {name: value for name, value in given.items() if value}
+
+    def seen(self, contract: Contract) -> Contract:
+        """Return what of an environment's contract the policy sees. Raises SpecError."""
+        if not self.pixels_only:
+            return contract.without(self.hide)
+        pictures = [field.name for field in contract.observation if field.is_picture]
+        if not pictures:
+            raise SpecError(
+                f'pixels_only: {self.task} shows no pictures by itself; '
+                'cameras={overview: [64, 64]} is right'
+            )
+        others = [f.name for f in contract.observation if f.name not in pictures]
+        return contract.without([*self.hide, *others])
+
+    def learner_config(self) -> LearnerConfig:
         """Return the agent's config as the agent takes it."""
         return registry.resolve('agent', self.agent).config.parse(self.learner)
 
@@ -75,8 +132,12 @@ class RunConfig(Spec):
         learner = self.learner_config()
         if not isinstance(learner, CriticConfig):
             return self
-        support = fit_support(learner, learner.discount, reward_range)
+        support = fit_support(learner, learner.discount, self.reward_range(reward_range))
         return self.replace(learner=self.learner | support)
+
+    def reward_range(self, of_the_task: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return the bounds of the rewards that are learned from: the task's, or a model's."""
+        return self.learner_config().learned_rewards or of_the_task
 
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields in which `other` is another run; `steps` may differ."""
@@ -86,14 +147,22 @@ class RunConfig(Spec):
 
 
 def load_run_config(
-    agent: str, task: str, overrides: Sequence[str] = (), **options: Any
+    agent: str,
+    task: str,
+    overrides: Sequence[str] = (),
+    demos: Mapping[str, Any] = {},
+    **options: Any,
 ) -> RunConfig:
     """Build the config of a run from config/agents/<agent>.yaml (or a path of one).
 
     `overrides` are 'training.num_envs=8' or 'learner.sigma=0.3', with values as YAML; `options`
-    are top-level fields, None where not given. Raises SpecError and UnknownName.
+    are top-level fields, None where not given; `demos` are some of the section of that name.
+    Raises SpecError and UnknownName.
     """
     path = resources.find('config/agents', agent)
+    data = load_yaml(path)
+    if demos and isinstance(data, dict):
+        options['demos'] = (data.get('demos') or {}) | demos
     given = {'task': task} | {key: value for key, value in options.items() if value is not None}
     return RunConfig.from_yaml_with(path, given, overrides, _sections(path))
 
@@ -102,7 +171,7 @@ def _sections(path: Path) -> dict[str, Collection[str]]:
     """Return which keys the sections of an agent's file may have."""
     data = load_yaml(path)
     agent = data.get('agent', 'd4pg') if isinstance(data, dict) else ''
-    sections = {'training': TrainConfig.model_fields}
+    sections = {'training': TrainConfig.model_fields, 'demos': DemosConfig.model_fields}
     # Another one, or what is no name at all, is refused where the file is read.
     if isinstance(agent, str) and agent in registry.AGENTS:
         sections['learner'] = registry.resolve('agent', agent).config.model_fields

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from robot_rl.storage.steps import ACTION, OBSERVATION, STATE, Steps
+
+
+def taken_from(
+    steps: Steps, device: str, on_device: DeviceColumns | None = None
+) -> Callable[[str, np.ndarray], np.ndarray | Tensor]:
+    """Return what takes flat rows of a column of `steps` to where the learner computes.
+
+    `on_device` are the columns that lie there already.
+    """
+    if on_device is not None:
+        return on_device.take
+
+    def take(column: str, rows: np.ndarray) -> np.ndarray | Tensor:
+        values = steps.flat[column].take(rows, axis=0)
+        return values if device == 'cpu' else torch.from_numpy(values).to(device)
+
+    return take
+
+
+def concatenated(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+    """Return arrays, or tensors on one device, as one."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts), dim=axis)
+    return np.concatenate(parts, axis)
 
 
 class DeviceColumns:

@@ -9,7 +9,7 @@ import numpy as np
 
 from robot_rl import registry
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
-from robot_rl.sim.reach import ReachTask
+from robot_rl.sim.task import ArmTask
 
 
 class Selects(Protocol):
@@ -55,13 +55,13 @@ def held_out_seeds(episodes: int) -> list[int]:
     return [HELD_OUT + index for index in range(episodes)]
 
 
-def task_of(name: str) -> ReachTask | None:
+def task_of(name: str) -> ArmTask | None:
     """Return what tells success in the task of this name; None where it has rewards only."""
     return None if name.startswith(registry.WITHOUT_STREAMS) else registry.make_task(name)
 
 
 def evaluate(
-    policy: Selects, environment: Environment, seeds: Sequence[int], task: ReachTask | None = None
+    policy: Selects, environment: Environment, seeds: Sequence[int], task: ArmTask | None = None
 ) -> Evaluation:
     """Run one episode from each of `seeds`, environment.num_envs at a time."""
     parts = []
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _round(
-    policy: Selects, environment: Environment, seeds: list[int], task: ReachTask | None
+    policy: Selects, environment: Environment, seeds: list[int], task: ArmTask | None
 ) -> Evaluation:
     """Run one episode in every environment; whoever has ended waits for the others."""
     timestep = environment.reset(seeds)

@@ -16,28 +16,29 @@ METRICS = 'metrics.jsonl'
 class MetricsLog:
     """Appends rows to DIR/metrics.jsonl and to DIR/tensorboard.
 
-    Rows past `env_steps`, which a killed run wrote after its last checkpoint, are dropped.
+    Rows past `steps`, which a killed run wrote after its last checkpoint, are dropped; `counted`
+    is what a row calls them.
     """
 
-    def __init__(self, folder: Path, env_steps: int):
+    def __init__(self, folder: Path, steps: int, counted: str = 'env_steps'):
         # Imported here: it takes a second, and evaluation and export have no use for it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / METRICS
-        kept = [row for row in read_metrics(self._path) if row['env_steps'] <= env_steps]
+        self._path, self._counted = folder / METRICS, counted
+        kept = [row for row in read_metrics(self._path) if row[counted] <= steps]
         partial = self._path.with_name(self._path.name + '.partial')
         partial.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
         os.replace(partial, self._path)
         self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115, closed in close()
-        self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=env_steps + 1)
+        self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=steps + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it is on disk's way when this returns."""
         self._file.write(json.dumps(row, allow_nan=False) + '\n')
         self._file.flush()
         for name, value in row.items():
-            if name != 'env_steps':
-                self._board.add_scalar(name, value, row['env_steps'])
+            if name != self._counted:
+                self._board.add_scalar(name, value, row[self._counted])
 
     def close(self) -> None:
         """Close both."""

@@ -27,7 +27,8 @@ class Replay:
     """One ring a lane for each of `num_envs` environments, `capacity` rows in all.
 
     The newest row of a lane is the present observation, whose action is not known yet. Memory is
-    taken as it fills. `steps` is the view that a WindowSampler draws from.
+    taken as it fills: a picture is kept as it is, and once, whatever the history that it is seen
+    with. `steps` is the view that a WindowSampler draws from.
 
     `state_shapes` {name: shape without N} are the recurrent states to keep with each observation.
     `priorities` are alpha and beta of prioritised sampling; a WindowSampler is to be given
@@ -46,15 +47,21 @@ class Replay:
     ):
         # One row more than the steps: the observation that the newest of them led to.
         length = -(-capacity // num_envs) + 1
-        shapes = {OBSERVATION + name: shape for name, shape in contract.observation_shapes.items()}
-        shapes |= {STATE + name: shape for name, shape in state_shapes.items()}
+        shapes = {STATE + name: shape for name, shape in state_shapes.items()}
         shapes |= {ACTION: (contract.action_size,), REWARD: (), DISCOUNT: ()}
         columns = {
             name: np.zeros((num_envs, length, *shape), np.float32)
             for name, shape in shapes.items()
         }
-        columns[STEP_TYPE] = np.zeros((num_envs, length), np.int8)
-        self.steps = Steps(columns, size=0, head=0)
+        columns |= {
+            OBSERVATION + field.name: np.zeros((num_envs, length, *field.shape), field.dtype)
+            for field in contract.observation
+        }
+        # What is not written yet begins no episode: whoever looks for those finds few rows.
+        columns[STEP_TYPE] = np.full((num_envs, length), StepType.LAST, np.int8)
+        histories = {field.name: field.history for field in contract.observation}
+        histories = {name: steps for name, steps in histories.items() if steps > 1}
+        self.steps = Steps(columns, size=0, head=0, histories=histories)
         self.priorities = Priorities(num_envs * length, *priorities) if priorities else None
         self.on_device = None if device == 'cpu' else DeviceColumns(self.steps, device)
         self.inserted = 0  # environment steps ever added
@@ -92,9 +99,14 @@ class Replay:
         self.inserted += int(np.count_nonzero(following.step_type != StepType.FIRST))
 
     def observations(self) -> dict[str, np.ndarray]:
-        """Return all observations kept, {field: [N * size, ...]}."""
-        rows = self._rows().reshape(-1)
-        return {name: self.steps.flat[OBSERVATION + name][rows] for name in self._observations}
+        """Return all observations kept, {field: [N * size, ...]}, but for pictures."""
+        steps, rows = self.steps, self._rows().reshape(-1)
+        seen = {}
+        for name in self._observations:
+            column, count = steps.flat[OBSERVATION + name], steps.histories.get(name, 1)
+            if column.dtype.kind == 'f':
+                seen[name] = column[rows if count == 1 else steps.behind(rows, count)]
+        return seen
 
     def save(self) -> dict[str, Any]:
         """Return what is kept, oldest row first: arrays [N, size, ...], and counts."""
@@ -145,7 +157,9 @@ class Replay:
                 f'replay: states {sorted(state)} were given, {sorted(self._states)} are kept'
             )
         for name in self._observations:
-            steps.columns[OBSERVATION + name][:, steps.head] = timestep.observation[name]
+            values = timestep.observation[name]
+            newest = values[:, -1] if name in steps.histories else values
+            steps.columns[OBSERVATION + name][:, steps.head] = newest
         for name, values in state.items():
             steps.columns[STATE + name][:, steps.head] = values
         steps.columns[STEP_TYPE][:, steps.head] = timestep.step_type
@@ -173,6 +187,8 @@ class Replay:
 
     def _check(self, column: str, values: np.ndarray) -> None:
         """Raise RobotRLError where `values` [N, ...] of a column are not all finite."""
+        if self.steps.flat[column].dtype.kind != 'f':
+            return  # pictures: each value of theirs is a number
         # Half the time of all(), at every step and for every field.
         if np.count_nonzero(np.isfinite(values)) == np.size(values):
             return

@@ -39,6 +39,28 @@ def foreign(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ('agent', 'words', 'told'),
+    [
+        ('bc', [], 'demos: agent bc learns from demonstrations; --demos QUERY says which'),
+        ('gail', ['--demos', 'tag=a'], "reward: this field is required and missing; one of '-log"),
+        ('d4pg', ['--store', 'x'], '--store holds demonstrations; --demos QUERY says which'),
+        ('bc', ['--demos', 'tag=a', '--store', 'nowhere'], 'nowhere: no folder of episodes here'),
+        (
+            'bc',
+            ['--demos', 'tag=a', '--store', '.'],
+            "no usable demonstration for the query 'tag=a",
+        ),
+        ('bc', ['--demos', 'tga=a', '--store', '.'], "did you mean 'tag'"),
+    ],
+)
+def test_demonstrations_that_are_not_there(agent, words, told, tmp_path):
+    line = refused(
+        'train', '--task', 'gym/Pendulum-v1', '--agent', agent, *words, '--out', 'o', cwd=tmp_path
+    )
+    assert told in line
+
+
 @pytest.mark.parametrize('command', ['evaluate', 'play'])
 def test_a_missing_policy_file(command, tmp_path):
     path = tmp_path / 'no-such.onnx'

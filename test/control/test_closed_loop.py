@@ -19,6 +19,7 @@ from robot_rl.sim.imperfections import Imperfections
 from robot_rl.sim.simulated_arm import SimulatedArm
 from robot_rl.sim.twin import AtHome, Twin
 from robot_rl.specs import Box, RobotSpec
+from robot_rl.specs.contract import TWIST
 
 EPISODES = 9  # of 60 steps
 AGREE = {'rtol': 0, 'atol': 1e-6}
@@ -28,15 +29,15 @@ AGREE = {'rtol': 0, 'atol': 1e-6}
 def task_file(tmp_path_factory):
     """Builds a task's file: without walls, which are the guard's alone, and with these limits."""
 
-    def build(**limits) -> str:
-        task, folder = registry.make_task('ur5e/reach'), tmp_path_factory.mktemp('task')
+    def build(name='ur5e/reach', changes=None, **limits) -> str:
+        task, folder = registry.make_task(name), tmp_path_factory.mktemp('task')
         joints = {
             joint: given.replace(**limits) for joint, given in task.robot.joint_limits.items()
         }
         space = Box(lower=(-9, -9, -9), upper=(9, 9, 9))
         robot = task.robot.replace(joint_limits=joints, workspace=space)
         Path(folder, 'robot.yaml').write_text(robot.to_yaml())
-        config = task.config.replace(robot=str(folder / 'robot.yaml'))
+        config = task.config.replace(robot=str(folder / 'robot.yaml'), **changes or {})
         Path(folder, 'task.yaml').write_text(config.to_yaml())
         return str(folder / 'task.yaml')
 
@@ -54,6 +55,7 @@ class Beside:
     def begin(self, seed: int) -> None:
         self.twin.reset(seed)
         self.guard.reset()
+        self.guard.width = None
         while self.guard.tick(self.clock.now()):  # until it has come to rest
             self.clock.advance(self.guard.period_s)
         self.loop.observations.reset()
@@ -67,15 +69,26 @@ class Beside:
             'position': self.twin.joint_position[::-1],
             'velocity': self.twin.joint_velocity[::-1],
         }
+        if self.twin.has_gripper:  # its joints come with the arm's
+            names = (*names, *self.twin.other_joints)
+            more = self.twin.other_position, self.twin.other_velocity
+            values = {
+                key: np.concatenate([values[key], other])
+                for key, other in zip(values, more, strict=True)
+            }
         self.loop.observations.put('joint_states', now, values, names)
-        pose = {'position': self.twin.target_position, 'orientation': self.twin.target_orientation}
-        self.loop.observations.put('target_pose', now, pose)
+        for stream, (position, orientation, _) in self.twin.poses.items():
+            pose = {'position': position, 'orientation': orientation}
+            self.loop.observations.put(stream, now, pose)
         assert self.guard.measured(names, values['position'], now) is None
 
     def step(self) -> Command:
         command, now = self.loop.tick(self.clock.now()), self.clock.now()
         joints, period_s = self.task.robot.joints, self.loop.contract.period_s
         assert self.guard.command(joints, command.target, period_s, now, 'policy', now) is None
+        if command.width is not None:
+            assert self.guard.grip([command.width], 'policy', now) is None
+            self.twin.set_gripper(self.guard.width)
         for _ in range(self.task.ticks):
             self.twin.set_command(self.guard.tick(self.clock.now()).positions)
             self.twin.advance(self.guard.period_s)
@@ -85,7 +98,13 @@ class Beside:
 
     def columns(self) -> dict[str, np.ndarray]:
         tool, _ = self.task.chain.forward(self.twin.joint_position)
-        return {'tool.position': tool, 'target_pose.position': self.twin.target_position}
+        columns = {'tool.position': tool, 'joint_states.position': self.twin.joint_position}
+        if self.twin.has_gripper:
+            columns['gripper.width'] = self.twin.width
+        for stream, (position, orientation, _) in self.twin.poses.items():
+            columns[f'{stream}.position'] = position
+            columns[f'{stream}.orientation'] = orientation
+        return columns
 
 
 def with_history(contract):
@@ -149,6 +168,62 @@ def test_environment_and_control_loop_give_the_same_numbers(policy_file, task_fi
     counts = path.guard.diagnostics()
     assert [counts[kind] for kind in ('refused', 'ramped', 'held', 'astray')] == [0] * 4
     assert bool(counts['slowed']) == (case == 'accelerated')
+
+
+# So slow that the arm does not hit what it stands on, where it stops and rounding grows.
+SLOW = {'action': 'joint_velocity', 'max_joint_velocity': 0.15}
+TURNING = {'linear_x': 0.04, 'linear_y': 0.04, 'linear_z': 0.02, 'angular_z': 0.3}
+KINDS = {
+    'twist and gripper': ('ur5e/lift', {'max_twist': TURNING}),
+    'velocities and gripper': ('ur5e/stack', SLOW | {'duration_s': 6.0}),
+    'deltas and gripper, beside a fixture': (
+        'ur5e/insert',
+        {'action': 'joint_delta', 'max_delta': 0.006},
+    ),
+    'twist, a closed gripper': (
+        'ur5e/push',
+        {'duration_s': 6.0, 'max_twist': TURNING},
+    ),
+    'velocities, a moving target': ('ur5e/match', SLOW),
+    'all of a twist, another arm': (
+        'jaco/reach',
+        {'action': 'cartesian_twist', 'max_twist': dict.fromkeys(TWIST, 0.1)},
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind_of_action_gives_the_same_numbers_in_both_loops(policy_file, task_file, kind):
+    base, changes = KINDS[kind]
+    name = task_file(base, changes)
+    task = registry.make_task(name)
+    contract = task.contract()
+    file = policy_file(contract, seed=3)
+    policy = OnnxPolicy(file)
+    environment = registry.make_environment(name, num_envs=2)
+    path = Beside(task, contract, OnnxPolicy(file), start_gate=1.0)
+    steps, widths = 0, []
+    for seed in range(HELD_OUT, HELD_OUT + 1 + 500 // task.max_steps):
+        timestep, state = environment.reset([seed, seed + 1]), policy.initial_state(1)
+        path.begin(seed)
+        while timestep.step_type[0] != StepType.LAST:
+            seen = {field: values[:1] for field, values in timestep.observation.items()}
+            action, state = policy.select(seen, state)
+            command = path.step()
+            for field, values in command.observation.items():
+                np.testing.assert_allclose(values, seen[field][0], **AGREE)
+            timestep = environment.step(np.concatenate([action, 0.5 * action]))
+            np.testing.assert_allclose(command.requested, action[0], **AGREE)
+            columns = path.columns()
+            for column, values in columns.items():
+                np.testing.assert_allclose(values, environment.columns[column][0], **AGREE)
+            reward = task.reward(columns, command.requested)
+            np.testing.assert_allclose(reward, timestep.reward[0], **AGREE)
+            widths += [] if command.width is None else [command.width]
+            steps += 1
+    environment.close()
+    assert steps >= 500
+    assert bool(widths) == task.config.gripper and (not widths or np.ptp(widths) > 0.005)
 
 
 def test_the_last_observation_of_the_environment_is_what_the_streams_say(task_file, policy_file):

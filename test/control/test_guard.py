@@ -335,7 +335,7 @@ def held_at_home(started):
 def test_an_arm_that_was_moved_during_a_hold_is_ramped_from_where_it_stands(held_at_home):
     guard, moved = held_at_home(), HOME + np.array([0.0, -0.15, 0.0])
     guard.measured(NAMES, moved, now=0.3)
-    assert guard.tick(0.3) is None
+    assert np.array_equal(guard.tick(0.3).positions, moved)
     assert send(guard, HOME, now=0.31) is None
     np.testing.assert_allclose(guard.tick(0.31).positions - moved, [0, 0.0025, 0], atol=1e-12)
     assert guard.diagnostics()['ramped'] == 1
@@ -353,15 +353,30 @@ def test_an_arm_that_was_moved_during_a_hold_may_go_on_from_there_only(held_at_h
 def test_an_arm_beyond_its_limits_is_not_commanded_after_a_hold_either(held_at_home):
     guard = held_at_home()
     guard.measured(NAMES, [0.1, 1.2, 0.3], now=0.3)
+    assert (guard.state, guard.tick(0.3)) == (GuardState.IDLE, None)
     assert 'elbow is measured 0.200 rad outside its limits' in send(guard, HOME, now=0.31)
+
+
+def test_an_arm_that_sags_under_its_load_is_not_told_to_sink(held_at_home):
+    """Held where it was measured, it sank by its sag again, and so on down to the table."""
+    guard, sag = held_at_home(), np.array([0.0, -0.08, 0.0])
+    for k in range(20, 400):
+        now = k * PERIOD
+        told = guard.tick(now).positions
+        guard.measured(NAMES, told + sag * min(1.0, (k - 20) / 5), now)
+    assert np.abs(told - HOME).max() <= 0.08 and guard.state is GuardState.HOLDING
+    hand = told + sag + np.array([0.06, 0.0, 0.0])
+    guard.measured(NAMES, hand, now + PERIOD)
+    np.testing.assert_allclose(guard.tick(now + PERIOD).positions, hand)
 
 
 def test_an_arm_that_leaves_a_held_command_behind_is_not_pulled_back(held_at_home):
     guard = held_at_home()
     guard.measured(NAMES, HOME + np.array([0.04, 0, 0]), now=0.3)
     assert guard.tick(0.3).source == 'hold'
-    guard.measured(NAMES, HOME + np.array([0.06, 0, 0]), now=0.31)
-    assert (guard.state, guard.tick(0.31)) == (GuardState.IDLE, None)
+    left = HOME + np.array([0.06, 0, 0])
+    guard.measured(NAMES, left, now=0.31)
+    assert np.array_equal(guard.published, left) and guard.tick(0.31).source == 'hold'
     assert guard.diagnostics()['displaced'] == 1
 
 
@@ -379,7 +394,8 @@ def test_an_arm_that_is_moved_after_an_emergency_stop_is_not_pulled_back(held_at
     guard = held_at_home()
     guard.estop(0.3)
     guard.measured(NAMES, HOME + 0.3, now=0.31)
-    assert (guard.state, guard.tick(0.31)) == (GuardState.ESTOP, None)
+    held = guard.tick(0.31)
+    assert held.source == 'estop' and np.array_equal(held.positions, HOME + 0.3)
     assert 'latched' in send(guard, HOME, now=0.32)
 
 
@@ -577,6 +593,8 @@ def test_a_floor_holds_for_joints_too(robot, new, chain):
     """The elbow, not the tool, would go below the floor."""
 
     class Upright:
+        reach = chain.reach
+
         def points(self, q):
             return chain.points(q)[..., [0, 2, 1]]  # y is up
 

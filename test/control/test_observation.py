@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from robot_rl.control.observation import History, ObservationAssembler, Observer
 from robot_rl.errors import ContractMismatch, SpecError
-from robot_rl.specs import Contract, ObservationField
+from robot_rl.specs import Contract, Gripper, ObservationField
 
 NAMES = ('shoulder', 'elbow', 'wrist')
 
@@ -384,3 +384,34 @@ def test_a_contract_without_velocities_does_not_ask_for_them(contract, robot, ch
     assembler = ObservationAssembler(contract, robot, chain)
     assembler.put('joint_states', 1.0, {'position': [1, 2, 3], 'velocity': [np.nan] * 3}, NAMES)
     assert assembler.assemble(99.0, np.zeros(3))[0]['q'].tolist() == [1, 2, 3]
+
+
+WIDTH = {'name': 'width', 'source': 'gripper.width', 'shape': (1,)}
+
+
+def test_the_grippers_width_is_read_off_its_joint_wherever_it_stands(contract, robot, chain):
+    jaw = {'joint': 'knuckle', 'open_width': 0.08, 'topic': 'g', 'positions': (0.8, 0.0)}
+    robot = robot.replace(gripper=jaw, tf_prefix='left_')
+    assembler = ObservationAssembler(with_fields(contract, WIDTH), robot, chain)
+    names = ['left_knuckle', *(f'left_{name}' for name in NAMES)]
+    for position, width in ((0.8, 0.0), (0.2, 0.06), (0.0, 0.08)):
+        assembler.put('joint_states', 1.0, {'position': [position, 0.1, 0.2, 0.3]}, names)
+        seen, _ = assembler.assemble(1.0, [0, 0, 0])
+        np.testing.assert_allclose(seen['width'], [width], atol=1e-7)
+    with pytest.raises(ContractMismatch, match="its joint 'left_knuckle' is missing"):
+        assembler.put('joint_states', 1.1, {'position': [0.1, 0.2, 0.3]}, names[1:])
+    with pytest.raises(ContractMismatch, match=r'gripper\.width: not finite'):
+        assembler.put('joint_states', 1.1, {'position': [np.nan, 0.1, 0.2, 0.3]}, names)
+
+
+@given(st.floats(0.0, 0.2), st.sampled_from([None, (0.0, 0.04), (0.8, 0.0)]))
+def test_width_and_position_of_a_gripper_are_inverse(width, positions):
+    gripper = Gripper(joint='j', open_width=0.085, topic='g', positions=positions)
+    assert gripper.width(gripper.position(width)) == pytest.approx(width, abs=1e-12)
+    closed, opened = positions or (0.0, 0.0425)  # one of two fingers goes half of the way
+    assert gripper.position([0.0, 0.085]).tolist() == pytest.approx([closed, opened])
+
+
+def test_a_gripper_that_does_not_move_is_refused():
+    with pytest.raises(SpecError, match='positions: closed and open are both'):
+        Gripper.parse({'joint': 'j', 'open_width': 0.1, 'topic': 'g', 'positions': [1, 1]})

@@ -8,13 +8,20 @@ from robot_rl.control.observation import History
 from robot_rl.control.runtime import RandomPolicy
 from robot_rl.errors import StorageError
 from robot_rl.images import lossless
-from robot_rl.imitation.data import Episode, find_episodes, mixed_parts, write_steps
+from robot_rl.imitation.data import (
+    Episode,
+    find_episodes,
+    mixed_parts,
+    write_demonstrations,
+    write_steps,
+)
 from robot_rl.registry import make_task
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.recorded import steps_of, with_tool
 from robot_rl.specs import ObservationField
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
 from robot_rl.storage.pictures import Pictures
+from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.store import Store
 
 
@@ -155,3 +162,80 @@ def test_parts_of_a_batch_are_the_rows_of_the_episodes_that_a_query_finds(tmp_pa
     np.testing.assert_array_equal(parts['task=reach'].spans, [[0, 7], [20, 27]])
     with pytest.raises(StorageError, match="none of 6 usable episodes fits 'tag=curated'"):
         mixed_parts(store, '', {'tag=curated': 0.5}, headers, spans)
+
+
+TICKS, PERIOD_NS = 8, 50_000_000
+
+
+def record_arm(root, task, seed, **fields):
+    """Record an episode of the arm as its nodes do: real messages, a guard that halves actions."""
+    pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`) for real CDR bytes')
+    from builtin_interfaces.msg import Time
+    from geometry_msgs.msg import PoseStamped
+    from rclpy.serialization import serialize_message
+    from sensor_msgs.msg import JointState
+    from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+    rng, joints, robot = np.random.default_rng(seed), task.robot.joints, task.robot
+    start = 1_700_000_000_000_000_000 + seed * 10**10
+    header = EpisodeHeader(
+        task=task.name,
+        source='policy',
+        robot=robot.name,
+        robot_spec=robot,
+        contract=task.contract(),
+        start_time_ns=start,
+        **fields,
+    )
+    position = robot.home_position.copy()
+    with EpisodeWriter(root, header) as writer:
+
+        def send(topic, message, time_ns):
+            message.header.stamp = Time(sec=time_ns // 10**9, nanosec=time_ns % 10**9)
+            package = type(message).__module__.split('.')[0]
+            name = f'{package}/msg/{type(message).__name__}'
+            writer.write(
+                topic, name, message_definition(name), serialize_message(message), time_ns
+            )
+
+        def trajectory(values):
+            point = JointTrajectoryPoint(positions=list(values))
+            return JointTrajectory(joint_names=list(joints), points=[point])
+
+        for tick in range(TICKS + 1):
+            now = start + tick * PERIOD_NS
+            pose = PoseStamped()
+            pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
+            send('target_pose', pose, now)
+            state = JointState(name=list(joints), position=list(position), velocity=[0.0] * 6)
+            send('joint_states', state, now)
+            if tick == TICKS:
+                break
+            action = rng.uniform(-0.05, 0.05, 6)
+            send('policy/action', trajectory(action), now)
+            send('policy/command', trajectory(position + action), now)
+            position = position + 0.5 * action
+            send('command_guard/applied', trajectory(position), now)
+        writer.commit()
+    return header.id
+
+
+@pytest.mark.parametrize('action', ['requested', 'applied'])
+def test_an_arms_episodes_are_the_same_demonstrations_as_in_retraining(task, tmp_path, action):
+    store, contract, refused = Store(tmp_path / 'store'), task.contract(), []
+    for seed in range(3):
+        record_arm(store.root, task, seed, tags=('expert',))
+    EpisodeWriter(store.root, EpisodeHeader(tags=('expert',))).commit()
+    found = write_demonstrations(
+        tmp_path / 'a', store, 'tag=expert', task, contract, action, refused=refused.append
+    )
+    (line,) = refused
+    assert line.endswith('nothing was recorded; there are no steps')
+    episodes = find_episodes(store, task, contract, 'tag=expert')
+    right = write_steps(tmp_path / 'b', task, contract, episodes, action)
+    np.testing.assert_array_equal(found.spans, right.spans)
+    assert len(found.spans) == 3
+    for name, column in right.flat.items():
+        np.testing.assert_array_equal(found.flat[name], column)
+        assert found.flat[name].dtype in (np.float32, np.int8)
+    assert (found.flat['reward'][:TICKS] > 0).all()

@@ -14,6 +14,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
+from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.nodes.support import LATCHED_READER as READER
@@ -181,6 +182,29 @@ def test_an_arm_that_is_held_off_its_path_ends_the_episode_and_is_held(
     observer.until(lambda: observer.call('command_guard/reset').success)
     person.lead(speed=0.0)
     observer.until(person.heard, 'it stays blocked')
+
+
+def test_an_arm_that_was_paused_does_not_go_after_what_it_has_missed(supervisor, observer, person):
+    """It was told the held command, 0.5 s ahead, until it was heard; and then nothing else."""
+    supervisor.start('sim_robot')
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+    person = person()
+    person.lead(speed=1.0)
+    observer.until(lambda: person.heard() and person.states[-1].velocity[0] > 0.9, 'it is slow')
+    assert observer.call('sim_robot/pause', SetBool, SetBool.Request(data=True)).success
+    observer.until(lambda: person.applied[-1].header.frame_id == 'hold', 'it is heard for ever')
+    person.let_go()
+    stands, count = person.measured(), len(person.states)
+    observer.until(lambda: person.applied[-1].points[0].velocities[0] == 0)
+    assert person.applied[-1].points[0].positions[0] > stands[0] + 0.3
+    time.sleep(0.5)
+    assert observer.call('sim_robot/pause', SetBool, SetBool.Request(data=False)).success
+    observer.until(lambda: len(person.states) > count + 100)
+    # It was in motion, and has been told the old pose for some ticks.
+    way = np.array([s.position[0] for s in list(person.states)[count:]]) - stands[0]
+    assert np.abs(way).max() < 0.15
+    assert abs(person.applied[-1].points[0].positions[0] - person.measured()[0]) < 0.05
 
 
 def test_a_person_who_leads_all_the_time_does_not_keep_an_episode_from_being_ready(

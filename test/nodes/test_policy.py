@@ -372,7 +372,7 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_former_and_the_next_one_runs(
 ):
     """It was deactivated first, and heard of no policy any more until it was started anew."""
     first, second = (policy_file(contract, seed=seed) for seed in (1, 2))
-    broken, unfit = tmp_path / 'broken.onnx', contract.action[0].replace(kind='joint_velocity')
+    broken, unfit = tmp_path / 'broken.onnx', contract.action[0].replace(kind='effort')
     broken.write_bytes(first.read_bytes()[:1000])
     supervisor.start('policy', {'policy': str(first)})
     supervisor.wait_ready()
@@ -387,7 +387,7 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_former_and_the_next_one_runs(
     session.say('ended', result='discarded')
     unfit = policy_file(contract.replace(action=[unfit.to_dict()]))
     session.say('prepare', episode='e2', **wanted(unfit))
-    assert "kind 'joint_velocity'" in session.hears('error')
+    assert "kind 'effort'" in session.hears('error')
     session.say('ended', result='discarded')
     session.say('prepare', episode='e3', **wanted(second) | {'policy_sha256': '0'})
     assert 'is another file by now' in session.hears('error')
@@ -435,10 +435,10 @@ def test_a_policy_that_does_not_fit_the_robot_is_refused_at_the_start(
     elif wrong == 'stream':
         observation[4]['source'] = 'env.target'
     else:
-        field['kind'] = 'joint_velocity'
+        field['kind'] = 'effort'
     other = contract.replace(action=[field], observation=observation)
     child = supervisor.start('policy', {'policy': str(policy_file(other))})
     assert child.wait(30) == 2
     words = {'joints': "joints ['a'] are not commanded", 'stream': "no stream 'env'"}
     lines = supervisor.log('policy').splitlines()
-    assert len(lines) == 1 and words.get(wrong, "kind 'joint_velocity'") in lines[0]
+    assert len(lines) == 1 and words.get(wrong, "kind 'effort'") in lines[0]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.errors import PolicyFileError
+from robot_rl.imitation.bc import BC
 from robot_rl.policies.crr import CRR
 from robot_rl.policies.d4pg import D4PG, D4PGLearner
 from robot_rl.policies.export import OPSET, check_parity, export_onnx
@@ -23,6 +24,9 @@ AGENTS = {
     'mpo': (MPO, {}),
     'dmpo': (DMPO, {}),
     'crr': (CRR, {}),
+    'bc': (BC, {}),
+    'bc_gaussian': (BC, {'head': 'gaussian'}),
+    'bc_mixture': (BC, {'head': 'mixture', 'modes': 3}),
 }
 
 

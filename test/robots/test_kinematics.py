@@ -5,6 +5,7 @@ import pytest
 from robot_rl import resources
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.specs import RobotSpec
 
 JOINT_ORDER = (
     'shoulder_pan_joint',
@@ -109,6 +110,8 @@ def test_slides_anchors_references_and_joint_order_are_mujocos():
         columns = [model.joint(name).dofadr[0] for name in joints]
         expected = np.vstack([linear, angular])[:, columns]
         np.testing.assert_allclose(chain.jacobian(q), expected, atol=1e-12)
+        batch = chain.jacobian(np.stack([np.zeros_like(q), q]))
+        np.testing.assert_allclose(batch[1], expected, atol=1e-12)
 
 
 def test_positions_are_relative_to_the_base_body():
@@ -178,3 +181,15 @@ def test_the_spec_repeats_the_models_limits_and_torques(ur5e):
     # Published link masses; that of the base is not published and says nothing: it stands still.
     moving = model.body_mass[model.body_jntnum > 0].sum()
     np.testing.assert_allclose(moving, 3.761 + 8.058 + 2.846 + 1.37 + 1.3 + 0.365)
+
+
+@pytest.mark.parametrize('robot', ['ur5e', 'ur5e_gripper'])
+def test_no_point_moves_farther_than_its_reach_lets_it(robot):
+    chain = KinematicChain.from_spec(RobotSpec.load(robot))
+    rng = np.random.default_rng(0)
+    start = rng.uniform(-3, 3, (500, len(chain.joints)))
+    end = start + rng.normal(size=start.shape) * rng.uniform(0, 0.3, (500, 1))
+    moved = np.linalg.norm(chain.points(end) - chain.points(start), axis=-1).max(axis=1)
+    turned = np.abs(end - start).sum(axis=1)
+    assert (moved <= chain.reach * turned).all()
+    assert (moved / turned).max() > 0.3 * chain.reach  # and is not just a large number

@@ -42,3 +42,41 @@ def test_half_turns_keep_their_axis(axis):
     unit[1 + axis] = 1
     back = quaternions.from_matrix(quaternions.to_matrix(unit))
     np.testing.assert_allclose(np.abs(back), unit, atol=1e-12)
+
+
+def unit(values):
+    return values / np.linalg.norm(values)
+
+
+@given(FOUR, FOUR, hnp.arrays(float, 3, elements=st.floats(-1, 1)))
+def test_products_and_turns_are_mujocos(left, right, vector):
+    left, right = unit(left), unit(right)
+    product, turned = np.empty(4), np.empty(3)
+    mujoco.mju_mulQuat(product, left, right)
+    np.testing.assert_allclose(quaternions.multiply(left, right), product, atol=1e-12)
+    mujoco.mju_rotVecQuat(turned, vector, left)
+    np.testing.assert_allclose(quaternions.rotate(left, vector), turned, atol=1e-12)
+    back = quaternions.rotate(quaternions.conjugate(left), turned)
+    np.testing.assert_allclose(back, vector, atol=1e-12)
+
+
+@given(hnp.arrays(float, 3, elements=st.floats(-1.8, 1.8)))
+def test_a_rotation_vector_is_axis_times_angle_and_comes_back(vector):
+    expected, angle = np.empty(4), np.linalg.norm(vector)
+    axis = vector / angle if angle > 0 else np.array([1.0, 0, 0])
+    mujoco.mju_axisAngle2Quat(expected, axis, angle)
+    found = quaternions.from_rotation_vector(vector)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    if angle < np.pi - 1e-6:  # beyond half a turn the other way round is shorter
+        np.testing.assert_allclose(quaternions.to_rotation_vector(found), vector, atol=1e-9)
+        np.testing.assert_allclose(quaternions.to_rotation_vector(-found), vector, atol=1e-9)
+
+
+def test_batches_keep_their_axes():
+    rng = np.random.default_rng(0)
+    vectors = rng.uniform(-1, 1, (4, 2, 3))
+    turns = quaternions.from_rotation_vector(vectors)
+    products = quaternions.multiply(turns, turns[0, 0])
+    assert turns.shape == products.shape == (4, 2, 4)
+    expected = quaternions.multiply(turns[3, 1], turns[0, 0])
+    np.testing.assert_allclose(products[3, 1], expected, atol=1e-15)

@@ -70,7 +70,8 @@ def test_limits_lie_inside_those_of_the_model(name):
             assert found.range[0] - 1e-6 <= limits.min_position
             assert limits.max_position <= found.range[1] + 1e-6
         if ours:
-            servo = model.actuator_trnid[:, 0] == found.id
+            of_joints = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT
+            servo = of_joints & (model.actuator_trnid[:, 0] == found.id)
             np.testing.assert_allclose(model.actuator_forcerange[servo, 1], [limits.max_effort])
 
 

@@ -64,7 +64,7 @@ def test_batched_steps_are_a_twins_to_the_last_bit_also_in_contact(reach, enviro
                 ('joint_states.position', twin.joint_position),
                 ('joint_states.velocity', twin.joint_velocity),
                 ('command.position', follower.command),
-                (TARGET, twin.target_position),
+                (TARGET, twin.poses['target_pose'].position),
                 ('tool.position', reach.chain.position(twin.joint_position)),
             ):
                 np.testing.assert_allclose(columns[key][lane], expected, rtol=0, atol=1e-12)

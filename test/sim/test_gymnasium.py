@@ -347,14 +347,14 @@ def test_an_observation_unlike_its_space_is_one_clear_line(make):
 
 
 def test_what_has_no_mujoco_model_cannot_be_drawn(tmp_path):
-    with pytest.raises(RobotRLError, match=r"'gym/Pendulum-v1'.*play cannot draw it"):
+    with pytest.raises(RobotRLError, match=r"'gym/Pendulum-v1'.*cannot be drawn"):
         registry.make_environment(PENDULUM).scene()
     film = tmp_path / 'film.mp4'
     command = ['play', '--policy', 'random', '--task', PENDULUM, '--out', str(film)]
     done = subprocess.run(
         [sys.executable, '-m', 'robot_rl.cli.main', *command], capture_output=True, text=True
     )
-    assert done.returncode == 2 and 'play cannot draw it' in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and 'cannot be drawn' in done.stderr.splitlines()[-1]
     assert not film.exists()
 
 
@@ -365,7 +365,7 @@ def test_no_arm_stands_behind_such_a_task():
 
 def test_without_gymnasium_the_other_tasks_remain(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gymnasium', None)
-    assert registry.task_names()['arm'] == ['ur5e/reach']
+    assert len(registry.task_names()['arm']) == 7
     assert 'gym' not in registry.task_names()
     with pytest.raises(RobotRLError, match=r"'gymnasium': pip install 'robot_rl\[train\]'"):
         registry.make_environment(PENDULUM)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from robot_rl.errors import SpecError
-from robot_rl.sim.scene import ArmIndex, target_marker
+from robot_rl.sim.scene import ArmIndex, Bodies
 
 SCENE = """
 <mujoco><worldbody>
@@ -31,7 +31,7 @@ def test_servos_are_found_by_the_joint_they_move_whatever_their_names():
     np.testing.assert_array_equal(arm.qpos, [2, 1])
     np.testing.assert_array_equal(arm.qvel, [2, 1])
     np.testing.assert_array_equal(arm.actuators.ctrl, [1, 2])
-    assert target_marker(scene()) == 0
+    assert Bodies.of(scene(), ['target_pose']).marks == {'target_pose': 0}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_the_scene_lacks_is_one_clear_line():
     with pytest.raises(SpecError, match=r"no joint 'c'; it has \['rail', 'a', 'b'\]"):
         ArmIndex.of(scene(), ('a', 'c'))
     with pytest.raises(SpecError, match="needs a mocap body 'target'"):
-        target_marker(scene(target=''))
+        Bodies.of(scene(target=''), ['target_pose'])
 
 
 KINDS = """

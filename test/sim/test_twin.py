@@ -25,7 +25,7 @@ def twin(maker_arm):
 )
 def test_an_arm_without_a_task_is_held_at_home(twin, model, tolerance):
     arm = twin(model)
-    assert not arm.has_target and arm.has_gripper
+    assert not arm.poses and arm.has_gripper
     for _ in range(300):
         arm.advance(0.01)
     np.testing.assert_allclose(arm.joint_position, arm.robot.home_position, atol=tolerance)

@@ -67,6 +67,7 @@ def test_a_field_says_what_messages_bring_it(data, kind, is_set):
         ({'encoding': 'rgb8', 'shape': (8, 0, 3)}, r'found wrist.image, uint8, \[8, 0, 3\]'),
         ({'encoding': 'rgb8', 'source': 'wrist.depth'}, 'found wrist.depth'),
         ({'encoding': 'rgb8', 'goal': True}, 'a picture is no goal'),
+        ({'encoding': 'rgb8', 'source': 'gripper.image'}, "'gripper' is computed"),
         ({'encoding': 'png'}, "encoding: unknown value 'png'"),
     ],
 )

@@ -99,3 +99,9 @@ def test_a_bound_on_jerk_needs_one_on_acceleration(robot_data):
             RobotSpec.parse(robot_data)
         joint['max_acceleration'] = 5.0
     assert RobotSpec.parse(robot_data).max_jerk[1] == 50.0
+
+
+def test_a_message_is_about_an_arm_that_has_one_of_its_joints_or_no_names():
+    left = RobotSpec.load('ur5e@left_')
+    assert left.is_among(['finger', 'left_elbow_joint']) and left.is_among([])
+    assert not left.is_among(['finger', 'elbow_joint', 'right_elbow_joint'])

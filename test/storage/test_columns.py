@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from robot_rl.errors import ContractMismatch, SpecError, StorageError
+from robot_rl.specs import ActionField
+from robot_rl.specs.robot import Gripper
 from robot_rl.storage import columns as columns_module
 from robot_rl.storage.columns import CACHE_FILE, aligned_columns
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
@@ -186,7 +188,7 @@ def test_two_ticks_on_one_sample_are_paired_by_their_order(tmp_path, ros, rng, h
         now = START_NS + (300 + number) * MS
         targets[number] = rng.normal(size=2)
         for topic in ('policy/action', 'policy/command', 'command_guard/applied'):
-            recording._send(topic, ros.trajectory(stamp, JOINTS, targets[number]), now)
+            recording._send(topic, ros.trajectory(stamp, JOINTS, targets[number], 'policy'), now)
     recording.sent.sort(key=lambda item: item[0])
     found = aligned_columns(recording.write(tmp_path, header()))
     np.testing.assert_array_equal(
@@ -282,9 +284,9 @@ def test_messages_that_do_not_fit_are_told_with_their_topic(
 def test_an_action_kind_of_later_versions_and_a_bare_header_are_refused(
     tmp_path, recording, header, contract
 ):
-    action = contract.action[0].replace(kind='cartesian_twist').to_dict()
+    action = contract.action[0].replace(kind='effort').to_dict()
     reader = recording.write(tmp_path, header())
-    with pytest.raises(ContractMismatch, match='delta is a cartesian_twist'):
+    with pytest.raises(ContractMismatch, match='delta is of kind effort'):
         aligned_columns(reader, contract.replace(action=[action]))
     bare = recording.write(tmp_path, header(robot_spec=None))
     with pytest.raises(StorageError, match='robot_spec'):
@@ -462,10 +464,17 @@ def test_what_a_person_did_to_a_policy_s_episode_was_applied(tmp_path, ros, rng,
         stamp = message.header.stamp
         if topic == 'command_guard/applied' and stamp.sec * 10**9 + stamp.nanosec in overruled:
             stamp.sec = stamp.nanosec = 0
+            message.header.frame_id = 'teleop'
     found = aligned_columns(recording.write(tmp_path, header()))
     last = np.array([recording.applied[stamp][::-1] for stamp, _, _ in recording.ticks])
     expected = np.diff(last, axis=0)
     np.testing.assert_allclose(found['action/applied'][1:], expected, atol=1e-12)
+    # Tick 3 is the policy's own; from 4 to 7 it has been led elsewhere, by what came before each.
+    asked, led = (np.array([t for _, _, t in recording.ticks]), last[:, ::-1])
+    command = found['command.position'][1:-1]
+    np.testing.assert_array_equal(command[:3], asked[:3])
+    np.testing.assert_array_equal(command[3:7], led[3:7])
+    np.testing.assert_array_equal(command[7:], asked[7:-1])
 
 
 def test_too_short_for_a_period_and_unknown_joints_are_told(tmp_path, recording, header, contract):
@@ -475,3 +484,143 @@ def test_too_short_for_a_period_and_unknown_joints_are_told(tmp_path, recording,
     action = contract.action[0].replace(names=('elbow', 'rail')).to_dict()
     with pytest.raises(ContractMismatch, match=r"\['rail'\] are no joints of made_up"):
         aligned_columns(reader, contract.replace(action=[action]))
+
+
+OPEN = 0.08
+
+
+class Turning:
+    """Kinematics that can be worked out by hand: the tool turns with the first joint alone."""
+
+    def displacement(self, start, end):
+        way = np.zeros((*start.shape[:-1], 6))
+        way[..., 0] = end[..., 1] - start[..., 1]
+        way[..., 5] = end[..., 0] - start[..., 0]
+        return way
+
+
+def gripping(contract, robot):
+    """Return a contract and a robot of a tool's velocity and a gripper's width."""
+    twist = {'name': 'twist', 'kind': 'cartesian_twist', 'names': ('angular_z', 'linear_x')}
+    width = {'name': 'width', 'kind': 'gripper', 'names': ('width',), 'lower': (0,), 'upper': (1,)}
+    bounds = {'lower': (-1, -1), 'upper': (1, 1)}
+    seen = [field.to_dict() for field in contract.observation]
+    seen += [{'name': 'width', 'source': 'gripper.width', 'shape': (1,)}]
+    fields = contract.to_dict() | {'observation': seen, 'action': [twist | bounds, width]}
+    jaw = Gripper(joint='gripper', open_width=OPEN, topic='gripper_controller/commands')
+    return type(contract).parse(fields), robot.replace(gripper=jaw)
+
+
+def grip(recording, source, widths):
+    """Let the gripper be told `widths`, one a tick, as the guard passes them on 8 ms later."""
+    from std_msgs.msg import Float64MultiArray
+
+    for tick, width in enumerate(widths):
+        now = START_NS + (503 + 50 * tick) * MS
+        message = Float64MultiArray(data=[width])
+        recording._send(f'{source}/gripper', message, now)
+        told = Float64MultiArray(data=[min(width, OPEN)])
+        recording._send('gripper_controller/commands', told, now + 8 * MS)
+    recording.sent.sort(key=lambda item: item[0])
+
+
+@pytest.mark.parametrize('kind', ['joint_position', 'joint_delta', 'joint_velocity'])
+def test_commands_amount_to_actions_of_other_kinds(tmp_path, recording, header, contract, kind):
+    names = {'names': ('elbow', 'shoulder'), 'lower': (-1, -1), 'upper': (1, 1)}
+    own = ActionField(name='own', kind='joint_position', **names)
+    reader = recording.write(tmp_path, header(contract=contract.replace(action=[own.to_dict()])))
+    action = ActionField(name='other', kind=kind, **names)
+    found = aligned_columns(reader, contract.replace(action=[action.to_dict()]))
+    targets = np.array([target for _, _, target in recording.ticks])
+    before = np.vstack([found['joint_states.position'][:1], targets[:-1]])
+    expected = {
+        'joint_position': np.array([asked[::-1] for _, asked, _ in recording.ticks]),  # its own
+        'joint_delta': (targets - before)[:, ::-1],
+        'joint_velocity': (targets - before)[:, ::-1] / 0.05,
+    }
+    np.testing.assert_allclose(found['action/requested'], expected[kind], atol=1e-12)
+
+
+def test_a_twist_is_what_the_tool_did_and_a_width_what_answered_the_tick(
+    tmp_path, recording, header, contract, robot, rng
+):
+    contract, robot = gripping(contract, robot)
+    widths = rng.uniform(0, 2 * OPEN, 12)
+    grip(recording, 'teleop', widths)
+    recording.sent = [
+        (at, topic.replace('policy/command', 'teleop/command'), message)
+        for at, topic, message in recording.sent
+        if topic != 'policy/action'
+    ]
+    reader = recording.write(
+        tmp_path, header(contract=contract, robot_spec=robot, source='teleop')
+    )
+    found = aligned_columns(reader, kinematics=lambda given: Turning() if given == robot else None)
+    # Rows begin with the newest joint states before the first command and end a period after the
+    # last: what is told within a row's period is its action.
+    targets = np.array([target for _, _, target in recording.ticks])
+    arrivals = np.array([START_NS + (503 + 50 * k) * MS + 300_000 for k in range(12)])
+    states = dict(recording.states)
+    known = [
+        max(at for at in states if at <= time * 1e9 + 1000) + 300_000 for time in found['time']
+    ]
+    path, asked, told = [found['joint_states.position'][0]], [], []
+    for at in known[1:]:
+        newest = np.flatnonzero(arrivals <= at)[-1]
+        path.append(targets[newest])
+        asked.append(widths[newest])
+        heard = np.flatnonzero(arrivals + 8 * MS <= at)
+        told.append(
+            min(widths[heard[-1]], OPEN)
+            if len(heard)
+            else 2 * states[known[0] - 300_000]['gripper'][0]
+        )
+    way = np.diff(path, axis=0) / 0.05
+    requested = found['action/requested']
+    np.testing.assert_allclose(requested, np.column_stack([way, asked]), atol=1e-9)
+    np.testing.assert_allclose(found['action/applied'][:, 2], told, atol=1e-12)
+    bare = aligned_columns(reader)['action/requested']
+    assert np.isnan(bare[:, :2]).all()
+    np.testing.assert_array_equal(bare[:, 2], requested[:, 2])
+    assert np.isfinite(
+        aligned_columns(reader, kinematics=lambda _: Turning())['action/requested']
+    ).all()
+
+
+def test_a_policy_s_twist_is_as_it_asked_and_the_guard_s_width_is_the_applied_one(
+    tmp_path, recording, header, contract, robot, rng
+):
+    contract, robot = gripping(contract, robot)
+    widths = rng.uniform(0, 2 * OPEN, 12)
+    grip(recording, 'policy', widths)
+    asked = rng.normal(size=(12, 3))
+    names = ('linear_x', 'width', 'angular_z')
+    stamps = [stamp for stamp, _, _ in recording.ticks]
+    rows = iter(zip(stamps, asked, strict=True))
+    recording.sent = [
+        (at, topic, recording.ros.trajectory(*(lambda r: (r[0], names, r[1]))(next(rows))))
+        if topic == 'policy/action'
+        else (at, topic, message)
+        for at, topic, message in recording.sent
+    ]
+    reader = recording.write(tmp_path, header(contract=contract, robot_spec=robot))
+    found = aligned_columns(reader, kinematics=lambda _: Turning())
+    np.testing.assert_array_equal(found['action/requested'], asked[:, [2, 0, 1]])
+    np.testing.assert_array_equal(found['action/applied'][:, 2], np.minimum(widths, OPEN))
+    measured = [
+        2 * next(values for stamp, values in recording.states if stamp == at)['gripper'][0]
+        for at in stamps
+    ]
+    np.testing.assert_allclose(found['gripper.width'][:12, 0], measured, atol=1e-12)
+
+
+def test_a_width_that_the_contract_reads_has_to_be_among_the_joint_states(
+    tmp_path, recording, header, contract, robot
+):
+    contract, robot = gripping(contract, robot)
+    jaw = robot.gripper.replace(joint='left_finger')
+    reader = recording.write(
+        tmp_path, header(contract=contract, robot_spec=robot.replace(gripper=jaw.to_dict()))
+    )
+    with pytest.raises(StorageError, match=r"'left_finger'\] missing among the names"):
+        aligned_columns(reader)

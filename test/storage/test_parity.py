@@ -158,7 +158,7 @@ class Live:
         for name, values in (('action', action), ('command', self.command)):
             message = self.ros.trajectory(stamp, JOINTS, values)
             self._record(f'policy/{name}', message, arrival_ns)
-        message = self.ros.trajectory(stamp, JOINTS, self.command)
+        message = self.ros.trajectory(stamp, JOINTS, self.command, 'policy')
         self._record('command_guard/applied', message, arrival_ns)
 
     def _record(self, topic, message, arrival_ns):
@@ -271,8 +271,8 @@ def test_a_missing_camera_is_told_and_the_other_encoding_serves(ros, header):
         found, own = aligned_columns(episode, Contract.parse(other)), aligned_columns(episode)
         for name in ('wrist.image', 'scene.image'):
             np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(own[name]))
-        other['observation'][8]['source'] = 'gripper.image'
-        with pytest.raises(RobotRLError, match=r"nothing recorded for 'gripper\.image'"):
+        other['observation'][8]['source'] = 'ceiling.image'
+        with pytest.raises(RobotRLError, match=r"nothing recorded for 'ceiling\.image'"):
             aligned_columns(episode, Contract.parse(other))
         other['observation'][8] |= {'source': 'wrist.image', 'shape': [16, 16, 3]}
         with pytest.raises(RobotRLError, match='16 x 15 pixels, the policy needs 16 x 16'):

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robot_rl.errors import StorageError
@@ -83,6 +83,7 @@ def test_columns_come_back_from_their_file_and_pictures_are_mapped(tmp_path, col
 
 
 @settings(max_examples=300, deadline=None)
+@example(where=0.8952639090065063, bit=1, cut=False)  # some members were not seen any more
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_file_is_told_or_harmless(tmp_path_factory, where, bit, cut):
     folder = tmp_path_factory.mktemp('damage')

@@ -94,7 +94,8 @@ def test_any_text_is_a_query_that_sqlite_takes_or_a_clear_line(text):
     connection.close()
 
 
-NAMES = st.text(st.characters(exclude_characters=',', exclude_categories=['Cs']), min_size=1)
+# NUL ends a text in SQLite's JSON, and in what a shell hands over.
+NAMES = st.text(st.characters(exclude_characters=',\0', exclude_categories=['Cs']), min_size=1)
 TERMS = st.one_of(
     st.tuples(st.sampled_from(['task', 'source', 'policy', 'tag']), st.lists(NAMES, min_size=1)),
     st.tuples(st.just('seed'), st.lists(st.integers(0, 2**63 - 1).map(str), min_size=1)),

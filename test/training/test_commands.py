@@ -3,7 +3,13 @@ import json
 import pytest
 
 from robot_rl.cli import evaluate, export, train
-from robot_rl.errors import ContractMismatch, RobotRLError, SpecError, StorageError, UnknownName
+from robot_rl.errors import (
+    ContractMismatch,
+    RobotRLError,
+    SpecError,
+    StorageError,
+    UnknownName,
+)
 
 SMALL = [
     'learner.batch_size=16',

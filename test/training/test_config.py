@@ -4,7 +4,8 @@ import yaml
 from robot_rl import registry, resources
 from robot_rl.errors import SpecError, UnknownName
 from robot_rl.policies.d4pg import D4PGConfig
-from robot_rl.training.config import RunConfig, TrainConfig, load_run_config
+from robot_rl.specs import Contract
+from robot_rl.training.config import DemosConfig, RunConfig, TrainConfig, load_run_config
 
 
 def test_the_agents_defaults_are_written_out():
@@ -16,7 +17,8 @@ def test_the_agents_defaults_are_written_out():
 
 @pytest.mark.parametrize('name', resources.names('config/agents'))
 def test_the_files_of_agents_are_whole(name):
-    config = load_run_config(name, 'suite/walker-walk')
+    open_fields = ['learner.reward=airl'] if name.startswith(('gail', 'trail')) else []
+    config = load_run_config(name, 'suite/walker-walk', open_fields)
     assert (
         config.task == 'suite/walker-walk' and config.learner_config().to_dict() == config.learner
     )
@@ -30,7 +32,7 @@ def test_the_file_of_d4pg_is_the_default():
 @pytest.mark.parametrize('name', [*registry.AGENTS, *registry.OFFLINE_AGENTS])
 def test_every_option_says_what_it_is(name):
     kind = 'agent' if name in registry.AGENTS else 'offline agent'
-    for model in (registry.resolve(kind, name).config, TrainConfig):
+    for model in (registry.resolve(kind, name).config, TrainConfig, DemosConfig):
         assert [key for key, field in model.model_fields.items() if not field.description] == []
 
 
@@ -126,3 +128,36 @@ def test_differences_name_the_fields_and_leave_steps_out(run_config):
     other = run_config(steps=999, learner={'sigma': 0.9}, training={'num_envs': 2})
     assert one.differences(other) == ['learner.sigma', 'training.num_envs']
     assert one.differences(run_config(steps=999)) == []
+
+
+def test_a_policy_sees_what_is_not_hidden_or_pictures_only():
+    fields = [
+        {'name': 'speed', 'source': 'env.speed', 'shape': (2,)},
+        {'name': 'eye', 'source': 'eye.image', 'shape': (8, 9, 3)}
+        | {'dtype': 'uint8', 'encoding': 'rgb8'},
+    ]
+    action = {'name': 'a', 'kind': 'generic', 'names': ['x'], 'lower': [-1], 'upper': [1]}
+    contract = Contract.parse({'rate_hz': 10, 'observation': fields, 'action': [action]})
+
+    def seen(contract=contract, **options):
+        config = RunConfig.parse({'task': 'suite/walker-walk'} | options)
+        return list(config.seen(contract).observation_shapes)
+
+    assert seen() == ['speed', 'eye'] and seen(hide=['eye']) == ['speed']
+    assert seen(pixels_only=True) == ['eye']
+    with pytest.raises(SpecError, match='leave nothing to see'):
+        seen(pixels_only=True, hide=['eye'])
+    with pytest.raises(SpecError, match=r'walker-walk shows no pictures .*cameras=\{overview'):
+        seen(contract.without(['eye']), pixels_only=True)
+
+
+def test_cameras_and_histories_are_options_of_a_run():
+    words = ['cameras={overview: [32, 40]}', 'history={overview: 3}']
+    config = load_run_config('d4pg', 'suite/walker-walk', words)
+    assert config.view() == {'cameras': {'overview': (32, 40)}, 'history': {'overview': 3}}
+    assert RunConfig.from_json(config.to_json()) == config
+    assert RunConfig(task='suite/walker-walk').view() == {}
+    with pytest.raises(SpecError, match='cameras'):
+        load_run_config('d4pg', 'suite/walker-walk', ['cameras={overview: [32, 0]}'])
+    with pytest.raises(SpecError, match='contract of an arm task has these itself'):
+        load_run_config('d4pg', 'ur5e/reach', words)

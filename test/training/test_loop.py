@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import yaml
 
+from robot_rl import registry
 from robot_rl.control.runtime import OnnxPolicy
 from robot_rl.errors import RobotRLError, SpecError, StorageError
 from robot_rl.sim.environment import HELD_OUT
@@ -301,7 +302,7 @@ def test_a_folder_that_cannot_be_written_is_named(lines, run_config, tmp_path):
 def test_metrics_past_the_checkpoint_are_dropped_and_cut_lines_survived(tmp_path, no_board):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"env_steps": 100}\n{"env_steps": 200}\n{"env_steps": 300}\n{"env_st')
-    log = MetricsLog(tmp_path, env_steps=200)
+    log = MetricsLog(tmp_path, steps=200)
     log.write({'env_steps': 250, 'x': 1.5})
     log.close()
     assert [row['env_steps'] for row in read_metrics(path)] == [100, 200, 250]
@@ -311,3 +312,24 @@ def test_the_written_config_is_plain_yaml(lines, run_config, tmp_path, no_export
     Trainer(run_config(steps=50), tmp_path).run()
     data = yaml.safe_load((tmp_path / 'config.yaml').read_text())
     assert data['learner']['policy_layers'] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ('asked', 'num_envs', 'cores', 'expected'),
+    [
+        (None, 16, 2, 2),
+        (None, 15, 2, 0),
+        (None, 64, 4, 4),
+        (None, 64, 1, 0),
+        (0, 64, 4, 0),
+        (3, 4, 2, 3),
+    ],
+)
+def test_workers_are_those_asked_for_or_one_a_core_where_it_pays(
+    run_config, monkeypatch, asked, num_envs, cores, expected
+):
+    made = []
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
+    monkeypatch.setattr(registry, 'make_environment', lambda task, **options: made.append(options))
+    loop._environment(run_config(training={'workers': asked}), num_envs)
+    assert made[0].get('workers', 0) == expected

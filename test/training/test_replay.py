@@ -348,3 +348,11 @@ def test_bad_numbers_are_refused_before_they_are_stored(line, name, bad):
 def test_priorities_outside_of_what_is_right_are_refused(line):
     with pytest.raises(StorageError, match='alpha 2'):
         Replay(line(1).contract, 1, 10, priorities=(2, 0.4))
+
+
+def test_rows_that_are_not_written_begin_no_episode(line):
+    """They were zeros, which is FIRST: TRAIL looked through a million of them at each update."""
+    environment = line(2)
+    replay = Replay(environment.contract, 2, capacity=1000)
+    replay.add_first(environment.reset())
+    assert np.count_nonzero(replay.steps.flat['step_type'] == StepType.FIRST) == 2

@@ -1,0 +1,154 @@
+"""Contacts: what rests stays, what is gripped is held, and random actions make nothing explode."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.sim.arm import ArmEnvironment
+from robot_rl.sim.environment import HELD_OUT
+from robot_rl.sim.twin import Twin
+
+WITH_OBJECTS = ['ur5e/insert', 'ur5e/lift', 'ur5e/push', 'ur5e/stack']
+LANES = 16
+EYE = np.eye(2, 3)
+
+# What an arm of 150 N m that presses an object onto the table, or throws it, may do: some two to
+# three times the largest that was seen in two million steps.
+PENETRATION_M, ENERGY_J, OBJECT_SPEED = 0.02, 1000.0, 25.0
+
+
+class Extremes:
+    """The largest penetration, kinetic energy and speed of objects at the ends of decisions."""
+
+    def __init__(self, environment: ArmEnvironment):
+        self.environment = environment
+        _, self.data = environment.scene()
+        self.penetration, self.energy, self.speed = [], [], []
+
+    def look(self) -> None:
+        for lane in range(self.environment.num_envs):
+            model, data = self.environment.scene(lane)
+            mujoco.mj_energyVel(model, data)
+            free = model.jnt_dofadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
+            depth = -data.contact.dist.min() if data.ncon else 0.0
+            self.penetration.append(depth)
+            self.energy.append(data.energy[1])
+            self.speed.append(max(np.linalg.norm(data.qvel[dof : dof + 3]) for dof in free))
+
+
+def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
+    """Take `steps` physics steps in all; actions are drawn, or at their bounds, for half a second.
+
+    Episodes end as they do; raises where MuJoCo warns of a bad state.
+    """
+    task = registry.make_task(name)
+    task = type(task)(task.config.replace(action=action))
+    environment = ArmEnvironment(task, LANES, seed)
+    environment.reset()
+    low, high = environment.contract.action_lower, environment.contract.action_upper
+    rng, extremes = np.random.default_rng(seed), Extremes(environment)
+    for decision in range(steps // (LANES * task.ticks * task.substeps)):
+        if decision % 10 == 0:
+            wanted = rng.uniform(low, high, (LANES, len(low)))
+            bounds = np.where(rng.random((LANES, len(low))) < 0.5, low, high)
+            wanted = wanted if decision % 20 else bounds
+        step = environment.step(wanted)
+        assert all(np.isfinite(values).all() for values in step.observation.values())
+        extremes.look()
+    warnings = [warning.number for data in environment._data for warning in data.warning]
+    environment.close()
+    assert not any(warnings)
+    return extremes
+
+
+def require_bounded(extremes: Extremes) -> None:
+    assert max(extremes.penetration) < PENETRATION_M
+    assert np.quantile(extremes.penetration, 0.99) < 0.002
+    assert max(extremes.energy) < ENERGY_J
+    assert max(extremes.speed) < OBJECT_SPEED
+
+
+@pytest.mark.parametrize('name', WITH_OBJECTS)
+def test_random_actions_do_not_explode(name):
+    require_bounded(at_random(name, 'cartesian_twist', 20_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('action', ['cartesian_twist', 'joint_velocity'])
+@pytest.mark.parametrize('name', WITH_OBJECTS)
+def test_a_million_random_steps_do_not_explode(name, action):
+    """A million in all: 125 000 a case."""
+    require_bounded(at_random(name, action, 125_000, seed=1))
+
+
+@pytest.mark.parametrize('name', WITH_OBJECTS)
+def test_what_stands_on_the_table_stays_there(name):
+    twin = Twin(registry.make_task(name))
+    for seed in (0, 1):
+        before = twin.reset(seed).poses
+        twin.advance(5.0)
+        for stream, pose in twin.poses.items():
+            np.testing.assert_allclose(pose.position, before[stream].position, atol=2e-3)
+            np.testing.assert_allclose(pose.orientation, before[stream].orientation, atol=5e-3)
+
+
+def test_a_cube_is_gripped_lifted_and_does_not_creep_out():
+    """A hand that knows where the cube is, by the task's own actions; then it holds for 10 s."""
+    task = registry.make_task('ur5e/lift')
+    environment = ArmEnvironment(type(task)(task.config.replace(duration_s=20.0)), 4)
+    environment.reset([HELD_OUT + lane for lane in range(4)])
+    cubes = environment.columns['cube_pose.position']
+    yaw = 2 * np.arctan2(*environment.columns['cube_pose.orientation'].T[[3, 0]])
+
+    def go(goal, width, decisions, turn=None):
+        rows = []
+        for _ in range(decisions):
+            columns = environment.columns
+            way = 4 * (goal - task.chain.position(columns['command.position']))
+            spin = np.zeros(4) if turn is None else 4 * turn(columns)
+            command = np.column_stack([way, spin, np.full(4, width)])
+            environment.step(command)
+            rows.append(environment.columns)
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def to_the_cube(columns):
+        """The angle from the fingers' line to the nearest face of the cube."""
+        matrices = task.chain.forward(columns['command.position'])[1]
+        w, x, y, z = matrices.T
+        fingers = np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
+        quarter = np.pi / 2
+        return (yaw - fingers + quarter / 2) % quarter - quarter / 2
+
+    above, up = cubes + np.array([0, 0, 0.1]), cubes + np.array([0, 0, 0.13])
+    go(above, 0.085, 40, to_the_cube)
+    go(cubes, 0.085, 40)
+    go(cubes, 0.0, 12)
+    go(up, 0.0, 40)
+    held = go(up, 0.0, 200)
+    environment.close()
+    assert task.success(held).all()
+    in_hand = held['cube_pose.position'] - held['tool.position']
+    assert np.abs(in_hand[-1] - in_hand[0]).max() < 5e-4
+    np.testing.assert_allclose(held['gripper.width'][-1], 0.04, atol=1e-3)
+
+
+def test_a_fixture_is_solid_where_each_episode_has_put_it():
+    """A peg that stands on the rim of the block stays up there, in every lane."""
+    environment = ArmEnvironment(registry.make_task('ur5e/insert'), 3)
+    environment.reset([1, 2, 3])
+    hole = environment.columns['hole_pose.position']
+    assert np.ptp(hole[:, :2], axis=0).min() > 0.01
+    first = 1 + environment._bodies.free['peg_pose']
+    environment._state[:, first : first + 3] = hole + np.array([0.0, 0.0, 0.101])
+    yaw = environment.columns['hole_pose.orientation']
+    environment._state[:, first + 3 : first + 7] = yaw
+    rim = hole + 0.0385 * np.stack([1 - 2 * yaw[:, 3] ** 2, 2 * yaw[:, 0] * yaw[:, 3]], 1) @ EYE
+    environment._state[:, first : first + 2] = rim[:, :2]
+    action = np.tile([0.0, 0, 0, 0, 0.08], (3, 1))
+    for _ in range(40):
+        environment.step(action)
+    np.testing.assert_allclose(environment.columns['peg_pose.position'][:, 2], 0.1, atol=1e-3)
+    environment.close()

@@ -1,0 +1,171 @@
+"""Runs from pictures, by the files of agents: from a camera to a policy file that is evaluated."""
+
+import json
+
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.cli import main as command_line
+from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
+from robot_rl.errors import RobotRLError
+from robot_rl.sim.rendering import Renderer
+from robot_rl.training.config import load_run_config
+from robot_rl.training.evaluation import evaluate, held_out_seeds
+from robot_rl.training.loop import Trainer
+
+SMALL = [
+    'cameras={overview: [32, 32]}',
+    'training.num_envs=2',
+    'training.workers=0',
+    'training.evaluation_episodes=2',
+    'learner.encoder_channels=[8, 8]',
+    'learner.batch_size=16',
+    'learner.policy_layers=[16]',
+    'learner.critic_layers=[16]',
+    'learner.replay_size=1000',
+    'learner.min_replay_size=40',
+    'learner.v_min=0',
+]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def offscreen():
+    try:
+        Renderer(32, 32).close()
+    except RobotRLError as error:
+        pytest.skip(str(error))
+
+
+BALL = '''
+import gymnasium
+import mujoco
+import numpy as np
+
+MODEL = """
+<mujoco>
+  <visual><headlight ambient="0.8 0.8 0.8"/></visual>
+  <worldbody>
+    <camera name="above" pos="0 0 4" fovy="40"/>
+    <body name="ball">
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <geom type="sphere" size="0.25" rgba="1 0.2 0.1 1"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+class Ball(gymnasium.Env):
+    """A ball on a line that is paid for being in the middle; a push moves it by 0.25 at most."""
+
+    metadata = {"render_modes": [], "render_fps": 10}
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self):
+        self.model = mujoco.MjModel.from_xml_string(MODEL)
+        self.data = mujoco.MjData(self.model)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._put(self.np_random.uniform(-1, 1)), {}
+
+    def step(self, action):
+        seen = self._put(np.clip(self.data.qpos[0] + 0.25 * action[0], -1, 1))
+        return seen, 1 - abs(self.data.qpos[0]), False, False, {}
+
+    def _put(self, x):
+        self.data.qpos[0] = x
+        mujoco.mj_forward(self.model, self.data)
+        return self.data.qpos.astype(np.float32)
+
+
+gymnasium.register("Ball-v0", Ball, max_episode_steps=15)
+'''
+
+
+@pytest.fixture
+def ball(tmp_path, monkeypatch):
+    pytest.importorskip('gymnasium')
+    (tmp_path / 'ball_in_sight.py').write_text(BALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    return 'gym/ball_in_sight:Ball-v0'
+
+
+@pytest.mark.parametrize('agent', ['d4pg', 'mpo', 'dmpo'])
+def test_pictures_become_a_policy_by_configuration_alone(agent, ball, tmp_path, capsys):
+    words = [*SMALL, 'training.evaluate_every=150', 'learner.samples_per_insert=4']
+    config = load_run_config(f'{agent}_pixels', ball, words, steps=150, seed=3)
+    trainer = Trainer(config, tmp_path / 'run')
+    assert trainer.run() and trainer.state.learner.steps > 20
+    assert trainer.state.replay.steps.columns['observation/overview'].dtype == np.uint8
+    path = tmp_path / 'run' / 'policy.onnx'
+    contract = OnnxPolicy(path).contract
+    assert contract.observation_shapes == {'overview': (3, 32, 32, 3)}
+    words = ['evaluate', '--policy', str(path), '--episodes', '2', '--json']
+    assert command_line.main(words) == 0
+    row = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
+    # The file in its own environment, made by its contract, does what the learner's policy did.
+    assert json.loads(capsys.readouterr().out)['mean'] == pytest.approx(
+        row['eval_return_mean'], abs=1e-3
+    )
+
+
+def test_a_run_from_pictures_goes_on_as_if_it_had_not_stopped(ball, tmp_path):
+    words = [*SMALL, 'training.evaluate_every=1000']
+    config = load_run_config('dmpo_pixels', ball, words, steps=120)
+    trainer = Trainer(config, tmp_path / 'run')
+    assert trainer.run()
+    again = Trainer(config.replace(steps=140), tmp_path / 'run')
+    assert again.state.env_steps == 120
+    batches = [t.state.sampler.transitions(8) for t in (trainer, again)]
+    for name, values in batches[0].observation.items():
+        np.testing.assert_array_equal(values, batches[1].observation[name])
+    metrics = [t.state.learner.update(batches[0]) for t in (trainer, again)]
+    assert all((metrics[0][key] == metrics[1][key]).all() for key in metrics[0])
+    assert again.run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('agent', ['d4pg', 'dmpo'])
+def test_a_ball_is_brought_to_the_middle_by_sight(agent, ball, tmp_path):
+    """Return 15 at most; random comes to some 7. Under a minute on one core."""
+    words = [
+        *SMALL,
+        'training.evaluate_every=2000',
+        'training.evaluation_episodes=20',
+        'learner.encoder_channels=[16, 16, 16]',
+        'learner.batch_size=64',
+        'learner.samples_per_insert=64',
+        'learner.min_replay_size=300',
+        'learner.replay_size=3000',
+        'learner.policy_layers=[64, 64]',
+        'learner.critic_layers=[64, 64]',
+        'learner.discount=0.8',
+        'learner.v_max=5',
+        'learner.policy_learning_rate=1e-3',
+        'learner.critic_learning_rate=1e-3',
+    ]
+    config = load_run_config(f'{agent}_pixels', ball, words, steps=2000)
+    assert Trainer(config, tmp_path / 'run').run()
+    view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
+    environment = registry.make_environment(ball, 20, **view)
+    seeds = held_out_seeds(20)
+    learned = evaluate(OnnxPolicy(tmp_path / 'run' / 'policy.onnx'), environment, seeds)
+    chance = evaluate(RandomPolicy(environment.contract), environment, seeds)
+    environment.close()
+    print(agent, learned.returns.mean(), chance.returns.mean())
+    assert chance.returns.mean() < 9 and learned.returns.mean() > 12
+
+
+@pytest.mark.slow
+def test_a_manipulation_task_with_vision_is_trained_from_its_picture(tmp_path):
+    pytest.importorskip('dm_control')
+    words = [*SMALL, 'cameras={}', 'history={front_close: 2}', 'training.evaluate_every=100000']
+    words += ['training.evaluation_episodes=1', 'training.num_envs=1']
+    config = load_run_config('d4pg_pixels', 'manipulation/reach_site_vision', words, steps=80)
+    trainer = Trainer(config, tmp_path)
+    assert trainer.run()
+    shapes = OnnxPolicy(tmp_path / 'policy.onnx').contract.observation_shapes
+    assert shapes == {'front_close': (2, 84, 84, 3)}

@@ -9,8 +9,11 @@ from robot_rl import resources
 from robot_rl.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
+    from robot_rl.control.runtime import Policy
+    from robot_rl.demonstrators.demonstrator import Demonstrator
     from robot_rl.sim.environment import Environment
     from robot_rl.sim.task import ArmTask
+    from robot_rl.specs import Contract
 
 AGENTS = {
     'bc': 'robot_rl.imitation.bc:BC',
@@ -35,7 +38,21 @@ TASK_KINDS = {
     'reach': 'robot_rl.sim.reach:ReachTask',
     'stack': 'robot_rl.sim.stack:StackTask',
 }
-_TABLES = {'agent': AGENTS, 'offline agent': OFFLINE_AGENTS, 'task kind': TASK_KINDS}
+# Who demonstrates a task of a kind, by hand-written rules: the policy 'scripted'.
+DEMONSTRATORS = {
+    'insert': 'robot_rl.demonstrators.insert:InsertDemonstrator',
+    'lift': 'robot_rl.demonstrators.lift:LiftDemonstrator',
+    'push': 'robot_rl.demonstrators.push:PushDemonstrator',
+    'reach': 'robot_rl.demonstrators.reach:ReachDemonstrator',
+    'stack': 'robot_rl.demonstrators.stack:StackDemonstrator',
+}
+SCRIPTED = 'scripted'
+_TABLES = {
+    'agent': AGENTS,
+    'demonstrator': DEMONSTRATORS,
+    'offline agent': OFFLINE_AGENTS,
+    'task kind': TASK_KINDS,
+}
 # Names that begin so are dm_control's, and Gymnasium's.
 DM_CONTROL, GYMNASIUM = ('suite/', 'manipulation/'), 'gym/'
 # Their tasks have rewards only: no arm, no streams, nothing that tells success.
@@ -87,6 +104,26 @@ def make_task(name: str) -> ArmTask:
     data = load_yaml(path)
     kind = data.get('kind', 'reach') if isinstance(data, dict) else 'reach'
     return resolve('task kind', str(kind)).load(path)
+
+
+def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstrator:
+    """Return the policy 'scripted' of an arm task; see demonstrators.demonstrator for `noise`.
+
+    Raises what make_task does.
+    """
+    made = make_task(task)
+    return resolve('demonstrator', made.config.kind)(made, noise, seed)
+
+
+def make_policy(
+    name: str, task: str, contract: Contract, seed: int = 0, noise: float = 0.0
+) -> Policy:
+    """Return the policy 'scripted' of an arm task, or what control.runtime.load_policy finds."""
+    if name == SCRIPTED:
+        return make_demonstrator(task, noise, seed)
+    from robot_rl.control.runtime import load_policy
+
+    return load_policy(name, contract, seed)
 
 
 def make_environment(

@@ -89,19 +89,49 @@ def test_the_page_about_robots_has_every_robot_and_every_field():
         assert re.search(rf'^\|.*`{field}\b', text, re.MULTILINE), field
 
 
+def commands_of(page):
+    """Return the words of each command that a page shows, indented."""
+    text = (DOCS / page).read_text(encoding='utf-8')
+    blocks = re.findall(r'(?:^    .*\n)+', text, re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_the_commands_that_collect_run(tmp_path, monkeypatch, capsys):
+    """As the page has them, but shorter; what goes through ROS is test/nodes/test_collect.py's."""
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of('collect_demonstrations.md')
+    assert [words[1] for words in commands].count('collect') == 4
+    for program, *words in commands:
+        assert program == 'robot-rl'
+        if 'ros' in words:
+            continue
+        for option, fewer in (('--episodes', '2'), ('--steps', '20')):
+            if option in words:
+                words[words.index(option) + 1] = fewer
+        assert main(words) == 0, words
+    assert Path('runs/lift-cloned/policy.onnx').exists()
+
+
+def test_the_table_of_demonstrators_has_every_arm_task():
+    text = (DOCS / 'collect_demonstrations.md').read_text(encoding='utf-8')
+    for name in registry.arm_task_names():
+        (row,) = re.findall(rf'^\| `{name}` \|.*$', text, re.MULTILINE)
+        assert int(re.search(r'\| (\d+) %', row)[1]) >= 95, row
+
+
 @pytest.mark.slow
 def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
     """As the page has them, but shorter; the expert of the page is a policy that does nothing."""
-    text = (DOCS / 'imitation.md').read_text(encoding='utf-8')
-    blocks = re.findall(r'(?:^    .*\n)+', text, re.MULTILINE)
-    commands = [shlex.split(block.replace('\\\n', ' ')) for block in blocks]
+    commands = commands_of('imitation.md')
     assert [command[:2] for command in commands].count(['robot-rl', 'train']) == 5
     monkeypatch.chdir(tmp_path)
     short = ['training.evaluate_every=1100', 'training.evaluation_episodes=1']
     for program, *words in commands:
         assert program == 'robot-rl'
         words = ['constant' if word.endswith('policy.onnx') else word for word in words]
-        if words[0] == 'record':
+        if words[0] == 'collect':
             words[words.index('--episodes') + 1] = '2'
         elif '--steps' in words:
             words[words.index('--steps') + 1] = '1100'

@@ -25,7 +25,8 @@ ARROWS = {
     'control': {'robots', 'specs'},
     'storage': {'specs'},
     'sim': {'control', 'robots', 'specs'},
-    'nodes': {'control', 'storage', 'sim'},
+    'demonstrators': {'sim'},
+    'nodes': {'control', 'demonstrators', 'storage', 'sim'},
     'policies': {'specs'},
     'training': {'imitation', 'policies', 'sim', 'storage'},
     'imitation': {'policies', 'sim', 'storage'},
@@ -35,7 +36,9 @@ SHARED = {'errors', 'images', 'resources', 'registry'}
 # Commands and what stands behind them may import everything.
 FREE = {'cli', 'bench', 'demo'}
 
-BESIDE_THE_ARM = {'specs', 'robots', 'control', 'storage', 'sim', 'nodes', *SHARED}
+BESIDE_THE_ARM = {
+    'specs', 'robots', 'control', 'storage', 'sim', 'demonstrators', 'nodes', *SHARED
+}  # fmt: skip
 LEARNING = {'torch', 'onnx', 'onnxscript', 'tensorboard'}
 ROS = {
     'builtin_interfaces',
@@ -152,7 +155,7 @@ def test_specs_and_storage_load_neither_torch_nor_mujoco():
 
 
 def test_what_runs_beside_the_arm_loads_no_learning_framework():
-    loaded = loaded_by('specs', 'storage', 'robots', 'control', 'sim', *SHARED)
+    loaded = loaded_by('specs', 'storage', 'robots', 'control', 'sim', 'demonstrators', *SHARED)
     assert not loaded & {*LEARNING, 'dm_control', 'gymnasium', 'rclpy'}
 
 

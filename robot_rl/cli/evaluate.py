@@ -14,7 +14,7 @@ class Options(common.Options):
     """Which policy, in which task, how often."""
 
     policy: str = pydantic.Field(
-        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+        description="an .onnx file, a name in pretrained/, 'random', 'constant' or 'scripted'"
     )
     task: str | None = pydantic.Field(
         None, description='see robot-rl tasks; the task that the file was trained on without it'
@@ -29,11 +29,12 @@ def main(argv: list[str]) -> int:
     """Print returns, mean and std, and for arms the success rate and the final distance."""
     options = common.parse(Options, argv, 'evaluate', __doc__, EXAMPLE)
     from robot_rl import registry
-    from robot_rl.control.runtime import BUILT_IN, load_policy
+    from robot_rl.control.runtime import load_policy
+    from robot_rl.control.shelf import RESERVED
     from robot_rl.sim.cameras import view_of
     from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
 
-    built_in = options.task and options.policy in BUILT_IN
+    built_in = options.task and options.policy in RESERVED
     trained = None if built_in else load_policy(options.policy)
     task = options.task or trained.card.task
     if not task:
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     view = view_of(task, trained.contract) if trained else {}
     environment = registry.make_environment(task, num_envs=min(options.episodes, 32), **view)
     try:
-        policy = load_policy(options.policy, environment.contract, options.seed)
+        policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         result = evaluate(policy, environment, held_out_seeds(options.episodes), task_of(task))
     finally:
         environment.close()

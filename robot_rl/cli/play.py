@@ -17,7 +17,8 @@ import pydantic
 
 from robot_rl import registry
 from robot_rl.cli import common
-from robot_rl.control.runtime import BUILT_IN, Policy, load_policy
+from robot_rl.control.runtime import Policy, load_policy
+from robot_rl.control.shelf import RESERVED
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.cameras import view_of
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
@@ -31,7 +32,7 @@ class Options(common.Options):
     """What to watch, and where to."""
 
     policy: str = pydantic.Field(
-        description="an .onnx file, a name in pretrained/, 'random' or 'constant'"
+        description="an .onnx file, a name in pretrained/, 'random', 'constant' or 'scripted'"
     )
     task: str = pydantic.Field('', description='task; default: the one the policy was trained on')
     episodes: pydantic.PositiveInt = pydantic.Field(1, description='how many episodes')
@@ -48,11 +49,11 @@ def main(argv: list[str]) -> int:
     options = common.parse(Options, argv, 'play', __doc__, EXAMPLE)
     task = options.task or _task_of(options.policy)
     view = {}
-    if options.policy not in BUILT_IN:
+    if options.policy not in RESERVED:
         view = view_of(task, load_policy(options.policy).contract)
     environment = registry.make_environment(task, **view)
     try:
-        policy = load_policy(options.policy, environment.contract, options.seed)
+        policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         screen = _screen(options, environment)
         with screen:
             returns = [
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _task_of(policy: str) -> str:
-    if policy in BUILT_IN:
+    if policy in RESERVED:
         raise RobotRLError(f'--task: the {policy} policy was trained on none; name one')
     task = load_policy(policy).card.task
     if not task:

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +49,21 @@ def main(argv: list[str]) -> int:
     return run(options.graph, _pairs(options.arguments), options.log_dir)
 
 
-def run(name: str, arguments: Mapping[str, str], log_dir: Path | None = None) -> int:
-    """Run a graph until a node ends or a signal comes; return the exit code of that node."""
+def show(node: str, line: str) -> None:
+    """Print what a node says."""
+    print(f'[{node}] {line}', flush=True)
+
+
+def run(
+    name: str,
+    arguments: Mapping[str, str],
+    log_dir: Path | None = None,
+    show: Callable[[str, str], None] = show,
+) -> int:
+    """Run a graph until a node ends or a signal comes; return the exit code of that node.
+
+    `show(node, line)` is given what the nodes say.
+    """
     graph = GRAPHS[name]
     values = graph.values(arguments)
     processes = graph.nodes(values)  # what is wrong shows before anything is started
@@ -65,9 +78,9 @@ def run(name: str, arguments: Mapping[str, str], log_dir: Path | None = None) ->
     with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
-        code = _watch(supervisor, processes, stop)
+        code = _watch(supervisor, processes, stop, show)
         supervisor.stop()
-        _print_lines(supervisor)
+        _show_lines(supervisor, show)
     return code
 
 
@@ -83,12 +96,17 @@ class Stop:
         self.asked = True
 
 
-def _watch(supervisor: Supervisor, processes: list[Process], stop: Stop) -> int:
+def _watch(
+    supervisor: Supervisor,
+    processes: list[Process],
+    stop: Stop,
+    show: Callable[[str, str], None],
+) -> int:
     """Show what the nodes say until one ends for good or `stop` is asked; return the exit code."""
     respawned = {process.executable for process in processes if process.respawn}
     while not stop.asked:
         time.sleep(_POLL_S)
-        _print_lines(supervisor)
+        _show_lines(supervisor, show)
         for name, child in list(supervisor.children.items()):
             code = child.poll()
             if code is None:
@@ -101,9 +119,9 @@ def _watch(supervisor: Supervisor, processes: list[Process], stop: Stop) -> int:
     return 0
 
 
-def _print_lines(supervisor: Supervisor) -> None:
+def _show_lines(supervisor: Supervisor, show: Callable[[str, str], None]) -> None:
     for name, line in supervisor.new_lines():
-        print(f'[{name}] {line}', flush=True)
+        show(name, line)
 
 
 def _pairs(words: tuple[str, ...]) -> dict[str, str]:

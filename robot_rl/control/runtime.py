@@ -19,7 +19,7 @@ from robot_rl.specs import Contract, PolicyCard
 Arrays = dict[str, np.ndarray]
 Selection = tuple[np.ndarray, Arrays]  # action [B, A], next recurrent state
 
-BUILT_IN = RESERVED
+BUILT_IN = 'random', 'constant'
 _WARM_UP_CALLS = 3  # the first calls cost some twenty times the later ones
 _ONNX_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)'}
 _FATAL = 4  # onnxruntime's log level: what goes wrong is raised, and not printed as well
@@ -229,9 +229,10 @@ def policy_file(name_or_path: str | Path) -> Path:
 def identify(name_or_path: str | Path) -> tuple[str, str]:
     """Return what a policy's name stands for now: its file and the SHA-256 of that, in hex.
 
-    For 'random' and 'constant' the name itself and ''. Raises UnknownName and PolicyFileError.
+    For 'random', 'constant' and 'scripted' the name itself and ''. Raises UnknownName and
+    PolicyFileError.
     """
-    if str(name_or_path) in BUILT_IN:
+    if str(name_or_path) in RESERVED:
         return str(name_or_path), ''
     path = policy_file(name_or_path).resolve()
     try:

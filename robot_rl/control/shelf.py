@@ -24,7 +24,7 @@ from robot_rl.specs import Spec
 # The folder of the shelf, where ~/.robot_rl/policies is not meant.
 ROOT_VARIABLE = 'ROBOT_RL_POLICIES'
 # Names of policies that have no file.
-RESERVED = ('random', 'constant')
+RESERVED = ('random', 'constant', 'scripted')
 _NAME = re.compile(r'[A-Za-z_][\w-]*')
 
 

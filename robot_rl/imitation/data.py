@@ -214,14 +214,14 @@ def _demonstration(
     episode: EpisodeReader, task: ReachTask | None, contract: Contract, action: str
 ) -> dict[str, np.ndarray]:
     """Return one episode as columns of Steps [T + 1, ...], all of them finite."""
-    if not episode.types():
+    if not episode.types() and not episode.is_steps_only:
         raise StorageError(f'{episode.path}: nothing was recorded; there are no steps')
     if is_simulated(episode):
         columns = simulated_steps(episode, contract)
     elif task is None:
         raise ContractMismatch(
             f'{episode.path}: an episode of streams, and the task to be learned has none; '
-            'record demonstrations with robot-rl record'
+            'record demonstrations with robot-rl collect'
         )
     else:
         _require_joints(episode, contract)

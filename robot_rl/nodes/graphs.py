@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from robot_rl.errors import SpecError, did_you_mean
+from robot_rl.registry import SCRIPTED
 
 SWITCH = ('true', 'false')
 MAYBE = ('', *SWITCH)
@@ -36,14 +37,20 @@ ARGUMENTS = {
     ),
     'task': Argument('', f'task in config/tasks, or a YAML file {FROM_FILE}'),
     'policy': Argument(
-        '', f"file, promoted name, one in pretrained/, 'random', 'constant' {FROM_FILE}"
+        '',
+        "file, promoted name, one in pretrained/, 'random', 'constant', or 'scripted': the task's "
+        f'demonstrator, in the place of a person {FROM_FILE}',
     ),
-    'seed': Argument('', f'seed of the initial condition {FROM_FILE}'),
+    'seed': Argument(
+        '', f"seed of the initial condition; of deploy: of noise and of 'random' {FROM_FILE}"
+    ),
     'first_seed': Argument('', f'seed of the first episode, -1: no seeds {REAL.format("-1")}'),
     'manual': Argument(
         '', f'a person starts each episode by /session/start {REAL.format("true")}', MAYBE
     ),
     'episodes': Argument('', f'how many episodes to run, 0: until stopped {FROM_FILE}'),
+    'noise': Argument('', "makes 'scripted' worse: a share of its actions' bounds (empty: 0)"),
+    'tags': Argument('', 'tags of the episodes, separated by commas'),
     'operator': Argument('', 'the person beside the arm, for the record'),
     'record': Argument('true', 'record the episodes', SWITCH),
     'episode': Argument('', "the recorded episode's directory"),
@@ -88,6 +95,17 @@ class Values:
             return int(self[name]) if self[name] else None
         except ValueError:
             raise SpecError(f'{name}: a whole number is needed, found {self[name]!r}') from None
+
+    def real(self, name: str) -> float | None:
+        """Return an argument as a number; None where it is empty. Raises SpecError."""
+        try:
+            return float(self[name]) if self[name] else None
+        except ValueError:
+            raise SpecError(f'{name}: a number is needed, found {self[name]!r}') from None
+
+    def words(self, name: str) -> list[str] | str:
+        """Return the words that an argument lists with commas; '' where it is empty."""
+        return self[name] and self[name].split(',')
 
     @property
     def first_seed(self) -> int | None:
@@ -148,14 +166,20 @@ def _sim_robot(values: Values) -> list[Process]:
 
 def _deploy(values: Values) -> list[Process]:
     robot, task, policy = values['robot'], values['task'], values['policy']
+    # A demonstrator is in the place of a person.
+    shown = {'source': 'teleop'} if policy == SCRIPTED else {}
+    noise = {'noise': values.real('noise'), 'seed': values.number('seed')}
     started = [
-        values.node('policy', robot=robot, task=task, policy=policy),
+        values.node('policy', robot=robot, task=task, policy=policy, **shown, **noise),
         values.node('command_guard', respawn=True, robot=robot),
         *_around(values, record=values.is_true('record')),
     ]
     if values.is_true('cameras'):
         started.append(values.node('image_feed', respawn=True, robot=robot))
-    return [*started, _session(values, started, policy=policy, manual=values.manual)]
+    about = {'policy': policy, 'manual': values.manual, 'tags': values.words('tags')} | shown
+    if shown:
+        about['policy_label'] = policy
+    return [*started, _session(values, started, **about)]
 
 
 def _record(values: Values) -> list[Process]:
@@ -218,8 +242,8 @@ GRAPHS = {
     ),
     'deploy': Graph(
         'a policy on an arm, simulated or real: policy, command guard, recorder and session',
-        ('sim', 'robot', 'task', 'policy', 'episodes', 'first_seed', 'manual', 'operator',
-         'record', 'storage', 'cameras'),
+        ('sim', 'robot', 'task', 'policy', 'noise', 'seed', 'episodes', 'first_seed', 'manual',
+         'operator', 'tags', 'record', 'storage', 'cameras'),
         'deploy', _deploy,
     ),
     'record': Graph(

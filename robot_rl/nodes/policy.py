@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -42,16 +42,27 @@ class Parameters(Spec):
 
     policy: str = pydantic.Field(
         'constant',
-        description="an .onnx file, a promoted name, one in pretrained/, 'random' or 'constant'; "
-        'another one is loaded when the session prepares an episode with it',
+        description="an .onnx file, a promoted name, one in pretrained/, 'random', 'constant' or "
+        "'scripted'; another one is loaded when the session prepares an episode with it",
+    )
+    source: Literal['policy', 'teleop'] = pydantic.Field(
+        'policy',
+        description="as whom it commands: 'teleop' stands in for a person, in episodes that are "
+        "demonstrations, and publishes what a person's device does",
     )
     robot: str = pydantic.Field(
         'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
     )
     task: str = pydantic.Field(
-        'ur5e/reach', description="whose contract 'random' and 'constant' serve"
+        'ur5e/reach', description="whose contract 'random', 'constant' and 'scripted' serve"
     )
-    seed: pydantic.NonNegativeInt = pydantic.Field(0, description="of the policy 'random'")
+    seed: pydantic.NonNegativeInt = pydantic.Field(
+        0, description="of the policy 'random', and of noise"
+    )
+    noise: pydantic.NonNegativeFloat = pydantic.Field(
+        0.0,
+        description="makes 'scripted' worse: disturbances of its actions, as a share of bounds",
+    )
     max_age_s: pydantic.PositiveFloat = pydantic.Field(
         0.25,
         description='joint states older than this, or stamped farther in the future, break the '
@@ -62,11 +73,13 @@ class Parameters(Spec):
     )
 
 
-def open_policy(name: str, task: str, seed: int = 0) -> Policy:
-    """Return 'random' or 'constant' for a task, or the policy that control.runtime finds.
+def open_policy(name: str, task: str, seed: int = 0, noise: float = 0.0) -> Policy:
+    """Return what has no file for a task, or the policy that control.runtime finds.
 
     Raises UnknownName, PolicyFileError.
     """
+    if name == registry.SCRIPTED:
+        return registry.make_demonstrator(task, noise, seed)
     if name in BUILT_IN:
         return load_policy(name, registry.make_task(task).contract(), seed)
     return load_policy(name)
@@ -83,7 +96,7 @@ class Loaded(NamedTuple):
         """Load it. Raises a RobotRLError where it cannot be run, or not on this robot."""
         # In this order: what is opened is what was identified, whatever a name stands for by then.
         identity = identify(parameters.policy)
-        policy = open_policy(identity[0], parameters.task, parameters.seed)
+        policy = open_policy(identity[0], parameters.task, parameters.seed, parameters.noise)
         robot = RobotSpec.load(parameters.robot)
         chain = KinematicChain.from_spec(robot)
         age_s = parameters.max_age_s
@@ -111,7 +124,7 @@ class PolicyNode(LifecycleNode):
         self._end: End | None = None
         self._loop: ControlLoop | None = None
         self._streams: Streams | None = None
-        self._loaded = NO_POLICY
+        self._loaded, self._source = NO_POLICY, 'policy'
         self._next: Loaded | None = None  # what the next configure takes
         self._worker: support.Worker | None = None
 
@@ -172,8 +185,10 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
+        parameters = support.read_parameters(self, Parameters)
         if self._next is None:
-            self._next = Loaded.of(support.read_parameters(self, Parameters))
+            self._next = Loaded.of(parameters)
+        self._source = parameters.source
         (self._loaded, self._loop), self._next = self._next, None
         contract, policy = self._loop.contract, self._loop.policy
         self._create_topics(self._loop.robot, contract)
@@ -182,28 +197,27 @@ class PolicyNode(LifecycleNode):
     def _create_topics(self, robot: RobotSpec, contract: Contract) -> None:
         self._streams = Streams(self, self._loop.observations)
         self._commands = self.create_lifecycle_publisher(
-            JointTrajectory, support.POLICY_COMMAND, support.COMMAND
+            JointTrajectory, support.command_topic(self._source), support.COMMAND
         )
-        self._actions = self.create_lifecycle_publisher(
-            JointTrajectory, support.POLICY_ACTION, support.STREAM
-        )
-        self._widths = None
+        self._actions = self._widths = None
+        if self._source == 'policy':  # nobody says what a person had in mind
+            self._actions = self.create_lifecycle_publisher(
+                JointTrajectory, support.POLICY_ACTION, support.STREAM
+            )
         if any(field.kind == 'gripper' for field in contract.action):
             self._widths = self.create_lifecycle_publisher(
-                Float64MultiArray, support.gripper_topic('policy'), support.COMMAND
+                Float64MultiArray, support.gripper_topic(self._source), support.COMMAND
             )
         self._command_message = support.trajectory(robot.joints, contract.period_s)
-        self._command_message.header.frame_id = 'policy'
+        self._command_message.header.frame_id = self._source
         self._action_message = support.trajectory(contract.action_names, contract.period_s)
         self._applied = support.Polled(self, JointTrajectory, support.APPLIED, support.COMMAND)
 
     def _destroy_topics(self) -> None:
         self._streams.close()
         self._applied.destroy(self)
-        self.destroy_lifecycle_publisher(self._commands)
-        self.destroy_lifecycle_publisher(self._actions)
-        if self._widths is not None:
-            self.destroy_lifecycle_publisher(self._widths)
+        for publisher in filter(None, (self._commands, self._actions, self._widths)):
+            self.destroy_lifecycle_publisher(publisher)
 
     def _stop_loop(self) -> None:
         if self._worker is not None:
@@ -273,7 +287,7 @@ class PolicyNode(LifecycleNode):
         """Walk through the episode of `info`; return early where the session leaves it."""
         if self._is_another(info):
             return  # it is being loaded
-        if info.source not in ('', 'policy'):
+        if (info.source or 'policy') != self._source:
             self._participant.report('ready', f'idle: the source is {info.source}')
             return
         if not self._gather(info, ('prepare',), stop):
@@ -324,7 +338,7 @@ class PolicyNode(LifecycleNode):
         """Say what keeps an episode from being run."""
         problems = self._streams.missing(self._now())
         if not problems and not self._commands.get_subscription_count():
-            problems = [f'{support.POLICY_COMMAND}: no command_guard listens']
+            problems = [f'{support.command_topic(self._source)}: no command_guard listens']
         return problems
 
     def _run(self, info: SessionInfo, stop: threading.Event) -> None:
@@ -353,7 +367,7 @@ class PolicyNode(LifecycleNode):
     def _go_on_from_others(self) -> None:
         """While the guard hears somebody else, or holds: go on from where it has led the arm."""
         applied = self._applied.newest()
-        if applied is not None and applied.header.frame_id != 'policy':
+        if applied is not None and applied.header.frame_id != self._source:
             self._loop.rebase(applied.points[0].positions)
 
     def _now(self) -> float:
@@ -366,6 +380,8 @@ class PolicyNode(LifecycleNode):
         self._commands.publish(self._command_message)
         if command.width is not None:
             self._widths.publish(Float64MultiArray(data=[command.width]))
+        if self._actions is None:
+            return
         self._action_message.header.stamp = self._streams.stamp
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)

@@ -9,6 +9,7 @@ import pydantic
 
 from robot_rl.robots import quaternions
 from robot_rl.sim.task import TOOL, ArmTask, Columns, Pose, Standing, TaskConfig, apart
+from robot_rl.specs import ObservationField
 
 PEG_POSE, HOLE_POSE = 'peg_pose', 'hole_pose'
 PEG, HOLE = f'{PEG_POSE}.position', f'{HOLE_POSE}.position'
@@ -66,6 +67,12 @@ class InsertTask(ArmTask):
         axis = np.where(axis[..., 2:] < 0, -axis, axis)  # whichever end is below
         way = np.asarray(columns[PEG]) - axis - np.asarray(columns[HOLE])
         return quaternions.rotate(quaternions.conjugate(columns[_HOLE_WAY]), way)
+
+    def _seen_of_bodies(self) -> tuple[ObservationField, ...]:
+        # The hole is square: how it is turned matters.
+        (place,) = (field for field in super()._seen_of_bodies() if field.goal)
+        way = place.replace(name='hole_orientation', source=_HOLE_WAY, unit='', shape=(4,))
+        return (*super()._seen_of_bodies(), way)
 
     def _poses(self, rng: np.random.Generator) -> dict[str, Pose]:
         config = self.config

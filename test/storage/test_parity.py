@@ -11,14 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robot_rl import registry
+from robot_rl.control.loop import ControlLoop
 from robot_rl.control.observation import ObservationAssembler, Observer, with_history
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.images import decoded, unpacked
+from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.robots.quaternions import xyzw_to_wxyz
-from robot_rl.sim.recorded import with_tool
+from robot_rl.sim.arm import ArmEnvironment
+from robot_rl.sim.recorded import steps_of, with_tool
 from robot_rl.specs import Contract
 from robot_rl.storage.columns import CACHE_FILE, aligned_columns
-from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
 
 JOINTS = ('shoulder', 'elbow')
 # Stamps by a simulated clock, which begins at 0; arrivals by the recorder's.
@@ -277,3 +281,100 @@ def test_a_missing_camera_is_told_and_the_other_encoding_serves(ros, header):
         other['observation'][8] |= {'source': 'wrist.image', 'shape': [16, 16, 3]}
         with pytest.raises(RobotRLError, match='16 x 15 pixels, the policy needs 16 x 16'):
             aligned_columns(episode, Contract.parse(other))
+
+
+class Lifting:
+    """A demonstrated lift in simulation, and every message that it would be beside an arm."""
+
+    def __init__(self, ros, task, seed):
+        self.ros, self.task, self.sent = ros, task, []
+        self.environment = ArmEnvironment(task, 1)
+        policy = registry.make_demonstrator('ur5e/lift')
+        self.loop = ControlLoop(task.contract(), task.robot, task.chain, policy)
+        self.commands, self.rewards = [], []
+        self.environment.reset([seed])
+        self.rows = [self.environment.columns]
+        self.sense(0)
+        self.loop.begin(self.rows[0]['joint_states.position'][0])
+        for tick in range(task.max_steps):
+            self.step(tick)
+
+    def sense(self, tick):
+        at, row = SIMULATED_NS + tick * 50 * MS, {k: v[0] for k, v in self.rows[-1].items()}
+        robot, width = self.task.robot, row['gripper.width'] / 2
+        names = ('left_finger', *robot.joints[::-1])
+        position = np.concatenate([width, row['joint_states.position'][::-1]])
+        velocity = np.concatenate([[0.0], row['joint_states.velocity'][::-1]])
+        self.send(at, 1, 'joint_states', self.ros.joint_state(at, names, position, velocity))
+        place, turn = row['cube_pose.position'], row['cube_pose.orientation']
+        self.send(at, 1, 'cube_pose', self.ros.pose(at, place, np.roll(turn, -1)))
+        values = {'position': position, 'velocity': velocity}
+        self.loop.observations.put('joint_states', at * 1e-9, values, names)
+        self.loop.observations.put(
+            'cube_pose', at * 1e-9, {'position': place, 'orientation': turn}
+        )
+
+    def step(self, tick):
+        from std_msgs.msg import Float64MultiArray
+
+        at, robot = SIMULATED_NS + tick * 50 * MS, self.task.robot
+        command = self.loop.tick(at * 1e-9)
+        names = self.task.contract().action_names
+        trajectory = self.ros.trajectory
+        self.send(at, 3, 'policy/action', trajectory(at, names, command.requested.tolist()))
+        self.send(at, 3, '{}/command', trajectory(at, robot.joints, command.target))
+        self.send(at, 3, '{}/gripper', Float64MultiArray(data=[command.width]))
+        applied = trajectory(at, robot.joints, command.target, 'policy')
+        self.send(at, 8, 'command_guard/applied', applied)
+        self.send(at, 9, robot.gripper.topic, Float64MultiArray(data=[command.width]))
+        timestep = self.environment.step(command.requested[None])
+        self.commands.append(command)
+        self.rewards.append(timestep.reward[0])
+        self.rows.append(self.environment.columns)
+        self.sense(tick + 1)
+
+    def send(self, at, after_ms, topic, message):
+        self.sent.append((ARRIVAL_NS + at - SIMULATED_NS + after_ms * MS, topic, message))
+
+    def record(self, root, source):
+        header = EpisodeHeader(
+            task=self.task.name, source=source, robot_spec=self.task.robot,
+            contract=self.task.contract(), start_time_ns=ARRIVAL_NS,
+        )  # fmt: skip
+        with EpisodeWriter(root, header) as writer:
+            for arrival, topic, message in self.sent:
+                if source == 'policy' or topic != 'policy/action':
+                    self.ros.write(writer, topic.format(source), message, arrival)
+            return EpisodeReader(writer.commit())
+
+
+@pytest.fixture(scope='module')
+def lifting(ros):
+    return Lifting(ros, registry.make_task('ur5e/lift'), seed=12)
+
+
+@pytest.mark.parametrize('source', ['policy', 'teleop'])
+def test_a_recorded_lift_is_seen_done_and_paid_as_it_was_simulated(lifting, tmp_path, source):
+    """Whether a policy said what it wanted, or only the commands of a person are there."""
+    task, contract = lifting.task, lifting.task.contract()
+    columns = with_tool(
+        task,
+        aligned_columns(lifting.record(tmp_path, source), kinematics=KinematicChain.from_spec),
+    )
+    steps = steps_of(task, columns, contract)
+    for field in contract.observation:
+        seen = np.stack([command.observation[field.name] for command in lifting.commands])
+        np.testing.assert_allclose(
+            steps[f'observation/{field.name}'][:-1], seen, atol=1e-6, err_msg=field.name
+        )
+    np.testing.assert_allclose(steps['reward'][:-1], lifting.rewards, atol=1e-6)
+    whole = {name: np.stack([row[name][0] for row in lifting.rows]) for name in lifting.rows[0]}
+    assert task.success(columns) == task.success(whole) == True  # noqa: E712
+    for kind in ('requested', 'applied'):
+        told = np.stack([getattr(command, kind) for command in lifting.commands])
+        # What a person wanted is not known, but where it led: steps of inverse kinematics.
+        exact = kind == 'applied' or source == 'policy'
+        np.testing.assert_allclose(
+            columns[f'action/{kind}'], told, atol=1e-6 if exact else 2e-3, err_msg=kind
+        )
+        np.testing.assert_allclose(columns[f'action/{kind}'][:, -1], told[:, -1], atol=1e-7)

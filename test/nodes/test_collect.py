@@ -1,0 +1,89 @@
+"""robot-rl collect --through ros: episodes by the nodes beside an arm, on its twin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from robot_rl import registry
+from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.sim.recorded import steps_of, with_tool
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.store import Store
+
+
+@pytest.fixture
+def collect(tmp_path, domain_id):
+    """Return `run(*words)`, which collects into tmp_path/store and returns what was told."""
+
+    def run(*words: str) -> dict:
+        command = [sys.executable, '-m', 'robot_rl.cli.main', 'collect', '--through', 'ros']
+        done = subprocess.run(
+            [*command, '--store', str(tmp_path / 'store'), '--json', *words],
+            cwd=tmp_path,
+            env=os.environ | {'ROS_DOMAIN_ID': str(domain_id)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def steps(tmp_path, id):
+    """Return an episode's header, its columns and its steps."""
+    episode = Store(tmp_path / 'store').open(id)
+    task = registry.make_task(episode.header.task)
+    columns = with_tool(task, aligned_columns(episode, kinematics=KinematicChain.from_spec))
+    return episode.header, columns, steps_of(task, columns, episode.header.contract)
+
+
+@pytest.mark.parametrize(
+    'task', ['ur5e/reach', 'ur5e/lift', pytest.param('ur5e/push', marks=pytest.mark.slow)]
+)
+def test_a_demonstrator_commands_the_guard_as_a_person_does(collect, tmp_path, task):
+    told = collect('--task', task, '--policy', 'scripted', '--episodes', '2', '--tag', 'shown')
+    assert told['success_rate'] == 1.0 and len(told['episodes']) == 2
+    for seed, id in enumerate(told['episodes']):
+        header, columns, found = steps(tmp_path, id)
+        assert (header.source, header.policy, header.seed) == ('teleop', 'scripted', seed)
+        assert header.success is True and header.tags == ('shown',)
+        topics = {name.lstrip('/') for name in header.topics}
+        assert 'teleop/command' in topics and 'policy/action' not in topics
+        made = registry.make_task(task)
+        assert ('teleop/gripper' in topics) == made.config.gripper
+        start = made.initial(seed)
+        np.testing.assert_allclose(
+            columns['joint_states.position'][0], start.joint_position, atol=0.02
+        )
+        assert abs(len(columns['action/requested']) - made.max_steps) <= 2
+        assert all(np.isfinite(values).all() for values in found.values())
+        contract = header.contract
+        spare = 0.1 * (contract.action_upper - contract.action_lower)
+        share = np.mean((found['action'] <= contract.action_upper + spare), axis=0)
+        assert (share > 0.95).all()  # two commands may fall into one period
+        if made.config.gripper:
+            assert columns['action/applied'][-1, -1] == 0.0  # closed
+            assert 0.035 < columns['gripper.width'][-1, 0] < 0.045  # on the cube
+
+
+def test_a_policy_s_twists_and_widths_are_recorded_as_it_asked_for_them(collect, tmp_path):
+    told = collect('--task', 'ur5e/lift', '--policy', 'random', '--episodes', '1')
+    header, columns, _ = steps(tmp_path, told['episodes'][0])
+    assert (header.source, header.policy, header.success) == ('policy', 'random', False)
+    contract, asked = header.contract, columns['action/requested']
+    assert len(asked) in (119, 120)
+    assert (asked >= contract.action_lower).all() and (asked <= contract.action_upper).all()
+    assert asked.std(axis=0) == pytest.approx(
+        (contract.action_upper - contract.action_lower) / np.sqrt(12), rel=0.25
+    )
+    # The guard lets widths through as they are, in answer to their tick.
+    same = np.isclose(columns['action/applied'][:, -1], asked[:, -1])
+    assert same.mean() > 0.95

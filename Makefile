@@ -14,8 +14,10 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/robot-rl demo
 
+# Two at a time, but for the nodes: these are held to their times.
 test: setup
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --ignore test/nodes
+	$(BIN)/python -m pytest -q -m 'not slow' test/nodes
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 900

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 import pydantic
 import tyro
 
-from robot_rl import resources
 from robot_rl.cli import common
 from robot_rl.cli.episode_care import EpisodeOptions, Flag
-from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.errors import RobotRLError
+from robot_rl.registry import arm_task_names
 from robot_rl.storage.commands import recorded_commands
 
 # The programs of each viewer, as its packages call them.
@@ -95,12 +95,10 @@ def replay(options: ReplayOptions) -> int:
 
 def _task(name: str) -> str:
     """Return a task that the twin can be placed by; '': it stands at home."""
-    try:
-        resources.find('config/tasks', name)
-    except UnknownName:
-        print(f'robot-rl: no task {name!r} here: the twin begins at home', file=sys.stderr)
-        return ''
-    return name
+    if name in arm_task_names():
+        return name
+    print(f'robot-rl: no task {name!r} here: the twin begins at home', file=sys.stderr)
+    return ''
 
 
 ACTIONS = {

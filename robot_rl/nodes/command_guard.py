@@ -236,7 +236,7 @@ class CommandGuardNode(Node):
         waits = {
             'the arm is still being braked': self._guard.published is not None,
             self._no_joint_states(): not self._arm_heard,
-            'no arm listens': not self._to_arm.is_heard(),
+            'no arm that listens': not self._to_arm.is_heard(),
         }
         words = '; '.join(what for what, lacks in waits.items() if lacks)
         answer = self._participant.answer

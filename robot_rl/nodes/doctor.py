@@ -69,7 +69,10 @@ class Doctor:
     def look(self, seconds: float) -> Iterator[Finding]:
         """Yield what is found in the graph."""
         self._spin(DISCOVER_S)
-        others = self._others()
+        if self._others():
+            self._heard.clear()
+            self._spin(seconds)
+        others = self._others()  # only now: a busy machine finds some of them late
         if not others:
             domain = self._node.context.get_domain_id()
             yield Finding(
@@ -80,8 +83,6 @@ class Doctor:
             )
             return
         yield Finding('OK', 'graph', f'{len(others)} nodes: {", ".join(others)}')
-        self._heard.clear()
-        self._spin(seconds)
         yield from self._joint_states(seconds)
         yield from self._commands()
         yield from self._endpoints()

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pydantic
 from rclpy.node import Node
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl.errors import RobotRLError, SpecError
@@ -75,6 +75,9 @@ class Replay(Node):
         self._publisher = self.create_publisher(
             JointTrajectory, support.command_topic(SOURCE_NAME), support.COMMAND
         )
+        self._gripper = self.create_publisher(
+            Float64MultiArray, support.gripper_topic(SOURCE_NAME), support.COMMAND
+        )
         self._source, self._stopped = '', False  # as the guard says
         self._unheard = 0  # commands since the guard followed one
         reader = support.LATCHED_READER
@@ -132,20 +135,33 @@ class Replay(Node):
         """Give every command at its time; return how late the latest one was [s]."""
         commands: RecordedCommands = self._commands
         began, latest_s = time.monotonic(), 0.0
-        for at, target, duration in zip(
-            commands.time, commands.target, commands.duration, strict=True
-        ):
+        for at, message in self._messages():
             if stop.wait(max(0.0, began + at - time.monotonic())):
                 return latest_s
-            self._require_ours(at)
             latest_s = max(latest_s, time.monotonic() - began - at)
-            message = support.trajectory(self._robot.joints, duration)
+            if isinstance(message, Float64MultiArray):
+                self._gripper.publish(message)
+                continue
+            self._require_ours(at)
             message.header.stamp = self.get_clock().now().to_msg()
-            message.points[0].positions = support.doubles(target)
             self._publisher.publish(message)
         stop.wait(commands.duration[-1] + _TAKEN_WITHIN_S)  # until it is reached
         self._require_ours(commands.time[-1] + _TAKEN_WITHIN_S)
         return latest_s
+
+    def _messages(self) -> list[tuple[float, JointTrajectory | Float64MultiArray]]:
+        """Return what is to be said, and when, in that order."""
+        commands, found = self._commands, []
+        for at, target, duration in zip(
+            commands.time, commands.target, commands.duration, strict=True
+        ):
+            message = support.trajectory(self._robot.joints, duration)
+            message.points[0].positions = support.doubles(target)
+            found.append((float(at), message))
+        if self._robot.gripper:
+            for at, width in zip(commands.width_time, commands.width, strict=True):
+                found.append((max(0.0, float(at)), Float64MultiArray(data=[float(width)])))
+        return sorted(found, key=lambda item: item[0])
 
     def _require_ours(self, at: float) -> None:
         """Raise RobotRLError where somebody else commands the arm, or nobody may."""

@@ -28,7 +28,7 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
@@ -258,12 +258,14 @@ def _paths(
 def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
     """Return what a policy took for the last command at each row [T + 1, n].
 
-    Its own, unless the guard heard somebody else meanwhile, or held: see ControlLoop.rebase.
+    Its own, unless what the guard applied last, since the row before, was not the policy's: see
+    ControlLoop.rebase. The first row is where the arm was measured, whatever was before.
     """
-    newest = applied.known(rows.known_ns)
     if not rows.are_ticks or not len(applied):
         return commanded
-    by_others = (newest >= 0) & (applied.values['source'][newest] != 'policy')
+    newest = applied.known(rows.known_ns)
+    came = np.diff(newest, prepend=newest[:1]) > 0
+    by_others = came & (applied.values['source'][newest] != 'policy')
     return np.where(by_others[:, None], applied.values['position'][newest], commanded)
 
 

@@ -19,6 +19,9 @@ class RecordedCommands(NamedTuple):
     target: np.ndarray  # [C, n]
     duration: np.ndarray  # [C] in which each was to be reached [s]
     start: np.ndarray  # [n] where the arm was measured when the first came
+    # How far the gripper was told to open [W] [m], and when.
+    width_time: np.ndarray
+    width: np.ndarray
 
 
 def recorded_commands(episode: EpisodeReader) -> RecordedCommands:
@@ -33,12 +36,16 @@ def recorded_commands(episode: EpisodeReader) -> RecordedCommands:
 
 def _of_streams(episode: EpisodeReader) -> RecordedCommands:
     robot = episode.header.robot_spec
-    told, measured = _topics(episode)
+    told, measured, gripper = _topics(episode)
     found: list[tuple[int, np.ndarray, float]] = []
     states: list[tuple[int, np.ndarray]] = []
-    for item in episode.messages({told, measured}):
+    widths: list[tuple[int, float]] = []
+    for item in episode.messages({told, measured, gripper}):
         try:
-            if item.topic == told:
+            if item.topic == gripper:
+                (width,) = item.message.data
+                widths.append((item.publish_time_ns, width))
+            elif item.topic == told:
                 target = point_positions(item.message, robot.joints)
                 span = item.message.points[0].time_from_start
                 found.append((item.publish_time_ns, target, span.sec + span.nanosec * 1e-9))
@@ -57,7 +64,9 @@ def _of_streams(episode: EpisodeReader) -> RecordedCommands:
     before = [state for state in states if state[0] <= first] or states[:1]
     start = max(before, key=lambda state: state[0])[1]
     times, targets, durations = map(np.array, zip(*found, strict=True))
-    return RecordedCommands((times - first) * 1e-9, targets, durations, start)
+    opened = np.array(widths, np.float64).reshape(-1, 2)
+    opened[:, 0] = [(at - first) * 1e-9 for at, _ in widths]
+    return RecordedCommands((times - first) * 1e-9, targets, durations, start, *opened.T)
 
 
 def _of_columns(episode: EpisodeReader) -> RecordedCommands:
@@ -67,11 +76,12 @@ def _of_columns(episode: EpisodeReader) -> RecordedCommands:
     if measured is None or measured.shape[1:] != (len(joints),) or len(path) != len(measured):
         raise StorageError(f'{episode.path}: no positions of {", ".join(joints)} in its columns')
     time = columns['time'] - columns['time'][0]
-    return RecordedCommands(time[:-1], path[1:], np.diff(time), measured[0])
+    none = np.zeros(0)
+    return RecordedCommands(time[:-1], path[1:], np.diff(time), measured[0], none, none)
 
 
-def _topics(episode: EpisodeReader) -> tuple[str, str]:
-    """Return the topics of the source's commands and of joint states, below any namespace."""
+def _topics(episode: EpisodeReader) -> tuple[str, str, str]:
+    """Return the topics of commands, joint states and the gripper, below any namespace."""
     types, source = episode.types(), episode.header.source or 'policy'
     found = [topic for topic in types if f'/{topic}'.endswith(f'/{source}/command')]
     if len(found) != 1:
@@ -84,4 +94,4 @@ def _topics(episode: EpisodeReader) -> tuple[str, str]:
         states = found[0].removesuffix(f'{source}/command') + states
     if states not in types:
         raise StorageError(f'{episode.path}: no topic {states} among {", ".join(types)}')
-    return found[0], states
+    return found[0], states, found[0].removesuffix('command') + 'gripper'

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -52,13 +53,14 @@ def replay(tmp_path, domain_id):
         process.communicate(timeout=30)
 
 
-def record(supervisor, root) -> str:
+def record(supervisor, root, task='ur5e/reach', robot='ur5e') -> str:
     """Record an episode of a random policy on the twin and return its id."""
-    supervisor.start('sim_robot')
-    supervisor.start('command_guard')
-    supervisor.start('episode_recorder', {'root': str(root)})
-    supervisor.start('policy', {'policy': 'random', 'seed': 5})
-    supervisor.start('session', {'policy': 'random', 'episodes': 1, 'first_seed': 11})
+    supervisor.start('sim_robot', {'task': task})
+    supervisor.start('command_guard', {'robot': robot})
+    supervisor.start('episode_recorder', {'root': str(root), 'robot': robot})
+    supervisor.start('policy', {'policy': 'random', 'seed': 5, 'task': task, 'robot': robot})
+    given = {'policy': 'random', 'task': task, 'episodes': 1, 'first_seed': 11, 'max_steps': 60}
+    supervisor.start('session', given)
     list(supervisor.follow('session', timeout_s=60.0))
     supervisor.stop()
     (id,) = Store(root).episodes().ids
@@ -105,6 +107,18 @@ def test_the_twin_moves_as_it_did(supervisor, observer, replay, tmp_path):
     assert np.ptp(expected, axis=0).max() > 0.2, 'nothing moved'
     off = np.abs(found - expected)
     assert off.max() < WORST and np.sqrt((off**2).mean()) < TYPICAL, (off.max(), off.mean())
+
+
+def test_the_gripper_is_told_as_it_was(supervisor, observer, replay, tmp_path):
+    id = record(supervisor, tmp_path / 'store', 'ur5e/lift', 'ur5e_gripper')
+    told = observer.listen(Float64MultiArray, 'gripper_controller/commands')
+    process = replay(id)
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode == 0 and 'begins at home' not in text, text
+    wanted = recorded_commands(Store(tmp_path / 'store').open(id))
+    assert len(wanted.width) > 50 and np.ptp(wanted.width) > 1e-3
+    found = [message.data[0] for message in told]
+    np.testing.assert_allclose(found, np.clip(wanted.width, 0, 0.085), atol=1e-9)
 
 
 def test_it_refuses_where_the_arm_stands_far_from_where_the_episode_began(

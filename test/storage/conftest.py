@@ -22,7 +22,7 @@ def ros():
     from geometry_msgs.msg import PoseStamped
     from rclpy.serialization import serialize_message
     from sensor_msgs.msg import CompressedImage, Image, JointState
-    from std_msgs.msg import String
+    from std_msgs.msg import Float64MultiArray, String
     from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
     def stamped(message, stamp_ns, frame_id=''):
@@ -72,6 +72,7 @@ def ros():
         compressed=compressed,
         raw=raw,
         string=lambda text: String(data=text),
+        numbers=lambda *values: Float64MultiArray(data=list(values)),
         serialize=serialize_message,
         type_name=type_name,
         write=write,

@@ -28,6 +28,10 @@ def recorded(tmp_path, ros, header, robot):
                     command.points[0].time_from_start.nanosec = 50 * MS
                     source = fields.get('source', 'policy')
                     ros.write(writer, f'{namespace}/{source}/command', command, now + i * MS)
+                    if fields.get('source') == 'teleop':
+                        ros.write(
+                            writer, f'{namespace}/teleop/gripper', ros.numbers(i / 1000), now
+                        )
             return EpisodeReader(writer.commit())
 
     return record
@@ -40,6 +44,10 @@ def test_they_have_their_times_targets_and_durations(recorded, namespace, source
     np.testing.assert_array_equal(found.target, [[2.5, 2], [6.5, 6], [10.5, 10], [14.5, 14]])
     np.testing.assert_allclose(found.duration, 0.05)
     np.testing.assert_allclose(found.start, [0.02, -0.02])  # the newest by the first command
+    # The gripper was told a little before the arm.
+    gripper = [-0.002, 0.038, 0.078, 0.118] if source == 'teleop' else []
+    np.testing.assert_allclose(found.width_time, gripper, atol=1e-9)
+    np.testing.assert_allclose(found.width, [0.002, 0.006, 0.01, 0.014][: len(gripper)])
 
 
 def test_columns_lead_from_row_to_row(tmp_path, header, robot):

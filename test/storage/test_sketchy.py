@@ -409,3 +409,30 @@ def test_the_real_example_is_read(store):
     assert (np.abs(columns['joint_states.position']) < 3.2).all()
     turn = columns['sawyer_tcp.pose'][:, 3:]  # a unit quaternion, in whatever order
     np.testing.assert_allclose(np.linalg.norm(turn, axis=1), 1, atol=1e-3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_damaged_primary_columns_are_one_line_that_names_the_file(
+    tmp_path_factory, place, bit, cut
+):
+    store = Store(tmp_path_factory.getbasetemp() / 'primary')
+    if not store.episodes().ids:
+        take(store, write(store.root.with_name('primary.tfrecords'), small()))
+    episode = store.open('primary')
+    whole = episode.steps_path.read_bytes()
+    expected = aligned_columns(episode)
+    data = bytearray(whole)
+    data[int(place * len(whole))] ^= 1 << bit
+    try:
+        episode.steps_path.write_bytes(whole[: int(place * len(whole))] if cut else data)
+        found = aligned_columns(episode)
+        assert not cut and found.keys() == expected.keys()
+        for name, column in expected.items():  # what no reader looks at: a date, say
+            np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(column))
+    except StorageError as error:
+        assert str(error).startswith(f'{episode.steps_path}: ')
+        assert '\n' not in str(error)
+    finally:
+        episode.steps_path.write_bytes(whole)
+    assert check(episode.path).damaged == ()

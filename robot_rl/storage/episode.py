@@ -1,7 +1,8 @@
 """Episodes as directories, the only truth: episode.json, and streams.mcap or steps.npz.
 
-What a robot recorded are streams, of which columns are computed. What came from elsewhere may have
-columns only: its steps.npz is the primary data, and the manifest names it.
+What a robot recorded are streams, of which columns are computed. What came from elsewhere, or from
+a simulation in one process, may have columns only: its steps.npz is the primary data, and the
+manifest names it.
 
 An episode is written as '<id>.partial' and renamed to '<id>' when it is whole and on the disk.
 """

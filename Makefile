@@ -14,10 +14,12 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/robot-rl demo
 
-# Two at a time, but for the nodes: these are held to their times.
+# Two at a time; the nodes by themselves, as they are held to their times.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --ignore test/nodes
-	$(BIN)/python -m pytest -q -m 'not slow' test/nodes
+	$(PYTEST) -m 'not slow' --ignore test/nodes
+	$(PYTEST) -m 'not slow' test/nodes
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 900

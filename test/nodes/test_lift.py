@@ -51,11 +51,13 @@ def test_a_policy_for_lift_runs_through_ros(supervisor, observer, policy_file, t
     way = next(pose for pose in poses if starts(pose)).pose.orientation
     np.testing.assert_allclose([way.w, way.x, way.y, way.z], turned, atol=5e-3)
     # What the policy asked for is what the gripper was told, within its range.
-    observer.until(lambda: len(told) >= TICKS)
     place = list(contract.action_names).index('width')
     asked = np.clip([m.points[0].positions[place] for m in actions], 0.0, 0.085)
-    np.testing.assert_allclose([m.data[0] for m in widths], asked, atol=1e-7)
-    np.testing.assert_allclose([m.data[0] for m in told], asked, atol=1e-7)
+    observer.until(lambda: told and abs(told[-1].data[0] - asked[-1]) < 1e-7)
+    for heard in (widths, told):  # some may be passed over on a busy machine: the newest counts
+        left = iter(asked)
+        assert all(any(abs(m.data[0] - one) < 1e-7 for one in left) for m in heard)
+        assert len(heard) > 0.8 * TICKS
     assert len(actions) == TICKS and np.ptp(asked) > 1e-4
     assert np.abs(asked - start.width).min() > 5e-3
     # It was told before the episode began how far it is open, and moved as the policy said.

@@ -19,6 +19,8 @@ from robot_rl.errors import RobotRLError, SpecError, UnknownName, did_you_mean
 from robot_rl.specs.base import Spec, load_yaml
 
 if TYPE_CHECKING:
+    from robot_rl.robots.kinematics import KinematicChain
+    from robot_rl.specs import RobotSpec
     from robot_rl.storage.store import Store
 
 
@@ -237,3 +239,11 @@ _WORDS = (
     ),
     (r' \[type=[^\]]*\]', ''),
 )
+
+
+def chain_of(robot: RobotSpec) -> KinematicChain:
+    """Return the kinematics of a robot, for columns of what it was told."""
+    # Here, and not above: MuJoCo takes a second, and most actions do without.
+    from robot_rl.robots.kinematics import KinematicChain
+
+    return KinematicChain.from_spec(robot)

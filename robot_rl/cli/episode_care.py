@@ -158,7 +158,7 @@ def export(options: ExportOptions) -> int:
         why = ''.join(f'; {hint}' for hint in store.hints(options.query))
         raise RobotRLError(f'{store.root}: no episode matches; nothing to export{why}')
     refused: list[str] = []
-    ids = doors.export_to(paths, options.target, options.format, refused.append)
+    ids = doors.export_to(paths, options.target, options.format, refused.append, common.chain_of)
     _tell(refused)
     files = [options.target, *options.target.rglob('*')]
     size = sum(file.stat().st_size for file in files if file.is_file())

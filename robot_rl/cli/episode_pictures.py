@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, StorageError
-from robot_rl.specs import RobotSpec
 from robot_rl.storage import streams
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
 from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import joint_state, point_positions, stamp_ns
-
-if TYPE_CHECKING:
-    from robot_rl.robots.kinematics import KinematicChain
 
 _STATE = 'sensor_msgs/msg/JointState'
 _COMMAND = 'trajectory_msgs/msg/JointTrajectory'
@@ -47,7 +44,7 @@ def draw(
     Returns the files; there is none for what was not recorded. `told` hears in one line what
     could not be read. Raises StorageError where `folder` cannot be written.
     """
-    columns = _attempt(lambda: aligned_columns(episode, kinematics=_chain), told, {})
+    columns = _attempt(lambda: aligned_columns(episode, kinematics=common.chain_of), told, {})
     signals, commands = _from_columns(episode, columns) if columns else ([], [])
     if not columns:
         signals, commands = _from_streams(episode, told)
@@ -192,15 +189,8 @@ def _rewards(
     return found
 
 
-def _chain(robot: RobotSpec) -> KinematicChain:
-    # Here, and not above: MuJoCo takes a second, and the other actions do without.
-    from robot_rl.robots.kinematics import KinematicChain
-
-    return KinematicChain.from_spec(robot)
-
-
 def _task_reward(episode: EpisodeReader, columns: Mapping[str, np.ndarray]) -> Curves:
-    from robot_rl.registry import make_task  # as in _chain
+    from robot_rl.registry import make_task  # as in common.chain_of
     from robot_rl.sim.recorded import steps_of, with_tool
 
     header = episode.header

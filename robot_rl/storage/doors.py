@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from robot_rl.storage import archives, lerobot_export, lerobot_import, robomimic, sketchy, transfer
+from robot_rl.storage.commanded import Kinematics
 from robot_rl.storage.store import Store
 from robot_rl.storage.tfrecord import is_tfrecord
 from robot_rl.storage.transfer import Transfer
@@ -24,16 +25,27 @@ def import_from(store: Store, path: Path) -> Transfer:
 
 
 def export_to(
-    paths: Iterable[Path], target: Path, format: str, refused: Callable[[str], None]
+    paths: Iterable[Path],
+    target: Path,
+    format: str,
+    refused: Callable[[str], None],
+    kinematics: Kinematics | None = None,
 ) -> list[str]:
     """Write episodes to `target`, in one of FORMATS, and return the ids of those that are there.
 
-    `refused` hears why others are not. Raises StorageError where nothing can be written.
+    `refused` hears why others are not; `kinematics` are those of aligned_columns. Raises
+    StorageError where nothing can be written.
     """
-    return FORMATS[format](paths, target, refused)
+    return FORMATS[format](paths, target, refused, kinematics)
 
 
-def _archive(paths: Iterable[Path], target: Path, refused: Callable[[str], None]) -> list[str]:
+def _archive(
+    paths: Iterable[Path],
+    target: Path,
+    refused: Callable[[str], None],
+    kinematics: Kinematics | None,
+) -> list[str]:
+    del kinematics  # episodes leave as they are
     ids, damaged = archives.export(paths, target)
     for item in damaged:
         refused(str(item))

@@ -23,6 +23,7 @@ from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.specs import Contract
 from robot_rl.storage.checksums import check
 from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.commanded import Kinematics
 from robot_rl.storage.episode import PARTIAL, EpisodeReader
 from robot_rl.storage.extras import need
 from robot_rl.storage.pictures import Pictures
@@ -49,7 +50,12 @@ _QUANTILES = {'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99}
 _SEEN = 8
 
 
-def export(paths: Iterable[Path], folder: Path, refused: Callable[[str], None]) -> list[str]:
+def export(
+    paths: Iterable[Path],
+    folder: Path,
+    refused: Callable[[str], None],
+    kinematics: Kinematics | None = None,
+) -> list[str]:
     """Write the episodes in `paths` into a new folder and return the ids of those that are in it.
 
     `refused` hears in one line why an episode is not: it is damaged, no columns can be made of it,
@@ -61,7 +67,7 @@ def export(paths: Iterable[Path], folder: Path, refused: Callable[[str], None]) 
     writer = None
     try:
         new.mkdir(parents=True)
-        writer = _Writer(new)
+        writer = _Writer(new, kinematics)
         for path in paths:
             try:
                 writer.append(path)
@@ -85,8 +91,8 @@ def export(paths: Iterable[Path], folder: Path, refused: Callable[[str], None]) 
 class _Writer:
     """Writes one data set, an episode at a time."""
 
-    def __init__(self, root: Path):
-        self._root = root
+    def __init__(self, root: Path, kinematics: Kinematics | None):
+        self._root, self._kinematics = root, kinematics
         self._pa, self._parquet = need('pyarrow', 'LeRobot'), need('pyarrow.parquet', 'LeRobot')
         self.ids: list[str] = []
         self._features: dict[str, dict[str, Any]] = {}
@@ -106,7 +112,8 @@ class _Writer:
         header = episode.header
         if header.contract is None:
             raise StorageError(f'{episode.path}: no contract says at what rate its steps are')
-        frames, columns = _frames(aligned_columns(episode), header.contract)
+        aligned = aligned_columns(episode, kinematics=self._kinematics)
+        frames, columns = _frames(aligned, header.contract)
         features = {name: _feature(name, v, episode, columns) for name, v in frames.items()}
         fps = header.contract.rate_hz
         if self.ids and (features, fps) != (self._features, self._fps):

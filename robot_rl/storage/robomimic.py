@@ -21,6 +21,7 @@ from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.specs import Contract
 from robot_rl.storage.checksums import check
 from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.commanded import Kinematics
 from robot_rl.storage.episode import PARTIAL, EpisodeHeader, EpisodeReader
 from robot_rl.storage.extras import need
 
@@ -28,7 +29,12 @@ from robot_rl.storage.extras import need
 _ENV_TYPE = 2
 
 
-def export(paths: Iterable[Path], file: Path, refused: Callable[[str], None]) -> list[str]:
+def export(
+    paths: Iterable[Path],
+    file: Path,
+    refused: Callable[[str], None],
+    kinematics: Kinematics | None = None,
+) -> list[str]:
     """Write the episodes in `paths` into a new HDF5 file and return the ids of those in it.
 
     `refused` hears in one line why an episode is not. Raises StorageError where the file exists
@@ -44,7 +50,7 @@ def export(paths: Iterable[Path], file: Path, refused: Callable[[str], None]) ->
             data = hdf5.create_group('data')
             for path in paths:
                 try:
-                    episode, columns = _read(path, headers[0] if headers else None)
+                    episode, columns = _read(path, headers[0] if headers else None, kinematics)
                 except (StorageError, ContractMismatch) as error:
                     refused(str(error))
                     continue
@@ -68,7 +74,9 @@ def scaled(contract: Contract, actions: np.ndarray) -> np.ndarray:
     return np.clip(2 * (actions - lower) / (upper - lower) - 1, -1, 1)
 
 
-def _read(path: Path, first: EpisodeHeader | None) -> tuple[EpisodeReader, dict[str, Any]]:
+def _read(
+    path: Path, first: EpisodeHeader | None, kinematics: Kinematics | None
+) -> tuple[EpisodeReader, dict[str, Any]]:
     """Return an episode and its columns. Raises StorageError or ContractMismatch."""
     for damage in check(path).damaged:
         raise StorageError(str(damage))
@@ -77,7 +85,7 @@ def _read(path: Path, first: EpisodeHeader | None) -> tuple[EpisodeReader, dict[
         raise StorageError(f'{path}: no contract says what its actions are bounded by')
     if first is not None and episode.header.contract.action != first.contract.action:
         raise StorageError(f'{path}: has other actions than the first episode')
-    return episode, aligned_columns(episode)
+    return episode, aligned_columns(episode, kinematics=kinematics)
 
 
 def _write(demo: Any, header: EpisodeHeader, columns: dict[str, Any]) -> None:

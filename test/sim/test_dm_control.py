@@ -33,9 +33,10 @@ def require_served(environment, step):
     assert list(step.observation) == [field.name for field in contract.observation]
     for field in contract.observation:
         values = step.observation[field.name]
-        assert values.dtype == np.float32
+        assert values.dtype == (np.uint8 if field.is_picture else np.float32)
         assert values.shape == (environment.num_envs, *field.full_shape)
-        assert field.name.replace('/', '') == field.name and field.stream == 'env'
+        assert field.name.replace('/', '') == field.name
+        assert field.is_picture or field.stream == 'env'
     assert step.step_type.dtype == np.int8
     assert step.reward.dtype == step.discount.dtype == np.float32
 

@@ -323,8 +323,10 @@ class ActorCritic:
         self, networks: nn.ModuleDict, batch: Any, vectors: tuple[Tensor | None, ...]
     ) -> View:
         """Return what critic and policy see; the encoder learns from the critic's loss alone."""
-        seen = self._encoded(networks, batch, vectors) if self._pictures else vectors
-        detached = [None if part is None else part.detach() for part in seen]
+        seen = detached = vectors
+        if self._pictures:
+            seen = self._encoded(networks, batch, vectors)
+            detached = [None if part is None else part.detach() for part in seen]
         if isinstance(batch, Batch):
             return View(Seen(*detached), Seen(*seen))
         return View(

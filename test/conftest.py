@@ -8,7 +8,7 @@ import os
 # that they start, and results repeat bit by bit.
 os.environ.update({'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from robot_rl.specs import Contract, PolicyCard, RobotSpec, StateField
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that numbers repeat bit by bit, whatever a test sets."""
+    import torch  # here: most rooms' tests do without, and it takes seconds
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 
 from robot_rl import registry
 from robot_rl.bench import workers
+from robot_rl.bench.turns import in_turns
 from robot_rl.control.actions import gripper_width
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import StepType
@@ -23,7 +24,6 @@ from robot_rl.sim.twin import Twin
 # Every kind of scene: an arm alone; with a gripper and one object, with two, beside a fixture.
 TASKS = ('ur5e/reach', 'ur5e/lift', 'ur5e/push', 'ur5e/stack', 'ur5e/insert')
 SIZES = (16, 64)
-_SLICE_S = 0.25
 
 
 def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
@@ -44,19 +44,11 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
 def _compare(task: ArmTask, num_envs: int, seconds: float) -> dict[str, Any]:
     environment = ArmEnvironment(task, num_envs)
     cores = len(os.sched_getaffinity(0))
-    totals = {'batched': np.zeros(2), 'bare': np.zeros(2)}  # steps, seconds
     with ThreadPoolExecutor(cores) as pool:
         turns = {'batched': _batched(environment), 'bare': _bare(task, pool, cores)}
-        for turn in turns.values():
-            turn(_SLICE_S)  # first calls allocate
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            for name, turn in turns.items():
-                start = time.perf_counter()
-                steps = turn(_SLICE_S)
-                totals[name] += steps, time.perf_counter() - start
+        rates = in_turns(turns, seconds)
     environment.close()
-    value, reference = (steps / spent for steps, spent in totals.values())
+    value, reference = rates['batched'], rates['bare']
     return {
         'bench': 'sim',
         'metric': f'{task.name} physics steps/s, {num_envs} environments, {cores} cores',

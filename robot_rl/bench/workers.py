@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from robot_rl import registry
+from robot_rl.bench.turns import in_turns
 from robot_rl.sim.environment import Environment
 
 TASKS = ('suite/walker-walk', 'manipulation/reach_site_features')
 _EACH = 8  # environments of a worker, and of the one process
-_SLICE_S = 0.25
 
 
 def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
@@ -43,7 +43,7 @@ def _compare(task: str, seconds: float) -> Iterator[dict[str, Any]]:
             return sum(pool.map(_Apart.turn, [seconds] * cores))
 
         turns = {'together': _stepping(together), 'alone': _stepping(alone), 'apart': apart}
-        rates = _in_turns(turns, seconds)
+        rates = in_turns(turns, seconds)
     together.close()
     alone.close()
     for reference, name in (
@@ -58,20 +58,6 @@ def _compare(task: str, seconds: float) -> Iterator[dict[str, Any]]:
             'reference': reference,
             'ratio': rates['together'] / reference,
         }
-
-
-def _in_turns(turns: dict[str, Callable[[float], int]], seconds: float) -> dict[str, float]:
-    """Return the steps a second of each; `seconds` are those of all."""
-    for turn in turns.values():
-        turn(_SLICE_S)  # first calls allocate
-    totals = {name: np.zeros(2) for name in turns}  # steps, seconds
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        for name, turn in turns.items():
-            start = time.perf_counter()
-            steps = turn(_SLICE_S)
-            totals[name] += steps, time.perf_counter() - start
-    return {name: steps / spent for name, (steps, spent) in totals.items()}
 
 
 class _Apart:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from robot_rl.imitation.gail import GAIL, GAIL_DMPO, Judged
 from robot_rl.imitation.trail import TRAIL
@@ -15,14 +14,6 @@ from robot_rl.specs import ActionField, Contract, ObservationField
 
 LOWER, UPPER = np.array([-2.0, 1.0]), np.array([6.0, 2.0])
 ADVERSARIES = {'gail': GAIL, 'gail_dmpo': GAIL_DMPO, 'trail': TRAIL}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -34,12 +34,7 @@ HEADS = ['deterministic', 'gaussian', 'mixture']
 SMALL = {'policy_layers': (16, 16), 'batch_size': 16, 'learning_rate': 3e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def learner(head='deterministic', memory=0, seed=0, **options):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -235,3 +239,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         for name in supervisor.children:
             report.sections.append((f'log of {name}', supervisor.log(name)))
     return report
+
+
+@pytest.fixture
+def command(tmp_path: Path, domain_id: int) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return `start(*words)`, which starts `robot-rl <words>` in an empty folder, in this domain.
+
+    What still runs at the end is ended, with the nodes that it has started.
+    """
+    started = []
+
+    def start(*words: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'robot_rl.cli.main', *words],
+            cwd=tmp_path,
+            env=os.environ | {'ROS_DOMAIN_ID': str(domain_id)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -82,6 +82,17 @@ def person(observer, ur5e):
         one.let_go()
 
 
+def run_an_episode(supervisor, tmp_path) -> None:
+    """Start one of 30 s, of a policy that asks for no motion at all."""
+    supervisor.start('sim_robot')
+    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.start('command_guard')
+    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
+    supervisor.wait_ready()
+    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
+    supervisor.start('session', given)
+
+
 def pushes(observer, newtons: float, seconds: float) -> None:
     """Push the twin's tool sideways."""
     values = {'push_force_n': [0.0, newtons, 0.0], 'push_duration_s': seconds}
@@ -126,13 +137,7 @@ def test_a_policy_goes_on_from_where_a_person_has_led_the_arm(
     supervisor, observer, person, tmp_path
 ):
     """It went on from its own last command: it led the arm all the way back."""
-    supervisor.start('sim_robot')
-    supervisor.start('policy', {'policy': 'constant'})  # asks for no motion at all
-    supervisor.start('command_guard')
-    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
-    supervisor.wait_ready()
-    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
-    supervisor.start('session', given)
+    run_an_episode(supervisor, tmp_path)
     person = person()
     applied = person.applied
     observer.until(lambda: applied and applied[-1].header.frame_id == 'policy', 'no policy')
@@ -152,13 +157,7 @@ def test_a_policy_goes_on_from_where_a_person_has_led_the_arm(
 def test_an_arm_that_is_held_off_its_path_ends_the_episode_and_is_held(
     supervisor, observer, person, tmp_path
 ):
-    supervisor.start('sim_robot')
-    supervisor.start('policy', {'policy': 'constant'})
-    supervisor.start('command_guard')
-    supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
-    supervisor.wait_ready()
-    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
-    supervisor.start('session', given)
+    run_an_episode(supervisor, tmp_path)
     person = person()
     diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
     applied = person.applied

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -28,29 +24,10 @@ WORST, TYPICAL = 0.1, 0.02
 
 
 @pytest.fixture
-def replay(tmp_path, domain_id):
+def replay(command, tmp_path):
     """Return `start(id, *arguments)`, which starts `robot-rl episodes replay`."""
-    started = []
-
-    def start(id: str, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, '-m', 'robot_rl.cli.main', 'episodes', 'replay', id]
-        command += ['--store', str(tmp_path / 'store'), '--log-dir', str(tmp_path / 'replay')]
-        process = subprocess.Popen(
-            [*command, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {'ROS_DOMAIN_ID': str(domain_id)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+    folders = '--store', str(tmp_path / 'store'), '--log-dir', str(tmp_path / 'replay')
+    return lambda id, *arguments: command('episodes', 'replay', id, *folders, *arguments)
 
 
 def record(supervisor, root, task='ur5e/reach', robot='ur5e') -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,28 +12,10 @@ import pytest
 
 
 @pytest.fixture
-def up(tmp_path, domain_id):
+def up(command, tmp_path):
     """Return `start(*arguments)`, which starts `robot-rl up` in an empty folder."""
-    started = []
-
-    def start(*arguments: str) -> subprocess.Popen:
-        command = [sys.executable, '-m', 'robot_rl.cli.main', 'up', *arguments]
-        process = subprocess.Popen(
-            [*command, '--log-dir', str(tmp_path / 'logs')],
-            cwd=tmp_path,
-            env=os.environ | {'ROS_DOMAIN_ID': str(domain_id)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    logs = '--log-dir', str(tmp_path / 'logs')
+    return lambda *arguments: command('up', *arguments, *logs)
 
 
 def nodes_of(folder: Path) -> dict[str, int]:

@@ -27,11 +27,8 @@ AGENTS = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def all_on_one_thread(one_thread: None) -> None:
+    """Let every test here compute on one thread."""
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from robot_rl import registry
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
@@ -79,11 +79,8 @@ class Line:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def all_on_one_thread(one_thread: None) -> None:
+    """Let every test here compute on one thread."""
 
 
 @pytest.fixture
@@ -130,3 +127,36 @@ def run_config() -> Callable[..., RunConfig]:
         )
 
     return build
+
+
+@pytest.fixture
+def live() -> Callable[..., None]:
+    """Return `live(state, environment, steps)`: act, remember and learn, as the loop does."""
+
+    def go_on(state: Any, environment: Any, steps: int) -> None:
+        timestep = environment.reset()
+        memory = state.actor.observe_first(timestep)
+        for _ in range(steps):
+            action, memory, extras = state.actor.select(timestep.observation, memory)
+            timestep = environment.step(action)
+            memory = state.actor.observe(action, extras, timestep, memory)
+            state.actor.update()
+
+    return go_on
+
+
+class Board:
+    def __init__(self, *args: Any, **options: Any):
+        pass
+
+    def add_scalar(self, *args: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave TensorBoard out, whose import takes seconds."""
+    monkeypatch.setattr('torch.utils.tensorboard.SummaryWriter', Board, raising=False)

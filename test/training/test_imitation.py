@@ -40,23 +40,7 @@ def store(line, tmp_path):
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch):
-    """Leave TensorBoard out, whose import takes seconds."""
-    monkeypatch.setattr('torch.utils.tensorboard.SummaryWriter', Board, raising=False)
-
-
-class Board:
-    def __init__(self, *args, **options):
-        pass
-
-    def add_scalar(self, *args):
-        pass
-
-    def close(self):
-        pass
-
-
+pytestmark = pytest.mark.usefixtures('no_board')
 CLONING = {'batch_size': 16, 'policy_layers': [16, 16], 'learning_rate': 3e-3}
 JUDGING = {
     'reward': '-log(1-D)',
@@ -181,7 +165,7 @@ def test_a_share_of_each_batch_is_demonstrations_and_is_told(lines, build, tmp_p
     assert (counts == {4}) == (mixing == 'quota')
 
 
-def test_each_update_of_a_call_gets_its_share(line, build, tmp_path):
+def test_each_update_of_a_call_gets_its_share(live, line, build, tmp_path):
     config = build('d4pg', {'updates_per_call': 2, 'batch_size': 8}, {'ratio': 0.5})
     state = state_of(config, line, tmp_path)
     live(state, line(1), 60)
@@ -208,17 +192,6 @@ def state_of(config, line, folder, name='demos', seed=None):
     return make_state(config if seed is None else config.replace(seed=seed), contract, steps)
 
 
-def live(state, environment, steps):
-    """Act, remember and learn, as the training loop does."""
-    timestep = environment.reset()
-    memory = state.actor.observe_first(timestep)
-    for _ in range(steps):
-        action, memory, extras = state.actor.select(timestep.observation, memory)
-        timestep = environment.step(action)
-        memory = state.actor.observe(action, extras, timestep, memory)
-        state.actor.update()
-
-
 def flat(data):
     if isinstance(data, dict):
         return [leaf for value in data.values() for leaf in flat(value)]
@@ -241,7 +214,7 @@ RECURRENT = {'memory': 4, 'sequence_length': 5, 'burn_in': 3}
     ],
 )
 def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(
-    line, build, tmp_path, agent, learner, mixing
+    live, line, build, tmp_path, agent, learner, mixing
 ):
     config = build(
         agent,

@@ -38,23 +38,6 @@ def no_export(monkeypatch):
     return asked
 
 
-@pytest.fixture
-def no_board(monkeypatch):
-    """Leave TensorBoard out, whose import takes seconds."""
-    monkeypatch.setattr('torch.utils.tensorboard.SummaryWriter', Board, raising=False)
-
-
-class Board:
-    def __init__(self, *args, **options):
-        pass
-
-    def add_scalar(self, *args):
-        pass
-
-    def close(self):
-        pass
-
-
 def learned(path):
     """The rows of metrics without those of the clock and of the machine."""
     clock = {'wall_s', 'updates_per_s', 'env_steps_per_s', 'load_average'}

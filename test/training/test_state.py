@@ -73,7 +73,7 @@ PRIORITISED = {'priority_exponent': 0.6}
     ],
 )
 def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(
-    line, run_config, tmp_path, agent, options
+    live, line, run_config, tmp_path, agent, options
 ):
     """Learner, optimiser, generators and replay: through a file, into a state of another seed."""
     environment = line(3, seed=1)
@@ -97,18 +97,7 @@ def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(
         np.testing.assert_array_equal(a, b)
 
 
-def live(state, environment, steps):
-    """Act, remember and learn, as the training loop does."""
-    timestep = environment.reset()
-    memory = state.actor.observe_first(timestep)
-    for _ in range(steps):
-        action, memory, extras = state.actor.select(timestep.observation, memory)
-        timestep = environment.step(action)
-        memory = state.actor.observe(action, extras, timestep, memory)
-        state.actor.update()
-
-
-def test_sequences_count_every_step_that_they_learn_from(line, run_config):
+def test_sequences_count_every_step_that_they_learn_from(live, line, run_config):
     """samples_per_insert 4 and sequences of 2 x 5 steps: an update every 2.5 steps."""
     config = run_config(learner=RECURRENT | {'batch_size': 2})
     environment = line(1)
@@ -117,7 +106,7 @@ def test_sequences_count_every_step_that_they_learn_from(line, run_config):
     assert state.learner.steps == int((state.env_steps - 40) * 4 / 10) > 30
 
 
-def test_several_updates_a_call_keep_the_ratio(line, run_config):
+def test_several_updates_a_call_keep_the_ratio(live, line, run_config):
     config = run_config(learner={'updates_per_call': 3, 'batch_size': 8})
     environment = line(1)
     state = TrainingState(config, environment.contract)
@@ -126,7 +115,7 @@ def test_several_updates_a_call_keep_the_ratio(line, run_config):
     assert state.learner.steps == due // 3 * 3 > 30
 
 
-def test_surprising_transitions_are_sampled_more_often(line, run_config):
+def test_surprising_transitions_are_sampled_more_often(live, line, run_config):
     config = run_config(learner=PRIORITISED | {'priority_exponent': 1.0})
     environment = line(1)
     state = TrainingState(config, environment.contract)
@@ -154,7 +143,7 @@ def test_a_device_that_is_not_there_is_named(line, run_config):
         run_config(training={'device': 'gpu'})
 
 
-def test_what_has_been_learned_is_still_drawn(line, run_config):
+def test_what_has_been_learned_is_still_drawn(live, line, run_config):
     """Rows that once were no surprise had priority 0 for good; at last none could be drawn."""
     config = run_config(learner=PRIORITISED)
     environment = line(1)

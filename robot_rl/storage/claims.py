@@ -13,18 +13,18 @@ from robot_rl.errors import StorageError
 class Claim:
     """A lock on a directory; it follows the directory when that is renamed.
 
-    Raises StorageError where another holds it. On a file system without locks there is nothing
-    to hold, and everybody has a claim.
+    Raises StorageError where another holds it, or waits for it. On a file system without locks
+    there is nothing to hold, and everybody has a claim.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, wait: bool = False):
         self._handle: int | None = None
         try:
             self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise StorageError(f'{path}: cannot be opened ({error.strerror})') from None
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
                 self.release()

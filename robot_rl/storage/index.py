@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from robot_rl.errors import StorageError, did_you_mean
 from robot_rl.specs import Contract, RobotSpec, Spec
+from robot_rl.storage.claims import Claim
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.query import REWARDS, Query
 from robot_rl.storage.rewards import RewardInfo
@@ -86,9 +87,9 @@ class Index:
 
     def __init__(self, path: Path | None):
         self._path = path
-        with self._explained():
-            if path is not None:
-                _make_folder(path.parent)
+        if path is not None:
+            _make_folder(path.parent)
+        with self._alone(), self._explained():
             try:
                 self._open()
             except sqlite3.OperationalError:
@@ -191,7 +192,7 @@ class Index:
 
     def clear(self) -> None:
         """Forget everything, and mend a damaged file."""
-        with self._explained():
+        with self._alone(), self._explained():
             try:
                 with _transaction(self._connection):
                     self._make_tables()
@@ -200,6 +201,10 @@ class Index:
             except sqlite3.DatabaseError:
                 self._connection.close()
                 self._renew()
+
+    def _alone(self) -> contextlib.AbstractContextManager:
+        """Wait until nobody else opens the file: SQLite does not, where two make a new one WAL."""
+        return Claim(self._path.parent, wait=True) if self._path else contextlib.nullcontext()
 
     def _open(self) -> None:
         self._connection = sqlite3.connect(

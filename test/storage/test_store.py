@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from robot_rl.storage import garbage
 from robot_rl.storage import index as index_module
 from robot_rl.storage import store as store_module
 from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
+from robot_rl.storage.index import Index
 from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import INDEX_FILE, Store
 
@@ -552,6 +554,27 @@ def test_an_editor_that_dies_leaves_no_stale_index(store, monkeypatch):
     assert 'late' in read_header(store.root / 'e3').tags
     assert [h.id for h in Store(store.root).episodes('tag=late')] == ['e3']
     assert store._index.notes() == []
+
+
+def test_many_that_open_a_new_index_at_once_wait_for_each_other(tmp_path):
+    """Once "database is locked": SQLite does not wait where two switch a new file to WAL."""
+
+    def open_index(folder, start, problems):
+        start.wait()
+        try:
+            Index(folder / 'index.sqlite').ids()
+        except StorageError as problem:
+            problems.append(problem)
+
+    for number in range(60):
+        start, problems = threading.Barrier(8), []
+        arguments = (tmp_path / str(number), start, problems)
+        openers = [threading.Thread(target=open_index, args=arguments) for _ in range(8)]
+        for opener in openers:
+            opener.start()
+        for opener in openers:
+            opener.join()
+        assert not problems
 
 
 OPENER = 'import sys; from robot_rl.storage.store import Store; Store(sys.argv[1]).episodes()'

@@ -140,8 +140,8 @@ def _remember(tape: _Tape, config: ActorCriticConfig, observation_size: int) -> 
     for learned in (True, True, False, False):
         embedding = tape.network([observation_size, units], [4 * units])  # its head: the gates
         hidden, from_hidden = tape.random(lanes, units), tape.random(4 * units, units)
+        tape.forward(embedding, config.burn_in * lanes)
         start = len(tape.products)
-        tape.forward(embedding, lanes)
         tape.product(hidden, from_hidden.t())
         tape.repeat(start, config.burn_in)
         seen = tape.forward(embedding, steps * lanes)

@@ -17,9 +17,9 @@ M = TypeVar('M', bound=types.MethodType)
 def compiled(method: M) -> M:
     """Return an object's `method` of tensors compiled for the shapes it is called with.
 
-    The networks in it must keep their structure: looking at every layer before every call takes
-    a tenth of D4PG's update. Where nothing can be compiled the method comes back as it is, and
-    one line on stderr says so.
+    The object, its networks and all else in it must keep their structure: looking at that before
+    every call takes a tenth of D4PG's update. Where nothing can be compiled the method comes back
+    as it is, and one line on stderr says so.
     """
     # In this process: a pool of workers costs more than it saves on graphs as small as these.
     torch._inductor.config.compile_threads = 1
@@ -32,8 +32,8 @@ def compiled(method: M) -> M:
         )
         return method
     options = {}
-    if hasattr(torch.compiler, 'skip_guard_on_all_nn_modules_unsafe'):  # from torch 2.9 on
-        options['guard_filter_fn'] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    if hasattr(torch.compiler, 'keep_tensor_guards_unsafe'):  # from torch 2.9 on
+        options['guard_filter_fn'] = torch.compiler.keep_tensor_guards_unsafe
     return torch.compile(_with_own_code(method), dynamic=False, options=options)
 
 

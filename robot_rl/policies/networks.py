@@ -102,14 +102,8 @@ class Memory(nn.LSTM):
 
         Written out: a graph of plain operations is what ONNX takes everywhere.
         """
-        hidden, cell = state
-        read = self.embed(observation)
-        gates = functional.linear(read, self.weight_ih_l0, self.bias_ih_l0)
-        gates = gates + functional.linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
-        enter, keep, news, leave = gates.chunk(4, dim=1)
-        cell = keep.sigmoid() * cell + enter.sigmoid() * news.tanh()
-        hidden = leave.sigmoid() * cell.tanh()
-        return torch.cat([observation, hidden], dim=1), (hidden, cell)
+        state = self._next(self._read(observation), state)
+        return torch.cat([observation, state[0]], dim=1), state
 
     def unroll(self, observation: Tensor, state: State) -> Tensor:
         """Read observations [T, B, D] one after another; return features [T, B, F]."""
@@ -122,13 +116,24 @@ class Memory(nn.LSTM):
 
         Returns the state to unroll from; no gradient flows (Kapturowski et al. 2019, R2D2).
         """
-        for seen, valid in zip(observation, real, strict=True):
-            _, following = self.step(seen, state)
+        for read, valid in zip(self._read(observation), real, strict=True):
             state = tuple(
                 torch.where(valid[:, None], new, old)
-                for new, old in zip(following, state, strict=True)
+                for new, old in zip(self._next(read, state), state, strict=True)
             )
         return state
+
+    def _read(self, observation: Tensor) -> Tensor:
+        """Return what observations [..., D] alone give to the gates [..., 4 H]."""
+        return functional.linear(self.embed(observation), self.weight_ih_l0, self.bias_ih_l0)
+
+    def _next(self, read: Tensor, state: State) -> State:
+        """Return the state after one step that gave `read` [B, 4 H] to the gates."""
+        hidden, cell = state
+        gates = read + functional.linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
+        enter, keep, news, leave = gates.chunk(4, dim=1)
+        cell = keep.sigmoid() * cell + enter.sigmoid() * news.tanh()
+        return leave.sigmoid() * cell.tanh(), cell
 
 
 class DeterministicPolicy(nn.Sequential):

@@ -310,12 +310,15 @@ class WindowSampler:
         """
         steps = np.arange(self.n_step)[:, None]
         inside, windows = steps[..., None] < count, steps + np.arange(len(count))
-        rewards = np.where(inside, self._rewards(rows)[windows], 0.0)
+        rewards = np.where(inside, self._rewards(rows)[windows], np.float32(0))
         discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
-        factors = np.where(inside, discounts[windows], 1.0)
-        products = np.cumprod(factors, axis=0)
-        returns = rewards[0] + (products[:-1] * rewards[1:]).sum(axis=0)
-        return returns.astype(np.float32), products[-1].astype(np.float32)
+        factors = np.where(inside, discounts[windows], np.float32(1))
+        # From the last step to the first: R_t = r_t + d_t R_{t+1}.
+        returns, products = rewards[-1].astype(np.float32), factors[-1].astype(np.float32)
+        for reward, factor in zip(rewards[-2::-1], factors[-2::-1], strict=True):
+            returns = reward + factor * returns
+            products = factor * products
+        return returns.astype(np.float32), products.astype(np.float32)
 
 
 def _unbroken(joined: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from typing import Any
 ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
 
 
+# What turns the fields of one version of a file into those of the next.
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
 # The field by which a JSON file is held against itself; always the last one.
 CHECKSUM = 'checksum'
 _SEAL = re.compile(rb',\n "%s": "([0-9a-f]{64})"\n\}$' % CHECKSUM.encode())
@@ -57,10 +60,19 @@ def seal_problem(data: bytes) -> str | None:
     return None
 
 
-def without_seal(fields: Any) -> Any:
-    """Return the fields of a sealed file without the seal: it is the file's, not the object's."""
-    if isinstance(fields, dict) and CHECKSUM in fields:
-        return {key: value for key, value in fields.items() if key != CHECKSUM}
+def unsealed(fields: Any, migrations: Mapping[int, Migration]) -> Any:
+    """Return the fields of a sealed file of any version as those of the present one.
+
+    They are without the seal: it is the file's, not the object's. `migrations[n]` turns the
+    fields of version n into those of n + 1; the file itself stays as it is.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    fields = {key: value for key, value in fields.items() if key != CHECKSUM}
+    found = fields.get('schema_version')
+    while type(found) is int and found in migrations:
+        fields = migrations[found](fields) | {'schema_version': found + 1}
+        found += 1
     return fields
 
 

@@ -101,6 +101,19 @@ def import_steps(store: Store, episodes: Iterable[Callable[[], ForeignEpisode]])
     return done
 
 
+def add_steps(
+    store: Store, episodes: Iterable[Callable[[], ForeignEpisode]]
+) -> list[EpisodeHeader]:
+    """Take in episodes that are made here, each when it is its turn, and return their headers.
+
+    Raises StorageError where one cannot be written; the others are there then.
+    """
+    done = import_steps(store, episodes)
+    if done.refused:
+        raise StorageError('; '.join(done.refused))
+    return [store.open(id).header for id in done.added]
+
+
 def _take_all(store: Store, folder: Path, carry: Carry) -> Transfer:
     done = Transfer([], [], {}, [])
     for path in sorted(folder.iterdir()):

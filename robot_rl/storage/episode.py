@@ -28,6 +28,7 @@ from robot_rl.storage.files import (
     ID_PATTERN,
     Migration,
     new_id,
+    read_bytes,
     sealed,
     sync_directory,
     unsealed,
@@ -273,7 +274,7 @@ def read_header(path: Path) -> EpisodeHeader:
     """Read the episode.json in `path`. Raises StorageError that names the file."""
     file = path / HEADER_FILE
     try:
-        return EpisodeHeader.from_json(file.read_text(encoding='utf-8'), origin=str(file))
+        return EpisodeHeader.from_json(read_bytes(file).decode(), origin=str(file))
     except OSError as error:
         raise StorageError(f'{file}: cannot be read ({error.strerror}); no episode?') from None
     except (UnicodeDecodeError, SpecError) as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # What may name a file or a directory of the storage.
 ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
@@ -26,6 +28,24 @@ def new_id() -> str:
     """Return a new id; ids sort by the time (UTC) of their making."""
     now = datetime.datetime.now(datetime.UTC)
     return f'{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}'
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError.
+
+    What is no file, a named pipe say, is refused at once: nobody may be about to write into it.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, 'No regular file', str(path))
+    return os.fdopen(handle, 'rb')
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds. Raises OSError, as opened() does."""
+    with opened(path) as file:
+        return file.read()
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -24,6 +24,7 @@ from robot_rl.storage.files import (
     ID_PATTERN,
     Migration,
     new_id,
+    read_bytes,
     sealed,
     sync_directory,
     unsealed,
@@ -141,11 +142,11 @@ def infos(path: Path, damaged: dict[str, str] | None = None) -> list[RewardInfo]
 def info(path: Path, id: str) -> RewardInfo:
     """Return one sidecar. Raises UnknownName where there is none, StorageError if damaged."""
     file = _sidecar(path, id)
-    if Path(id).name != id or not file.is_file():
+    if Path(id).name != id or not file.exists():
         known = [file.stem for file in (path / REWARDS_FOLDER).glob('*.json')]
         raise UnknownName('reward', id, known)
     try:
-        found = RewardInfo.from_json(file.read_text(encoding='utf-8'), origin=str(file))
+        found = RewardInfo.from_json(read_bytes(file).decode(), origin=str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f'{file}: cannot be read ({error})') from None
     except SpecError as error:
@@ -162,7 +163,7 @@ def read(path: Path, id: str) -> np.ndarray:
     """
     about, file = info(path, id), _values(path, id)
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
     except OSError as error:
         raise StorageError(f'{file}: cannot be read ({error.strerror})') from None
     if hashlib.sha256(data).hexdigest() != about.sha256:

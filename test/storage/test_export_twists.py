@@ -59,7 +59,7 @@ def store(tmp_path, ros, robot, contract, header, paths):
 
 
 def grid(start_ms, count, step_ms):
-    return START_NS + MS * (start_ms + step_ms * np.arange(count))
+    return [START_NS + MS * (start_ms + step_ms * number) for number in range(count)]
 
 
 def twists(path):

@@ -333,7 +333,7 @@ def _copied(path: Path) -> sqlite3.Connection | None:
         uri = f'{path.absolute().as_uri()}?mode=ro&immutable=1'
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
             file.backup(copy)
-        (found,) = copy.execute('PRAGMA quick_check(1)').fetchone()
+        (found,) = copy.execute('PRAGMA integrity_check(1)').fetchone()
         if found == 'ok' and _settled(path) == state:
             return copy
     except sqlite3.Error:

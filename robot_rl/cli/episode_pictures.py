@@ -15,6 +15,7 @@ from robot_rl.storage import streams
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
 from robot_rl.storage.pictures import Pictures
+from robot_rl.storage.rewards import SIMULATED
 from robot_rl.storage.samples import joint_state, point_positions, stamp_ns
 
 _STATE = 'sensor_msgs/msg/JointState'
@@ -182,7 +183,9 @@ def _rewards(
             found.append(Curves(x, values[:, None], [info.id], label))
     for problem in damaged.values():
         told(problem)
-    if columns and episode.header.task:
+    # What an environment paid no task computes.
+    paid = any(info.kind == SIMULATED for info in episode.rewards())
+    if columns and episode.header.task and not paid:
         computed = _attempt(lambda: _task_reward(episode, columns), told, None)
         if computed is not None:
             found.append(computed)

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from robot_rl.control.actions import applied_action, gripper_width
-from robot_rl.errors import StorageError
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.sim.environment import StepType
 from robot_rl.sim.task import ArmTask
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.foreign import ForeignEpisode, grid_ns
 from robot_rl.storage.store import Store
-from robot_rl.storage.transfer import import_steps
+from robot_rl.storage.transfer import add_steps
 
 Columns = dict[str, np.ndarray]
 
@@ -48,10 +47,7 @@ def collect_episodes(
         'result': 'truncated',
         'termination': f'{environment.max_steps} steps',
     }
-    done = import_steps(store, _episodes(environment, policy, seeds, shared | dict(about)))
-    if done.refused:
-        raise StorageError('; '.join(done.refused))
-    return [store.open(id).header for id in done.added]
+    return add_steps(store, _episodes(environment, policy, seeds, shared | dict(about)))
 
 
 def _episodes(

@@ -1,43 +1,40 @@
 """Episodes of simulated environments in the store: what a policy saw, did and was paid.
 
 They need no ROS and no arm: dm_control's and Gymnasium's tasks, whose rewards cannot be computed
-from observations, are recorded like this. A row of sim.environment's semantics is one message a
-topic: env/observation/<field>, env/action, env/reward and env/discount, each Float64MultiArray.
+from observations, are recorded like this. Their columns are the primary data (see
+storage.episode): a field's newest step under its source (env.<key>, <camera>.image), the actions,
+and `discount` [T], which followed them. What the environment paid is a reward sequence.
 """
 
 from __future__ import annotations
 
-import struct
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from robot_rl.control.observation import with_history
 from robot_rl.errors import ContractMismatch, StorageError
+from robot_rl.images import lossless
 from robot_rl.sim.environment import Environment, StepType
-from robot_rl.specs import Contract
-from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
+from robot_rl.sim.recorded import step_types, with_last_row
+from robot_rl.specs import Contract, ObservationField
+from robot_rl.storage import rewards
+from robot_rl.storage.column_file import Column
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader
+from robot_rl.storage.foreign import ForeignEpisode, grid_ns
+from robot_rl.storage.pictures import Pictures
+from robot_rl.storage.rewards import SIMULATED
 from robot_rl.storage.steps import ACTION, DISCOUNT, OBSERVATION, REWARD, STEP_TYPE
 from robot_rl.storage.store import Store
+from robot_rl.storage.transfer import add_steps
 
-_PREFIX = '/env/'
-_TYPE = 'std_msgs/msg/Float64MultiArray'
-_SEPARATOR = '=' * 80
+# Where the rows of older episodes are: messages on env/observation/<field>, env/action, ...
+_TOPICS = '/env/'
 # How many differences between two contracts one line tells.
 _TOLD = 3
-_DEFINITION = f"""\
-MultiArrayLayout layout
-float64[] data
-{_SEPARATOR}
-MSG: std_msgs/MultiArrayLayout
-MultiArrayDimension[] dim
-uint32 data_offset
-{_SEPARATOR}
-MSG: std_msgs/MultiArrayDimension
-string label
-uint32 size
-uint32 stride
-"""
 
 
 def record_episodes(
@@ -45,30 +42,27 @@ def record_episodes(
     environment: Environment,
     policy: Any,
     seeds: Sequence[int],
-    about: Mapping[str, Any] = {},
+    about: Mapping[str, Any],
     judge: Callable[[Mapping[str, np.ndarray]], bool] | None = None,
 ) -> list[EpisodeHeader]:
     """Run one episode of `policy` from each of `seeds`, one at a time, into the store.
 
-    `environment` is a single one. `about` are further fields of EpisodeHeader: task, policy,
-    tags. `judge(columns)` tells success from an episode's columns [T + 1, ...], where the task
-    has some.
+    `environment` is a single one. `about` are the task and further fields of EpisodeHeader:
+    policy, tags. `judge(columns)` tells success from the environment's own columns [T + 1, ...],
+    where it has some. Raises StorageError where they cannot be written.
     """
-    headers = []
-    for seed in seeds:
-        header = EpisodeHeader(
-            source='policy', seed=seed, contract=environment.contract, world='sim', **about
-        )
-        with EpisodeWriter(store.root, header) as writer:
-            success = _run(writer, environment, policy, seed, judge)
-            writer.commit(result='truncated' if success is None else 'ended', success=success)
-        headers.append(writer.header)
-    return headers
+    shared = {'source': 'policy', 'world': 'sim', 'contract': environment.contract, **about}
+    episodes = (
+        functools.partial(_episode, environment, policy, shared | {'seed': seed}, judge)
+        for seed in seeds
+    )
+    return add_steps(store, episodes)
 
 
 def is_simulated(episode: EpisodeReader) -> bool:
-    """Tell whether an episode was recorded here."""
-    return any(topic.startswith(_PREFIX) for topic in episode.types())
+    """Tell whether an episode is of a task without an arm: its actions command nothing known."""
+    contract = episode.header.contract
+    return contract is not None and all(field.kind == 'generic' for field in contract.action)
 
 
 def simulated_steps(episode: EpisodeReader, contract: Contract) -> dict[str, np.ndarray]:
@@ -82,63 +76,96 @@ def simulated_steps(episode: EpisodeReader, contract: Contract) -> dict[str, np.
         more = f'; and {len(problems) - _TOLD} more' if len(problems) > _TOLD else ''
         told = '; '.join(problems[:_TOLD])
         raise ContractMismatch(f'{episode.path}: the contract does not fit: {told}{more}')
-    shapes = {OBSERVATION + name: shape for name, shape in contract.observation_shapes.items()}
-    shapes |= {ACTION: (contract.action_size,), REWARD: (), DISCOUNT: ()}
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
-    for item in episode.messages([_PREFIX + name for name in shapes]):
-        rows[item.topic.removeprefix(_PREFIX)].append(np.asarray(item.message.data))
+    rows = (_of_columns if episode.is_steps_only else _of_messages)(episode, contract)
     steps = len(rows[ACTION])
     if not steps:
         raise StorageError(f'{episode.path}: no actions; there are no steps')
-    columns = {}
-    for name, shape in shapes.items():
+    for name, values in rows.items():
         expected = steps + name.startswith(OBSERVATION)
-        if len(rows[name]) != expected:
+        if len(values) != expected:
             raise StorageError(
-                f'{episode.path}: {len(rows[name])} rows of {name}, expected {expected}'
+                f'{episode.path}: {len(values)} rows of {name}, expected {expected}'
             )
-        last = [] if name.startswith(OBSERVATION) else [np.zeros_like(rows[name][0])]
-        columns[name] = np.array(rows[name] + last, np.float32).reshape(steps + 1, *shape)
-    columns[STEP_TYPE] = np.full(steps + 1, StepType.MID, np.int8)
-    columns[STEP_TYPE][[0, -1]] = StepType.FIRST, StepType.LAST
-    return columns
+    followed = {name: with_last_row(rows[name]) for name in (ACTION, REWARD, DISCOUNT)}
+    return rows | followed | {STEP_TYPE: step_types(steps)}
 
 
-def _run(
-    writer: EpisodeWriter, environment: Environment, policy: Any, seed: int, judge: Any
-) -> bool | None:
-    """Write one episode; return whether it succeeded, where somebody can tell."""
-    start, period_ns = writer.header.start_time_ns, round(1e9 / environment.contract.rate_hz)
-    timestep, state = environment.reset([seed]), policy.initial_state(1)
-    seen = [environment.columns] if judge else []
-    step = 0
-    while True:
-        now = {OBSERVATION + name: value[0] for name, value in timestep.observation.items()}
-        if timestep.step_type[0] == StepType.LAST:
-            _write(writer, now, start + step * period_ns)
-            break
+def _episode(
+    environment: Environment, policy: Any, about: Mapping[str, Any], judge: Any
+) -> ForeignEpisode:
+    """Run one episode."""
+    header = EpisodeHeader(**about)
+    contract = environment.contract
+    timestep, state = environment.reset([header.seed]), policy.initial_state(1)
+    shown, seen, actions = [timestep], [environment.columns], []
+    while timestep.step_type[0] != StepType.LAST:
         action, state = policy.select(timestep.observation, state)
         timestep = environment.step(action)
-        followed = {ACTION: action[0], REWARD: timestep.reward, DISCOUNT: timestep.discount}
-        _write(writer, now | followed, start + step * period_ns)
-        step += 1
-        if judge:
-            seen.append(environment.columns)
-    if judge is None:
-        return None
-    return bool(judge({name: np.stack([row[name][0] for row in seen]) for name in seen[0]}))
+        shown.append(timestep)
+        seen.append(environment.columns)
+        actions.append(action[0])
+    requested, success = np.stack(actions), None
+    if judge:
+        success = bool(judge({name: np.stack([row[name][0] for row in seen]) for name in seen[0]}))
+    times_ns = grid_ns(header.start_time_ns, len(shown), contract.rate_hz)
+    header = header.replace(
+        end_time_ns=int(times_ns[-1]),
+        result='truncated' if timestep.discount[0] else 'ended',
+        success=success,
+    )
+    columns = {
+        'time': times_ns * 1e-9,
+        **{field.source: _column(field, shown) for field in contract.observation},
+        'action/requested': requested,
+        'action/applied': requested.clip(contract.action_lower, contract.action_upper),
+        DISCOUNT: np.stack([following.discount[0] for following in shown[1:]]),
+    }
+    paid = [following.reward[0] for following in shown[1:]]
+    whose = {'task': header.task, 'kind': SIMULATED, 'author': header.task}
+    return ForeignEpisode(header, columns, [rewards.prepare(paid, whose)])
 
 
-def _write(writer: EpisodeWriter, row: Mapping[str, np.ndarray], time_ns: int) -> None:
-    for name, values in row.items():
-        writer.write(_PREFIX + name, _TYPE, _DEFINITION, _encoded(values), time_ns)
+def _column(field: ObservationField, shown: Sequence[Any]) -> Column:
+    """Return the newest step of a field at each timestep, without its history."""
+    values = np.stack([timestep.observation[field.name][0] for timestep in shown])
+    if field.history > 1:
+        values = values[:, -1]
+    if field.is_picture and field.shape[-1] == 3:
+        files = [lossless(picture) for picture in values]
+        return Pictures.of(files, np.arange(len(files)), field.shape[:2])
+    return values
 
 
-def _encoded(values: np.ndarray) -> bytes:
-    """Return numbers as a Float64MultiArray without a layout, in little-endian CDR."""
-    flat = np.ravel(values).astype('<f8')
-    # Encapsulation; an empty layout (no dimensions, offset 0); a length; padding to 8 bytes.
-    return struct.pack('<BBHIII4x', 0, 1, 0, 0, 0, len(flat)) + flat.tobytes()
+def _of_columns(episode: EpisodeReader, contract: Contract) -> dict[str, Any]:
+    """Return observations [T + 1, ...], actions, rewards and discounts [T, ...]."""
+    columns = aligned_columns(episode)
+    recorded = {field.name: field.source for field in episode.header.contract.observation}
+    sources = {name: recorded[name] for name in contract.observation_shapes}
+    paid = [info.id for info in episode.rewards() if info.kind == SIMULATED]
+    missing = [name for name in (*sources.values(), DISCOUNT) if name not in columns]
+    if missing or not paid:
+        told = f'column {missing[0]}' if missing else f'reward of kind {SIMULATED!r}'
+        raise StorageError(f'{episode.path}: no {told}; no environment gave these steps')
+    observed = with_history(contract, {name: columns[s] for name, s in sources.items()})
+    return {
+        **{OBSERVATION + name: values for name, values in observed.items()},
+        ACTION: columns['action/requested'],
+        REWARD: episode.reward(paid[0]),
+        DISCOUNT: columns[DISCOUNT],
+    }
+
+
+def _of_messages(episode: EpisodeReader, contract: Contract) -> dict[str, Any]:
+    """Return what _of_columns does of an older episode, a message a row."""
+    shapes = {OBSERVATION + name: shape for name, shape in contract.observation_shapes.items()}
+    shapes |= {ACTION: (contract.action_size,), REWARD: (), DISCOUNT: ()}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
+    for item in episode.messages([_TOPICS + name for name in shapes]):
+        rows[item.topic.removeprefix(_TOPICS)].append(np.asarray(item.message.data))
+    return {
+        name: np.array(rows[name], np.float32).reshape(len(rows[name]), *shape)
+        for name, shape in shapes.items()
+    }
 
 
 def _differences(contract: Contract, recorded: Contract | None) -> list[str]:

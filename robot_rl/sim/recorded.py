@@ -43,21 +43,26 @@ def steps_of(
     steps = len(actions)
     arrivals = {name: column[1:] for name, column in columns.items() if '.' in name}
     rewards = task.reward(arrivals, actions)
-    step_type = np.full(steps + 1, StepType.MID, dtype=np.int8)
-    step_type[0], step_type[-1] = StepType.FIRST, StepType.LAST
     observed = Observer(contract, task.chain).observe(_streams(columns))
     observation = with_history(contract, observed)
     return {
         **{f'observation/{name}': values for name, values in observation.items()},
-        'action': _with_last_row(actions),
-        'reward': _with_last_row(rewards),
+        'action': with_last_row(actions),
+        'reward': with_last_row(rewards),
         'discount': np.ones(steps + 1, dtype=np.float32),
-        'step_type': step_type,
+        'step_type': step_types(steps),
     }
 
 
-def _with_last_row(values: np.ndarray) -> np.ndarray:
-    """Append a row of zeros: the LAST row has no action and no reward."""
+def step_types(steps: int) -> np.ndarray:
+    """Return the step types [T + 1] of an episode of T steps."""
+    types = np.full(steps + 1, StepType.MID, np.int8)
+    types[[0, -1]] = StepType.FIRST, StepType.LAST
+    return types
+
+
+def with_last_row(values: np.ndarray) -> np.ndarray:
+    """Append a row of zeros, float32: the LAST row has no action and no reward."""
     return np.concatenate([values, np.zeros_like(values[:1])]).astype(np.float32)
 
 

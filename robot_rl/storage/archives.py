@@ -17,6 +17,7 @@ from typing import BinaryIO
 from robot_rl.errors import StorageError
 from robot_rl.storage.checksums import Damage, all_files, check, derived_files
 from robot_rl.storage.episode import DISCARDED, ID_PATTERN, PARTIAL, read_header, sync_directory
+from robot_rl.storage.files import opened
 
 # The last member of an archive: `sha256sum -c SHA256SUMS` checks what was unpacked by hand.
 SUMS_FILE = 'SHA256SUMS'
@@ -122,7 +123,7 @@ def _pack(tar: tarfile.TarFile, path: Path) -> list[str]:
         if name in derived:
             continue
         member = f'{path.name}/{PurePosixPath(Path(name))}'
-        with (path / name).open('rb') as file:
+        with opened(path / name) as file:
             info = tar.gettarinfo(arcname=member, fileobj=file)
             info.uid = info.gid = 0
             info.uname = info.gname = ''

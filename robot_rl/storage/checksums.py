@@ -11,7 +11,7 @@ from robot_rl.errors import StorageError
 from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import HEADER_FILE, RESERVE_FILE, EpisodeHeader, read_header
-from robot_rl.storage.files import seal_problem
+from robot_rl.storage.files import opened, read_bytes, seal_problem
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.streams import StoredFile
 
@@ -48,14 +48,24 @@ def check(path: Path) -> Check:
         reason = str(error).removeprefix(f'{path / HEADER_FILE}: ')
         return Check((Damage(path / HEADER_FILE, reason),), (), 0)
     sidecars, damaged = _rewards(path)
-    if problem := seal_problem((path / HEADER_FILE).read_bytes()):
+    if problem := seal_problem(read_bytes(path / HEADER_FILE)):
         damaged.append(Damage(path / HEADER_FILE, problem))
     known = [*header.files, *sidecars]
     damaged += _differing(path, known)
     told = {stored.file for stored in known} | {_sidecar(stored.file) for stored in sidecars}
     told |= {str(damage.file.relative_to(path)) for damage in damaged}
-    unlisted = (path / name for name in primary_files(path, header) if name not in told)
-    return Check(tuple(damaged), tuple(unlisted), sum(stored.bytes for stored in known))
+    unlisted = {path / name for name in primary_files(path, header) if name not in told}
+    special = [damage for file in sorted(unlisted) if (damage := not_storable(file))]
+    unlisted -= {damage.file for damage in special}
+    known_bytes = sum(stored.bytes for stored in known)
+    return Check((*damaged, *special), tuple(sorted(unlisted)), known_bytes)
+
+
+def not_storable(file: Path) -> Damage | None:
+    """Return that there is a pipe, a socket or a device, which nothing could carry; or None."""
+    if file.is_file() or file.is_dir() or not file.exists():
+        return None
+    return Damage(file, 'a pipe, a socket or a device, which cannot be stored')
 
 
 def damaged_rewards(path: Path) -> list[Damage]:
@@ -70,7 +80,7 @@ def stored_file(path: Path, name: str) -> StoredFile:
     Raises StorageError where it cannot be read.
     """
     try:
-        with (path / name).open('rb') as file:
+        with opened(path / name) as file:
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
             return StoredFile(file=name, sha256=digest, bytes=file.tell())
     except OSError as error:
@@ -109,7 +119,7 @@ def _rewards(path: Path) -> tuple[list[StoredFile], list[Damage]]:
         values = sidecar.with_suffix('.npy')
         try:
             digest = rewards.info(path, sidecar.stem).sha256
-            problem = seal_problem(sidecar.read_bytes())
+            problem = seal_problem(read_bytes(sidecar))
         except StorageError as error:
             problem = str(error).removeprefix(f'{sidecar}: ')
         if problem:

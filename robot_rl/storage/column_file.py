@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl.errors import StorageError
+from robot_rl.storage.files import opened
 from robot_rl.storage.pictures import Pictures
 
 Column = np.ndarray | Pictures
@@ -56,7 +57,7 @@ def read(path: Path, key: str | None = None) -> Columns | None:
     Every byte is held against its checksum. Raises StorageError where the file is damaged.
     """
     try:
-        with np.load(path) as stored:
+        with opened(path) as file, np.load(file) as stored:
             if key is not None and str(stored[_KEY]) != key:
                 return None
             return _columns(path, stored)

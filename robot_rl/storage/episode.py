@@ -13,7 +13,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ from robot_rl.storage import column_file, rewards, streams
 from robot_rl.storage.claims import Claim
 from robot_rl.storage.files import (
     ID_PATTERN,
+    Migration,
     new_id,
+    read_bytes,
     sealed,
     sync_directory,
-    without_seal,
+    unsealed,
     write_whole,
 )
 from robot_rl.storage.rewards import Int64, RewardInfo
@@ -44,7 +46,7 @@ PARTIAL, DISCARDED = '.partial', '.discarded'
 RESERVE_FILE, RESERVE_BYTES = 'episode.json.reserve', 2**16
 
 # What turns the fields that version N of the header has into those of N + 1.
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+_MIGRATIONS: dict[int, Migration] = {
     1: lambda fields: fields,  # 2 has git_revision besides
 }
 
@@ -95,14 +97,8 @@ class EpisodeHeader(Spec):
 
     @pydantic.model_validator(mode='before')
     @classmethod
-    def _migrate(cls, fields: Any) -> Any:
-        """Read what an older robot_rl wrote; the file itself stays as it is."""
-        fields = without_seal(fields)
-        found = fields.get('schema_version') if isinstance(fields, dict) else None
-        while type(found) is int and found in _MIGRATIONS:
-            fields = _MIGRATIONS[found](fields) | {'schema_version': found + 1}
-            found += 1
-        return fields
+    def _unseal(cls, fields: Any) -> Any:
+        return unsealed(fields, _MIGRATIONS)
 
     @property
     def duration_s(self) -> float | None:
@@ -278,7 +274,7 @@ def read_header(path: Path) -> EpisodeHeader:
     """Read the episode.json in `path`. Raises StorageError that names the file."""
     file = path / HEADER_FILE
     try:
-        return EpisodeHeader.from_json(file.read_text(encoding='utf-8'), origin=str(file))
+        return EpisodeHeader.from_json(read_bytes(file).decode(), origin=str(file))
     except OSError as error:
         raise StorageError(f'{file}: cannot be read ({error.strerror}); no episode?') from None
     except (UnicodeDecodeError, SpecError) as error:

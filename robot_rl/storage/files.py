@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # What may name a file or a directory of the storage.
 ID_PATTERN = r'^[A-Za-z0-9][\w\-]*$'
 
 
+# What turns the fields of one version of a file into those of the next.
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
 # The field by which a JSON file is held against itself; always the last one.
 CHECKSUM = 'checksum'
 _SEAL = re.compile(rb',\n "%s": "([0-9a-f]{64})"\n\}$' % CHECKSUM.encode())
@@ -23,6 +28,24 @@ def new_id() -> str:
     """Return a new id; ids sort by the time (UTC) of their making."""
     now = datetime.datetime.now(datetime.UTC)
     return f'{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}'
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError.
+
+    What is no file, a named pipe say, is refused at once: nobody may be about to write into it.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, 'No regular file', str(path))
+    return os.fdopen(handle, 'rb')
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds. Raises OSError, as opened() does."""
+    with opened(path) as file:
+        return file.read()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -57,10 +80,19 @@ def seal_problem(data: bytes) -> str | None:
     return None
 
 
-def without_seal(fields: Any) -> Any:
-    """Return the fields of a sealed file without the seal: it is the file's, not the object's."""
-    if isinstance(fields, dict) and CHECKSUM in fields:
-        return {key: value for key, value in fields.items() if key != CHECKSUM}
+def unsealed(fields: Any, migrations: Mapping[int, Migration]) -> Any:
+    """Return the fields of a sealed file of any version as those of the present one.
+
+    They are without the seal: it is the file's, not the object's. `migrations[n]` turns the
+    fields of version n into those of n + 1; the file itself stays as it is.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    fields = {key: value for key, value in fields.items() if key != CHECKSUM}
+    found = fields.get('schema_version')
+    while type(found) is int and found in migrations:
+        fields = migrations[found](fields) | {'schema_version': found + 1}
+        found += 1
     return fields
 
 

@@ -80,13 +80,14 @@ class Scan(NamedTuple):
 class Index:
     """Finds episodes by a Query. One instance belongs to one thread; processes share the file.
 
-    `path` None keeps the index in memory, for a store that cannot be written. A file that is no
+    `path` None keeps the index in memory, for a store that cannot be written; it begins as a copy
+    of the file `like`, as far as that is whole and nobody is writing to it. A file that is no
     index of this version is replaced. Raises IndexUnwritable where the file cannot be written, and
     StorageError where SQLite cannot work with it.
     """
 
-    def __init__(self, path: Path | None):
-        self._path = path
+    def __init__(self, path: Path | None, like: Path | None = None):
+        self._path, self._like = path, like
         if path is not None:
             _make_folder(path.parent)
         with self._alone(), self._explained():
@@ -207,7 +208,7 @@ class Index:
         return Claim(self._path.parent, wait=True) if self._path else contextlib.nullcontext()
 
     def _open(self) -> None:
-        self._connection = sqlite3.connect(
+        self._connection = (self._like and _copied(self._like)) or sqlite3.connect(
             self._path or ':memory:', timeout=30, isolation_level=None
         )
         self._spec = functools.lru_cache(maxsize=256)(self._read_spec)
@@ -319,6 +320,36 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _copied(path: Path) -> sqlite3.Connection | None:
+    """Return a copy in memory of an index that cannot be written; None: there is no whole one."""
+    state = _settled(path)
+    if state is None:
+        return None
+    copy = sqlite3.connect(':memory:', isolation_level=None)
+    try:
+        # Without `immutable` SQLite wants to make files beside it.
+        uri = f'{path.absolute().as_uri()}?mode=ro&immutable=1'
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
+            file.backup(copy)
+        (found,) = copy.execute('PRAGMA integrity_check(1)').fetchone()
+        if found == 'ok' and _settled(path) == state:
+            return copy
+    except sqlite3.Error:
+        pass
+    copy.close()
+    return None
+
+
+def _settled(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells whether a file changes; None: not all that was written is in it."""
+    log = path.with_name(f'{path.name}-wal')
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return None if log.exists() else (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ _TRUTH = {'true': 1, 'yes': 1, '1': 1, 'false': 0, 'no': 0, '0': 0} | dict.fromk
     ('unknown', 'none', ''), None
 )
 _WORLDS = ('sim', 'real')
-REWARDS = ('sketch', 'predicted', 'none')
+_REWARD_KINDS = ('sketch', 'predicted', 'simulated')
+REWARDS = (*_REWARD_KINDS, 'none')
 
 
 class QueryError(RobotRLError, ValueError):
@@ -41,10 +42,10 @@ def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
 
     A value may be a list, 'policy=a,b' or policy=['a', 'b']: one of them must hold. Tags are the
     exception: each of them must be there. An empty value, or None, stands for what is not known.
-    success is true, false or unknown; reward is sketch or predicted, or sketch:<annotator> or
-    predicted:<model>, or none; after (inclusive) and before (exclusive) take a date or a time,
-    UTC where no zone is said. Raises UnknownName for a key, with the nearest valid one, and
-    QueryError for the rest.
+    success is true, false or unknown; reward is sketch, predicted or simulated, or
+    sketch:<annotator> or predicted:<model>, or none; after (inclusive) and before (exclusive)
+    take a date or a time, UTC where no zone is said. Raises UnknownName for a key, with the
+    nearest valid one, and QueryError for the rest.
     """
     try:
         words = shlex.split(query) if isinstance(query, str) else list(query)
@@ -127,10 +128,10 @@ def _reward(text: str) -> tuple[str, list[str]]:
     kind, colon, author = text.partition(':')
     if kind in ('none', '') and not colon:
         return 'id NOT IN (SELECT id FROM rewards)', []
-    if kind not in ('sketch', 'predicted') or (colon and not author):
+    if kind not in _REWARD_KINDS or (colon and not author):
         raise QueryError(
-            'query: reward takes sketch, sketch:<annotator>, predicted, predicted:<model> '
-            f'or none, found {text!r}{_near(kind, REWARDS)}'
+            'query: reward takes sketch, sketch:<annotator>, predicted, predicted:<model>, '
+            f'simulated or none, found {text!r}{_near(kind, REWARDS)}'
         )
     if author:
         return 'id IN (SELECT id FROM rewards WHERE kind = ? AND author = ?)', [kind, author]

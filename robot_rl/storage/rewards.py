@@ -1,7 +1,8 @@
 """Reward sequences of an episode: rewards/<id>.npy, each with a sidecar rewards/<id>.json.
 
 An episode has any number of them: sketched by annotators or predicted by reward models, for any
-task. The sidecar is written last and makes the sequence exist; a sequence is never replaced.
+task; and what a simulated environment paid, where no task computes it from columns. The sidecar is
+written last and makes the sequence exist; a sequence is never replaced.
 """
 
 from __future__ import annotations
@@ -21,30 +22,39 @@ from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.specs import Spec
 from robot_rl.storage.files import (
     ID_PATTERN,
+    Migration,
     new_id,
+    read_bytes,
     sealed,
     sync_directory,
-    without_seal,
+    unsealed,
     write_whole,
 )
 
 REWARDS_FOLDER = 'rewards'
+# Of its values there is one a step, as the environment gave it.
+SIMULATED = 'simulated'
 Int64 = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+
+# What turns the fields that version N of the sidecar has into those of N + 1.
+_MIGRATIONS: dict[int, Migration] = {
+    1: lambda fields: fields,  # 2 has the kind 'simulated' besides
+}
 
 
 class RewardInfo(Spec):
     """The sidecar of one reward sequence: what it rewards, who made it, and what it belongs to."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     # Unique everywhere; it names the files.
     id: str = pydantic.Field(default_factory=new_id, pattern=ID_PATTERN)
     # The task that is rewarded; it may be another than the episode's.
     task: str = pydantic.Field(min_length=1)
-    # Drawn by a person or computed by a reward model.
-    kind: Literal['sketch', 'predicted']
-    # The annotator, or the id of the reward model.
+    # Drawn by a person, computed by a reward model, or paid by a simulated environment.
+    kind: Literal['sketch', 'predicted', 'simulated']
+    # The annotator, the id of the reward model, or the name of the environment.
     author: str = pydantic.Field(min_length=1)
-    # The hash of the reward model's file; '' for a sketch.
+    # The hash of the reward model's file; '' without one.
     model_sha256: str = ''
     # When it was drawn or computed, nanoseconds since the epoch.
     created_ns: Int64 = pydantic.Field(default_factory=time.time_ns)
@@ -60,12 +70,12 @@ class RewardInfo(Spec):
     @pydantic.model_validator(mode='before')
     @classmethod
     def _unseal(cls, fields: Any) -> Any:
-        return without_seal(fields)
+        return unsealed(fields, _MIGRATIONS)
 
     @pydantic.model_validator(mode='after')
     def _belongs_together(self) -> RewardInfo:
-        if self.kind == 'sketch' and self.model_sha256:
-            raise ValueError('model_sha256: a sketch has no model; is kind predicted?')
+        if self.kind != 'predicted' and self.model_sha256:
+            raise ValueError(f'model_sha256: a {self.kind} has no model; is kind predicted?')
         if self.times_ns is not None:
             if len(self.times_ns) != self.length:
                 raise ValueError(f'times_ns: {len(self.times_ns)} times, {self.length} values')
@@ -132,11 +142,11 @@ def infos(path: Path, damaged: dict[str, str] | None = None) -> list[RewardInfo]
 def info(path: Path, id: str) -> RewardInfo:
     """Return one sidecar. Raises UnknownName where there is none, StorageError if damaged."""
     file = _sidecar(path, id)
-    if Path(id).name != id or not file.is_file():
+    if Path(id).name != id or not file.exists():
         known = [file.stem for file in (path / REWARDS_FOLDER).glob('*.json')]
         raise UnknownName('reward', id, known)
     try:
-        found = RewardInfo.from_json(file.read_text(encoding='utf-8'), origin=str(file))
+        found = RewardInfo.from_json(read_bytes(file).decode(), origin=str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f'{file}: cannot be read ({error})') from None
     except SpecError as error:
@@ -153,7 +163,7 @@ def read(path: Path, id: str) -> np.ndarray:
     """
     about, file = info(path, id), _values(path, id)
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
     except OSError as error:
         raise StorageError(f'{file}: cannot be read ({error.strerror})') from None
     if hashlib.sha256(data).hexdigest() != about.sha256:

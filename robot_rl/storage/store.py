@@ -277,8 +277,8 @@ class Store:
 
     def _open_index(self) -> Index:
         if self._index is None or self._index.lost():
-            writable = os.access(self.root, os.W_OK)
-            self._index = Index(self.root / INDEX_FILE if writable else None)
+            file = self.root / INDEX_FILE
+            self._index = Index(file) if os.access(self.root, os.W_OK) else Index(None, like=file)
         return self._index
 
 

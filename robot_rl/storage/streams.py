@@ -21,6 +21,7 @@ from mcap_ros2.decoder import DecoderFactory
 
 from robot_rl.errors import StorageError
 from robot_rl.specs.base import Spec
+from robot_rl.storage.files import opened
 
 # A killed process loses what came since the last flush: half a second at the most, also where the
 # thread that flushes is late.
@@ -292,7 +293,7 @@ def topic_types(path: Path) -> dict[str, str]:
 def _records(path: Path) -> Iterator[Any]:
     """Yield the records of an MCAP file; raise StorageError where they end too early."""
     try:
-        data = path.open('rb')
+        data = opened(path)
     except OSError as error:
         raise StorageError(f'{path}: cannot be read ({error.strerror})') from None
     count = 0

@@ -18,6 +18,7 @@ from robot_rl.storage.checksums import (
     check,
     damaged_rewards,
     derived_files,
+    not_storable,
     primary_files,
     stored_file,
 )
@@ -30,6 +31,7 @@ from robot_rl.storage.episode import (
     sync_directory,
     write_header,
 )
+from robot_rl.storage.files import opened
 from robot_rl.storage.foreign import ForeignEpisode
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.store import Store
@@ -101,6 +103,19 @@ def import_steps(store: Store, episodes: Iterable[Callable[[], ForeignEpisode]])
     return done
 
 
+def add_steps(
+    store: Store, episodes: Iterable[Callable[[], ForeignEpisode]]
+) -> list[EpisodeHeader]:
+    """Take in episodes that are made here, each when it is its turn, and return their headers.
+
+    Raises StorageError where one cannot be written; the others are there then.
+    """
+    done = import_steps(store, episodes)
+    if done.refused:
+        raise StorageError('; '.join(done.refused))
+    return [store.open(id).header for id in done.added]
+
+
 def _take_all(store: Store, folder: Path, carry: Carry) -> Transfer:
     done = Transfer([], [], {}, [])
     for path in sorted(folder.iterdir()):
@@ -163,8 +178,11 @@ def _place(source: Path, target: Path, header: EpisodeHeader, carry: Carry) -> N
     with _incoming(target.parent, f'{INCOMING}-{target.name}') as new:
         derived = set(derived_files(source, header))
         for name in all_files(source):
-            if name not in derived:
-                carry(source / name, new / name)
+            if name in derived:
+                continue
+            if damage := not_storable(source / name):
+                raise StorageError(str(damage))
+            carry(source / name, new / name)
         damaged = check(new).damaged
         if damaged:
             first = damaged[0]
@@ -200,7 +218,7 @@ def _copy_file(source: Path, target: Path) -> None:
     """Copy one file, to the disk; `target` appears when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f'{target.name}.new')
-    with source.open('rb') as read, new.open('wb') as write:
+    with opened(source) as read, new.open('wb') as write:
         shutil.copyfileobj(read, write, 2**20)
         write.flush()
         os.fsync(write.fileno())

@@ -2,12 +2,18 @@
 
 import io
 import json
+import os
+import signal
+import stat
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 from robot_rl.cli.main import main
+from robot_rl.errors import StorageError
+from robot_rl.storage import column_file
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, read_header
 from robot_rl.storage.store import INDEX_FILE, Store
 
@@ -272,3 +278,63 @@ def test_neither_the_command_nor_storage_imports_anything_heavy():
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def at_once():
+    """Fail where something waits for what never comes."""
+    former = signal.signal(signal.SIGALRM, lambda *_: pytest.fail('it waits'))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.mark.parametrize('kind', [stat.S_IFIFO, stat.S_IFSOCK])
+@pytest.mark.parametrize(
+    'name', ['note', 'streams.mcap', 'episode.json', 'rewards/r.json', 'rewards/r.npy']
+)
+def test_no_command_waits_for_a_pipe_in_an_episode(store, run, tmp_path, at_once, name, kind):
+    about = {'id': 'r', 'task': 'a', 'kind': 'sketch', 'author': 'anna', 'times_ns': [1]}
+    Store(store).add_reward('e1', [1.0], **about)
+    file = store / 'e1' / name
+    file.unlink(missing_ok=True)
+    os.mknod(file, kind | 0o600)
+    for argv in (
+        ['verify'],
+        ['export', str(tmp_path / 'a.tar')],
+        ['export', str(tmp_path / 'a.hdf5'), '--format', 'robomimic'],
+        ['merge', str(store), '--store', str(tmp_path / 'other')],
+    ):
+        code, out, err = run(*argv)
+        assert code == 1
+        assert sum(str(file) in line for line in (out + err).splitlines()) == 1
+    assert {path.name for path in (tmp_path / 'other').iterdir()} == {'.index', 'e0', 'e2'}
+    with tarfile.open(tmp_path / 'a.tar') as tar:
+        assert {member.split('/')[0] for member in tar.getnames()} == {'e0', 'e2', 'SHA256SUMS'}
+    assert run('show', 'e1')[0] == (2 if name == 'episode.json' else 0)
+    assert run('ls')[0] == run('stats')[0] == run('gc', '--json')[0] == run('reindex')[0] == 0
+
+
+def test_columns_that_are_a_pipe_are_not_waited_for(store, run, at_once, tmp_path):
+    os.mkfifo(store / 'e1' / 'steps.npz')
+    assert run('verify')[0] == run('export', str(tmp_path / 'a.tar'))[0] == 0
+    assert run('merge', str(store), '--store', str(tmp_path / 'other'))[0] == 0
+    (store / 'e0').rename(store / 'e0.partial')
+    (store / 'e0.partial' / 'streams.mcap').unlink()
+    os.mkfifo(store / 'e0.partial' / 'streams.mcap')
+    code, _, err = run('recover')
+    assert code == 1 and 'No regular file' in err
+    with pytest.raises(StorageError, match=r'steps\.npz: damaged.*No regular file'):
+        column_file.read(store / 'e1' / 'steps.npz')
+
+
+def test_an_archive_with_a_pipe_is_refused(store, run, at_once, tmp_path):
+    archive = tmp_path / 'a.tar'
+    assert run('export', str(archive))[0] == 0
+    with tarfile.open(archive, 'a') as tar:
+        member = tarfile.TarInfo('e1/note')
+        member.type = tarfile.FIFOTYPE
+        tar.addfile(member)
+    code, _, err = run('import', str(archive), '--store', str(tmp_path / 'other'))
+    assert code == 2 and "'e1/note' is no file of an episode" in err

@@ -1,20 +1,19 @@
 """Episodes recorded in simulation come back as the steps that the environment gave."""
 
+import shutil
+import struct
+
 import numpy as np
 import pytest
 
+from robot_rl.control.observation import History
 from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.imitation.data import write_demonstrations
-from robot_rl.imitation.simulated import (
-    _DEFINITION,
-    _TYPE,
-    _encoded,
-    is_simulated,
-    record_episodes,
-    simulated_steps,
-)
+from robot_rl.imitation.simulated import is_simulated, record_episodes, simulated_steps
 from robot_rl.sim.environment import StepType, TimeStep
 from robot_rl.specs import RobotSpec
+from robot_rl.storage import column_file
+from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
 from robot_rl.storage.store import Store
 
@@ -89,6 +88,100 @@ def test_an_episode_comes_back_row_by_row(contract, tmp_path):
     assert last['discount'][-2] == 0  # a termination stays one
 
 
+def test_it_has_columns_and_a_reward_sequence_and_no_messages(contract, tmp_path):
+    (header, *_), policy = record(tmp_path, contract)
+    path = tmp_path / header.id
+    assert {file.name for file in path.iterdir()} == {'episode.json', 'rewards', 'steps.npz'}
+    episode, env = EpisodeReader(path), Walk(contract)
+    columns = aligned_columns(episode)
+    env.reset([0])
+    paid = [env.step(action).reward[0] for action in policy.taken[:5]]
+    (info,) = episode.rewards()
+    assert (info.task, info.kind, info.author) == ('suite/walk', 'simulated', 'suite/walk')
+    np.testing.assert_array_equal(episode.reward(info.id), paid)
+    np.testing.assert_allclose(np.diff(columns['time']), 0.1, atol=1e-6)
+    np.testing.assert_array_equal(columns['discount'], np.ones(5))
+    asked, told = columns['action/requested'], columns['action/applied']
+    np.testing.assert_array_equal(asked, np.concatenate(policy.taken[:5]))
+    np.testing.assert_array_equal(told, np.clip(asked, [-2, 1], [6, 2]))
+    store = Store(tmp_path)
+    assert header.end_time_ns - header.start_time_ns == 500_000_000
+    assert len(store.episodes('reward=simulated')) == 3 and not store.episodes('reward=none')
+    store.add_reward(header.id, np.zeros(5), task='other', kind='sketch', author='anna')
+    steps = simulated_steps(store.open(header.id), contract)
+    np.testing.assert_array_equal(steps['reward'][:-1], paid)
+
+
+class Flicker(Walk):
+    """Shows its last two states, and pictures of four times the steps so far."""
+
+    def show(self, kind, reward, discount):
+        timestep = super().show(kind, reward, discount)
+        picture = np.full((1, 4, 6, 3), self.t * 40, np.uint8)
+        picture[..., 1] = 7
+        return timestep._replace(
+            observation=self.stack.push({'x': timestep.observation['x'], 'eye': picture})
+        )
+
+    def reset(self, seeds):
+        self.stack = History(self.contract)
+        return super().reset(seeds)
+
+
+def test_pictures_and_histories_are_kept_once_and_come_back(contract, tmp_path):
+    x = contract.observation[0].replace(history=2).to_dict()
+    eye = {'name': 'eye', 'source': 'front.image', 'shape': [4, 6, 3], 'history': 3}
+    eye |= {'dtype': 'uint8', 'encoding': 'rgb8'}
+    seeing = contract.replace(observation=[x, eye])
+    policy, store = Random(), Store(tmp_path)
+    (header,) = record_episodes(store, Flicker(seeing), policy, [0], {'task': 'suite/flicker'})
+    columns = aligned_columns(store.open(header.id))
+    assert columns['env.x'].shape == (6, 2) and columns['front.image'].shape == (6, 4, 6, 3)
+    steps, env = simulated_steps(store.open(header.id), seeing), Flicker(seeing)
+    shown = [env.reset([0]), *(env.step(action) for action in policy.taken)]
+    for name in ('x', 'eye'):
+        expected = np.concatenate([timestep.observation[name] for timestep in shown])
+        found = steps[f'observation/{name}']
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+    written = write_demonstrations(tmp_path / 'steps', store, '', None, seeing)
+    np.testing.assert_array_equal(
+        written.flat['observation/eye'].take(np.arange(6)), steps['observation/eye']
+    )
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'told'),
+    [
+        (lambda path, columns: columns.pop('discount'), 'no column discount'),
+        (lambda path, columns: columns.pop('env.x'), r'no column env\.x'),
+        (
+            lambda path, columns: columns.update(discount=np.ones(3)),
+            '3 rows of discount, expected 5',
+        ),
+        (lambda path, columns: shutil.rmtree(path / 'rewards'), "no reward of kind 'simulated'"),
+    ],
+)
+def test_what_is_missing_is_told(contract, tmp_path, spoil, told):
+    (header, *_), _ = record(tmp_path, contract)
+    path = tmp_path / header.id
+    columns = column_file.read_whole(path / 'steps.npz')
+    spoil(path, columns)
+    column_file.write(path / 'steps.npz', '', columns)
+    with pytest.raises(StorageError, match=told) as refused:
+        simulated_steps(EpisodeReader(path), contract)
+    assert str(refused.value).startswith(f'{path}: ') and '\n' not in str(refused.value)
+
+
+def test_a_reward_that_is_not_finite_is_one_line(contract, tmp_path):
+    class Broken(Walk):
+        def show(self, kind, reward, discount):
+            return super().show(kind, np.nan, discount)
+
+    with pytest.raises(StorageError, match='value 0 of 5 is nan, not finite'):
+        record_episodes(Store(tmp_path), Broken(contract), Random(), [0], {'task': 'a'})
+
+
 def test_success_is_told_where_somebody_can(contract, tmp_path):
     judged = []
     headers, _ = record(tmp_path, contract, judge=lambda c: judged.append(c) or len(judged) > 1)
@@ -133,8 +226,31 @@ def test_an_episode_of_another_contract_names_the_field(contract, tmp_path, chan
     assert '\n' not in str(refused.value)
 
 
+_TYPE, _SEPARATOR = 'std_msgs/msg/Float64MultiArray', '=' * 80
+_DEFINITION = f"""\
+MultiArrayLayout layout
+float64[] data
+{_SEPARATOR}
+MSG: std_msgs/MultiArrayLayout
+MultiArrayDimension[] dim
+uint32 data_offset
+{_SEPARATOR}
+MSG: std_msgs/MultiArrayDimension
+string label
+uint32 size
+uint32 stride
+"""
+
+
+def _encoded(values):
+    """Return numbers as a Float64MultiArray without a layout, in little-endian CDR."""
+    flat = np.ravel(values).astype('<f8')
+    # Encapsulation; an empty layout (no dimensions, offset 0); a length; padding to 8 bytes.
+    return struct.pack('<BBHIII4x', 0, 1, 0, 0, 0, len(flat)) + flat.tobytes()
+
+
 def write(root, contract, rows):
-    """Write an episode of made-up rows {topic: values}, each of them a message."""
+    """Write an episode of made-up rows {topic: values} as the first version: a message each."""
     header = EpisodeHeader(contract=contract, source='policy')
     with EpisodeWriter(root, header) as writer:
         for time_ns, row in enumerate(rows):
@@ -145,6 +261,26 @@ def write(root, contract, rows):
                 )
         writer.commit()
     return header.id
+
+
+def test_an_older_episode_of_messages_gives_the_same_steps(contract, tmp_path):
+    (header, *_), _ = record(tmp_path, contract)
+    columns = simulated_steps(EpisodeReader(tmp_path / header.id), contract)
+    rows = [
+        {name: values[t] for name, values in columns.items() if name != 'step_type'}
+        for t in range(6)
+    ]
+    rows[-1] = {name: rows[-1][name] for name in rows[-1] if name.startswith('observation/')}
+    store = Store(tmp_path / 'older')
+    older = store.open(write(store.root, contract, rows))
+    assert is_simulated(older) and not older.is_steps_only
+    found = simulated_steps(older, contract)
+    assert found.keys() == columns.keys()
+    for name, values in columns.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == values.dtype
+    steps = write_demonstrations(tmp_path / 'steps', store, '', None, contract)
+    np.testing.assert_array_equal(steps.flat['reward'], columns['reward'])
 
 
 ROW = {

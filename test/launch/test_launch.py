@@ -112,6 +112,31 @@ def test_deploy_runs_its_episodes_and_ends(launch, workspace, tmp_path):
     assert orphans(workspace) == []
 
 
+def test_replay_gives_the_commands_of_an_episode_again(launch, workspace, tmp_path):
+    storage = tmp_path / 'episodes'
+    deploy = launch('deploy', 'policy:=random', 'episodes:=1', f'storage:={storage}')
+    text, _ = deploy.communicate(timeout=100)
+    assert deploy.returncode == 0, text
+    (episode,) = storage.glob('2*')
+    header = json.loads((episode / 'episode.json').read_text())
+    process = launch('replay', f'episode:={episode}', f'seed:={header["seed"]}')
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert 'process has died' not in text, text
+    (told,) = (line for line in text.splitlines() if '"commands"' in line)
+    told = json.loads(told[told.index('{') :])
+    assert told['episode'] == header['id']
+    assert told['commands'] == header['topics']['/policy/command']['count']
+    assert orphans(workspace) == []
+
+
+def test_replay_of_what_is_no_episode_ends_with_one_clear_line(launch, workspace):
+    process = launch('replay', 'episode:=no/such')
+    text, _ = process.communicate(timeout=60)
+    assert 'no/such/episode.json: cannot be read (No such file or directory)' in text
+    assert 'Traceback' not in text and orphans(workspace) == []
+
+
 @pytest.mark.parametrize('file', ['deploy', 'record', 'sim_robot'])
 def test_ctrl_c_ends_everything_cleanly(launch, workspace, tmp_path, file):
     arguments = {

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -134,9 +135,19 @@ def test_damage_is_told_with_the_file_and_leaves_the_others_alone(
 def test_a_sidecar_of_a_newer_robot_rl_is_refused_and_tells_which_is_read(store):
     added = store.add_reward('e0', [1.0], **SKETCH)
     file = store.root / 'e0' / 'rewards' / f'{added.id}.json'
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(StorageError, match='2 is newer than 1, the newest that this robot_rl'):
+    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+    with pytest.raises(StorageError, match='3 is newer than 2, the newest that this robot_rl'):
         store.open('e0').reward(added.id)
+
+
+def test_a_sidecar_of_the_first_version_is_read(store):
+    added = store.add_reward('e0', [1.0, 0.5], **SKETCH)
+    file = store.root / 'e0' / 'rewards' / f'{added.id}.json'
+    fields = {key: v for key, v in json.loads(file.read_text()).items() if key != 'checksum'}
+    file.write_text(json.dumps(fields | {'schema_version': 1}))
+    (info,) = store.open('e0').rewards()
+    assert info == added
+    np.testing.assert_array_equal(store.open('e0').reward(added.id), [1, 0.5])
 
 
 def test_a_sidecar_round_trips(store):

@@ -1,7 +1,9 @@
+import contextlib
 import errno
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -385,6 +387,53 @@ def test_a_store_that_cannot_be_written_is_read(store, monkeypatch):
     with pytest.raises(StorageError, match=r'e0: cannot be changed \(Read-only'):
         reader.label('e0', True)
     assert not list(store.root.glob(f'{INDEX_FILE}*'))
+
+
+def read_only(store, monkeypatch):
+    """Close a store and open it as one that cannot be written."""
+    store._index._connection.close()
+    monkeypatch.setattr(os, 'access', lambda *args: False)
+    return Store(store.root)
+
+
+def test_the_index_of_a_store_that_cannot_be_written_serves(store, monkeypatch):
+    store.label('e3', success=True)
+    before, headers = answers(store), list(store.episodes())
+    reader, file = read_only(store, monkeypatch), store.root / INDEX_FILE
+    kept = file.read_bytes()
+    for name in ('EpisodeReader', 'read_header'):
+        monkeypatch.setattr(store_module, name, lambda path: pytest.fail(f'it reads {path}'))
+    assert answers(reader) == before and list(reader.episodes()) == headers
+    assert file.read_bytes() == kept and [*file.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize('state', ['written to', 'damaged', 'older', 'absent'])
+def test_an_index_that_is_not_whole_does_not_serve(store, monkeypatch, state):
+    before = answers(store)
+    store._index._connection.close()
+    file = store.root / INDEX_FILE
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        if state in ('written to', 'older'):
+            connection.execute("UPDATE episodes SET task = 'other'")
+        if state == 'older':
+            connection.execute('PRAGMA user_version = 1')
+            connection.close()
+        elif state == 'damaged':
+            data = file.read_bytes()
+            file.write_bytes(data[: len(data) // 2].ljust(len(data), b'\0'))
+        elif state == 'absent':
+            file.unlink()
+        reader = read_only(store, monkeypatch)
+        assert answers(reader) == before and not reader.episodes('task=other')
+
+
+def test_what_came_after_the_index_was_written_is_found(store, header, monkeypatch):
+    before = store.episodes().ids
+    reader = read_only(store, monkeypatch)
+    EpisodeWriter(store.root, header(id='new', start_time_ns=10**18)).commit()
+    shutil.rmtree(store.root / 'e3')
+    expected = [*(id for id in before if id != 'e3'), 'new']
+    assert reader.episodes().ids == read_only(store, monkeypatch).episodes().ids == expected
 
 
 def test_what_is_being_recorded_is_not_labelled_under_its_recorder(store, header):

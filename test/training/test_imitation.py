@@ -36,7 +36,8 @@ class Expert:
 def store(line, tmp_path):
     """Six episodes of the expert, from different starts."""
     path = tmp_path / 'store'
-    record_episodes(Store(path), line(1), Expert(), range(0, 12, 2), {'tags': ['expert']})
+    about = {'task': 'suite/line', 'tags': ['expert']}
+    record_episodes(Store(path), line(1), Expert(), range(0, 12, 2), about)
     return path
 
 

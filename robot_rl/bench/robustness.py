@@ -7,14 +7,14 @@ world; what their policies reached there is kept in results/robustness.json.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
 from robot_rl import registry
-from robot_rl.bench.results import RESULTS, Entry, Run, write_whole
+from robot_rl.bench.results import RESULTS, Entry, Run, write_text
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.resources import git_revision
 from robot_rl.specs import Spec
@@ -64,14 +64,17 @@ class Robustness(Spec):
     reached: tuple[Reached, ...]
 
 
-def evaluate_plan(queue: list[Entry], show: Any = print) -> Robustness:
-    """Evaluate every policy in every world, and keep what they reached. Raises RobotRLError."""
+def evaluate_plan(queue: Sequence[Entry], show: Callable[[Reached], None]) -> Robustness:
+    """Evaluate every policy in every world and keep what each reached, of which `show` is told.
+
+    Raises RobotRLError for a policy that is not there.
+    """
     plan = Plan.from_yaml(PLAN)
     runs = {name: _run(entry, queue) for name, entry in plan.policies.items()}
     reached = []
     for one in _evaluated(plan, runs):
         reached.append(one)
-        show(f'{one.shift.name}, {one.policy}: success {one.success_rate:.0%}')
+        show(one)
     kept = Robustness(
         plan=plan,
         git_revision=git_revision(),
@@ -80,38 +83,8 @@ def evaluate_plan(queue: list[Entry], show: Any = print) -> Robustness:
         trained={name: f'{run.command} ({_revision(run)})' for name, run in runs.items()},
         reached=tuple(reached),
     )
-    write_whole(KEPT, kept.to_json() + '\n')
+    write_text(KEPT, kept.to_json() + '\n')
     return kept
-
-
-def section(kept: Robustness, table: Any) -> str:
-    """Return what docs/results.md says of it; `table` makes one in Markdown of rows."""
-    rows = []
-    for shift in kept.plan.shifts:
-        row = {'world': shift.name, 'set': ', '.join(f'`{_short(word)}`' for word in shift.set)}
-        for one in kept.reached:
-            if one.shift == shift:
-                cell = f'{one.success_rate:.0%}, {1e3 * one.final_distance_mean:.1f} mm'
-                row[one.policy] = cell
-        rows.append(row)
-    trained = [f'- {name}: `{how}`' for name, how in kept.trained.items()]
-    return '\n'.join(
-        [
-            '## Shifted worlds',
-            '',
-            f'{kept.plan.task}: policies that learned in different worlds, {kept.plan.episodes} '
-            'episodes in each of these; success, as the sensors tell it, and the mean distance '
-            'at the end. The keys of `set` are those of `randomisation`.',
-            '',
-            table(rows),
-            *trained,
-            '',
-            f'    {COMMAND}',
-            '',
-            f'Revision {kept.git_revision}.',
-            '',
-        ]
-    )
 
 
 def _evaluated(plan: Plan, runs: dict[str, Run]) -> Iterator[Reached]:
@@ -133,7 +106,7 @@ def _evaluated(plan: Plan, runs: dict[str, Run]) -> Iterator[Reached]:
         environment.close()
 
 
-def _run(entry: str, queue: list[Entry]) -> Run:
+def _run(entry: str, queue: Sequence[Entry]) -> Run:
     known = {item.name: item for item in queue}
     if entry not in known:
         raise UnknownName('run', entry, known, 'robot-rl results --status')
@@ -151,7 +124,3 @@ def _revision(run: Run) -> str:
     from robot_rl.control.runtime import load_policy
 
     return f'revision {load_policy(_policy_of(run)).card.git_revision or "not known"}'
-
-
-def _short(change: str) -> str:
-    return change.removeprefix('randomisation.')

@@ -89,16 +89,16 @@ class Randomisation(Spec):
 
     def drawn(self, seed: int, model: mujoco.MjModel, robot: RobotSpec) -> Domain:
         """Return the world of the episode of this seed. Raises SpecError for an unknown body."""
+        if not self.is_on:
+            return Domain()
         joints, period_s = len(robot.joints), robot.controller.period_s
 
         def uniform(field: str, size: int | None = None) -> Any:
             return generator(seed, field).uniform(*getattr(self, field), size)
 
         def delay_s(field: str) -> float:
-            return (
-                int(generator(seed, field).integers(*getattr(self, field), endpoint=True))
-                * period_s
-            )
+            periods = generator(seed, field).integers(*getattr(self, field), endpoint=True)
+            return int(periods) * period_s
 
         def vectors(field: str, count: int) -> list[list[float]]:
             rng = generator(seed, field)
@@ -115,8 +115,8 @@ class Randomisation(Spec):
         return Domain.parse(
             {
                 'imperfections': imperfections,
-                'mass': self._of_bodies('mass', seed, model, _factor),
-                'contact_friction': self._of_bodies('contact_friction', seed, model, _factor),
+                'mass': self._of_bodies('mass', seed, model, _uniform),
+                'contact_friction': self._of_bodies('contact_friction', seed, model, _uniform),
                 'colour': self._of_bodies('colour', seed, model, _colour),
                 'light_brightness': uniform('light_brightness'),
                 'light_turn': vectors('light_turn', model.nlight),
@@ -160,7 +160,7 @@ class Domain(Spec):
         All but the arm's imperfections, which act on more than a model. Of one randomisation: a
         body that one world names all others must name.
         """
-        self._weigh(model, nominal, data)
+        self._weigh(model, nominal)
         for body, factor in self.contact_friction.items():
             geoms = model.geom_bodyid == named(model, 'body', body)
             model.geom_friction[geoms] = nominal.geom_friction[geoms] * factor
@@ -172,16 +172,15 @@ class Domain(Spec):
             model.cam_pos[camera] = nominal.cam_pos[camera] + shift
             turned = quaternions.from_rotation_vector(np.array(turn))
             model.cam_quat[camera] = quaternions.multiply(turned, nominal.cam_quat[camera])
+        mujoco.mj_setConst(model, data)  # what the compiler computed of masses and places
 
-    def _weigh(self, model: mujoco.MjModel, nominal: mujoco.MjModel, data: mujoco.MjData) -> None:
+    def _weigh(self, model: mujoco.MjModel, nominal: mujoco.MjModel) -> None:
         for name, factor in self.mass.items():
             body = named(model, 'body', name)
             model.body_mass[body] = nominal.body_mass[body] * factor
             model.body_inertia[body] = nominal.body_inertia[body] * factor
             # What compensates gravity goes by the masses that the arm is thought to have.
             model.body_gravcomp[body] = nominal.body_gravcomp[body] / factor
-        if self.mass:
-            mujoco.mj_setConst(model, data)  # what the compiler computed of masses
 
     def _paint(self, model: mujoco.MjModel, nominal: mujoco.MjModel) -> None:
         for body, (*over, opacity) in self.colour.items():
@@ -220,7 +219,7 @@ def generator(seed: int, what: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(what.encode())])
 
 
-def _factor(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+def _uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return rng.uniform(*bounds)
 
 

@@ -102,7 +102,8 @@ class Twin:
         """
         start = self.world.initial(seed)
         self.domain = self.world.randomisation.drawn(seed, self._nominal, self.robot)
-        self.domain.embody(self.model, self._nominal, self.data)
+        if self.world.randomisation.is_on:
+            self.domain.embody(self.model, self._nominal, self.data)
         faults = self.domain.imperfections
         self.tune(faults.each('gain', self.robot), faults.each('friction', self.robot))
         self._place(start)

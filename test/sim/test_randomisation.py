@@ -162,17 +162,16 @@ def by_hand(task, domain):
     for body, factor in domain.mass.items():
         model.body(body).mass *= factor
         model.body(body).inertia *= factor
-        model.body(body).gravcomp /= factor
+        model.body_gravcomp[model.body(body).id] /= factor
     for body, factor in domain.contact_friction.items():
         for geom in range(model.ngeom):
             if model.body(model.geom_bodyid[geom]).name == body:
                 model.geom(geom).friction *= factor
     for joint, gain, friction in zip(task.robot.joints, faults.gain, faults.friction, strict=True):
-        model.dof(joint).frictionloss += friction
-        model.dof(joint).solimp[:2] = 0.9999
-        (servo,) = (
-            a for a in range(model.nu) if model.actuator_trnid[a, 0] == model.joint(joint).id
-        )
+        dof = model.joint(joint).dofadr[0]
+        model.dof_frictionloss[dof] += friction
+        model.dof_solimp[dof, :2] = 0.9999
+        servo = model.actuator(joint).id
         model.actuator_gainprm[servo, 0] *= gain
         model.actuator_biasprm[servo, :2] *= gain
     mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -310,7 +309,7 @@ def test_noise_has_the_deviation_that_was_drawn_and_the_tool_is_where_it_is_meas
     errors = []
     for _ in range(50):
         columns = environment.columns
-        true = np.array([environment.scene(lane)[1].qpos[:6] for lane in range(40)])
+        true = np.array([environment.scene(lane)[1].qpos[:6].copy() for lane in range(40)])
         errors.append(columns['joint_states.position'] - true)
         tool = task.chain.position(columns['joint_states.position'])
         np.testing.assert_allclose(columns['tool.position'], tool, atol=1e-12)

@@ -100,7 +100,7 @@ class Twin:
 
         The world is the episode's, its servos and friction among it: what `tune` said is over.
         """
-        start = self.world.initial(seed)
+        self._seed, start = seed, self.world.initial(seed)
         self.domain = self.world.randomisation.drawn(seed, self._nominal, self.robot)
         if self.world.randomisation.is_on:
             self.domain.embody(self.model, self._nominal, self.data)
@@ -179,10 +179,13 @@ class Twin:
 
     @property
     def state(self) -> np.ndarray:
-        """What a picture needs: time, qpos, qvel, mocap_pos, mocap_quat, one after the other."""
+        """What a picture needs, in a row: time, qpos, qvel, mocap_pos, mocap_quat, seed.
+
+        The seed, whose world this is, as exact as a float can be: below 2^53.
+        """
         data = self.data
         parts = (data.qpos, data.qvel, data.mocap_pos.ravel(), data.mocap_quat.ravel())
-        return np.concatenate([[data.time], *parts])
+        return np.concatenate([[data.time], *parts, [self._seed]])
 
     @property
     def joint_position(self) -> np.ndarray:

@@ -115,15 +115,11 @@ def _bench(options: Options) -> None:
 def _robustness(options: Options) -> None:
     from robot_rl.bench import robustness
 
-    kept = robustness.evaluate_plan(
-        results.read_queue(),
-        lambda one: print(
-            f'{one.shift.name}, {one.policy}: success {one.success_rate:.0%}',
-            file=sys.stderr,
-            flush=True,
-        ),
-    )
-    count = len(kept.reached)
+    def show(one: robustness.Reached) -> None:
+        told = f'{one.shift.name}, {one.policy}: success {one.success_rate:.0%}'
+        print(told, file=sys.stderr, flush=True)
+
+    count = len(robustness.evaluate_plan(results.read_queue(), show).reached)
     text = f'{robustness.KEPT}: {count} rows; robot-rl results write shows them'
     data = {'file': str(robustness.KEPT), 'rows': count}
     common.emit(data, options.as_json, text)

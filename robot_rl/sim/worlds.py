@@ -28,9 +28,10 @@ class Worlds:
         count: int,
     ):
         self._task, self._nominal, self._arm, self._sensed = task, model, arm, sensed
-        self._given = given = task.randomisation
+        given = task.randomisation
+        self._on = given.is_on
         self.models, self.domains = [model] * count, [Domain()] * count
-        if not given.is_on:
+        if not self._on:
             return
         self.models = [copy.copy(model) for _ in range(count)]
         self._scratch = mujoco.MjData(model)
@@ -41,10 +42,10 @@ class Worlds:
 
     def enter(self, lane: int, seed: int, command: np.ndarray, state: np.ndarray) -> None:
         """Let lane be in the world of this episode's seed, which begins so, at rest."""
-        if not self._given.is_on:
+        if not self._on:
             return
         robot, model = self._task.robot, self.models[lane]
-        self.domains[lane] = domain = self._given.drawn(seed, self._nominal, robot)
+        self.domains[lane] = domain = self._task.randomisation.drawn(seed, self._nominal, robot)
         domain.embody(model, self._nominal, self._scratch)
         faults, period_s = domain.imperfections, robot.controller.period_s
         self._arm.tune(
@@ -60,13 +61,13 @@ class Worlds:
 
     def told(self, path: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """Return what servos [N, T, n] are told when the arm is, where `lanes` [N] is true."""
-        if self._given.is_on:
+        if self._on:
             path[lanes] = self._commands.pass_on(path[lanes], lanes)
         return path
 
     def measured(self, states: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """Return what is measured, but for noise, after `states` [L, steps, S] of L lanes."""
-        if not self._given.is_on:
+        if not self._on:
             return states[:, -1, self._sensed]
         every = self._task.substeps
         ticks = states[:, every - 1 :: every, self._sensed]
@@ -74,7 +75,7 @@ class Worlds:
 
     def noisy(self, measured: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Return what is measured [N, :], with its noise, after so many steps [N]."""
-        if not self._given.is_on:
+        if not self._on:
             return measured
         return measured + self._noise[np.arange(len(steps)), steps]
 

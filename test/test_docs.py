@@ -166,7 +166,7 @@ def test_the_page_about_randomising_has_every_quantity_and_its_episode_comes_aga
     monkeypatch.chdir(tmp_path)
     (collect,) = [
         words for words in commands_of('randomise_the_simulation.md')
-        if words[1] == 'collect' and 'ros' not in words
+        if words[:2] == ['robot-rl', 'collect'] and 'ros' not in words
     ]  # fmt: skip
     collect[collect.index('--episodes') + 1] = '1'
     assert main(collect[1:]) == 0

@@ -6,6 +6,7 @@ world; what their policies reached there is kept in results/robustness.json.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def evaluate_plan(queue: Sequence[Entry], show: Callable[[Reached], None]) -> Ro
         trained={name: f'{run.command} ({_revision(run)})' for name, run in runs.items()},
         reached=tuple(reached),
     )
-    write_text(KEPT, kept.to_json() + '\n')
+    write_text(KEPT, json.dumps(kept.to_dict(), indent=1) + '\n')
     return kept
 
 
@@ -101,7 +102,7 @@ def _evaluated(plan: Plan, runs: dict[str, Run]) -> Iterator[Reached]:
         for name, policy in policies.items():
             found = evaluate(policy, environment, seeds, task).summary()
             numbers = {key: found[key] for key in ('success_rate', 'final_distance_mean', 'mean')}
-            rounded = {key: round(value, 4) for key, value in numbers.items()}
+            rounded = {key: round(value, 6) for key, value in numbers.items()}
             yield Reached(shift=shift, policy=name, **rounded)
         environment.close()
 

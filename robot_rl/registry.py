@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from robot_rl import resources
@@ -83,11 +84,12 @@ def arm_task_names() -> list[str]:
     return [name.replace('_', '/', 1) for name in resources.names('config/tasks')]
 
 
-def make_task(name: str) -> ArmTask:
+def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 
-    `name` may also be the path of a task's YAML file. Raises UnknownName, and SpecError for a
-    task of dm_control or Gymnasium.
+    `name` may also be the path of a task's YAML file. `changes` to what the file says are
+    'randomisation.gain=[0.5, 1]' and the like. Raises UnknownName, and SpecError for a task of
+    dm_control or Gymnasium.
     """
     is_path = name.endswith(('.yaml', '.yml'))
     if name.startswith(WITHOUT_STREAMS) and not is_path:
@@ -103,7 +105,7 @@ def make_task(name: str) -> ArmTask:
     path = task_file(name)
     data = load_yaml(path)
     kind = data.get('kind', 'reach') if isinstance(data, dict) else 'reach'
-    return resolve('task kind', str(kind)).load(path)
+    return resolve('task kind', str(kind)).load(path, changes)
 
 
 def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstrator:
@@ -127,18 +129,28 @@ def make_policy(
 
 
 def make_environment(
-    task: str, num_envs: int = 1, seed: int = 0, workers: int = 0, **options: Any
+    task: str,
+    num_envs: int = 1,
+    seed: int = 0,
+    workers: int = 0,
+    changes: Sequence[str] = (),
+    **options: Any,
 ) -> Environment:
     """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
 
     Tasks without streams are stepped in this process, or in as many others as `workers` says;
-    those of an arm in threads of this one, whatever it says. `options` are those of the family:
+    those of an arm in threads of this one, whatever it says. `changes` are those of make_task, for
+    the task of an arm. `options` are those of the family:
     `cameras` {name: (height, width)} and `history` {field: steps} of sim.serial, and what
     sim.arm.ArmEnvironment takes.
 
     Raises UnknownName, SpecError for a Gymnasium environment that no contract fits, and
     RobotRLError where a package is needed and missing.
     """
+    if changes and task.startswith(WITHOUT_STREAMS):
+        raise SpecError(
+            f'{changes[0]}: {task} has no file that says such things, only an arm task'
+        )
     if workers and task.startswith(WITHOUT_STREAMS):
         from robot_rl.sim.workers import WorkerEnvironment
 
@@ -153,7 +165,7 @@ def make_environment(
         return GymnasiumEnvironment(task, num_envs, seed, **options)
     from robot_rl.sim.arm import ArmEnvironment
 
-    return ArmEnvironment(make_task(task), num_envs, seed, **options)
+    return ArmEnvironment(make_task(task, changes), num_envs, seed, **options)
 
 
 def _known() -> list[str]:

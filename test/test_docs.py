@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from robot_rl import registry, resources
 from robot_rl.cli.main import main
 from robot_rl.control.runtime import OnnxPolicy
+from robot_rl.sim.randomisation import Randomisation
 from robot_rl.specs import RobotSpec
 from robot_rl.training.config import RunConfig
 from robot_rl.training.loop import Trainer
@@ -150,3 +152,22 @@ def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
         'trail',
         'with-demos',
     ]
+
+
+def test_the_page_about_randomising_has_every_quantity_and_its_episode_comes_again(
+    tmp_path, monkeypatch, capsys
+):
+    text = (DOCS / 'randomise_the_simulation.md').read_text(encoding='utf-8')
+    for field in Randomisation.model_fields:
+        assert re.search(rf'^\| `{field}` \|', text, re.MULTILINE), field
+    (section,) = re.findall(r'```yaml\n(.*?)```', text, re.DOTALL)
+    Randomisation.parse(yaml.safe_load(section)['randomisation'])
+    (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (collect,) = [
+        words for words in commands_of('randomise_the_simulation.md')
+        if words[:2] == ['robot-rl', 'collect'] and 'ros' not in words
+    ]  # fmt: skip
+    collect[collect.index('--episodes') + 1] = '1'
+    assert main(collect[1:]) == 0
+    exec(compile(snippet, 'randomise_the_simulation.md', 'exec'), {})

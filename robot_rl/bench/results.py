@@ -199,7 +199,7 @@ def run_benches(seconds: float = 20.0) -> int:
         load = round(os.getloadavg()[0], 2)
         module = importlib.import_module(f'robot_rl.bench.{name}')
         rows += [row | {'load_average': load} for row in module.run(seconds=seconds)]
-    _write(BENCH, ''.join(json.dumps(row) + '\n' for row in rows))
+    write_text(BENCH, ''.join(json.dumps(row) + '\n' for row in rows))
     return len(rows)
 
 
@@ -298,7 +298,7 @@ def _keep(run: Run) -> None:
             {key: round(row[key], 2) for key in _COLUMNS if key in row} for row in _thinned(rows)
         ),
     )
-    _write(run.path, json.dumps(kept.to_dict(), indent=1) + '\n')
+    write_text(run.path, json.dumps(kept.to_dict(), indent=1) + '\n')
 
 
 def _made_by(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -316,7 +316,7 @@ def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows[::-1][:: max(every, 1)][::-1])
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')

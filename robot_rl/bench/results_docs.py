@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robot_rl.bench import robustness
 from robot_rl.bench.curves import Curve, Reference, curve_of, mean_of, read_published, reference_of
 from robot_rl.bench.results import BENCH, Entry, Kept, runs
 
@@ -59,6 +60,8 @@ def write_docs(queue: Sequence[Entry]) -> int:
             sections += [_section(entry, seeds, reference)]
             _draw(entry, seeds, reference, means)
     parts = [_HEAD, *([_COMPARED, _table(rows)] if rows else []), *sections]
+    if robustness.KEPT.exists():
+        parts.append(_shifted(robustness.Robustness.from_json(robustness.KEPT.read_text())))
     if BENCH.exists():
         parts.append(_speed([json.loads(line) for line in BENCH.read_text().splitlines()]))
     PAGE.write_text('\n'.join(parts), encoding='utf-8')
@@ -211,6 +214,36 @@ def _all_of(values: Any) -> str:
 
 def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.0f}'
+
+
+def _shifted(kept: robustness.Robustness) -> str:
+    """Return the table of policies in worlds that differ from the model."""
+    plan = kept.plan
+    reached = {(one.shift, one.policy): one for one in kept.reached}
+    rows = []
+    for shift in plan.shifts:
+        changes = [change.removeprefix('randomisation.') for change in shift.set]
+        row = {'world': shift.name, 'randomisation': ', '.join(f'`{c}`' for c in changes)}
+        for policy in plan.policies:
+            one = reached[shift, policy]
+            row[policy] = f'{one.success_rate:.0%}, {1e3 * one.final_distance_mean:.0f} mm'
+        rows.append(row)
+    return '\n'.join(
+        [
+            '## Shifted worlds',
+            '',
+            f'Policies of {plan.task} in worlds that differ from its model: success, and the mean '
+            f'distance at the end, both as the sensors tell them, in {plan.episodes} episodes.',
+            '',
+            _table(rows),
+            f'    {robustness.COMMAND}',
+            '',
+            *(f'- {policy}: `{how}`' for policy, how in kept.trained.items()),
+            '',
+            f'Revision {kept.git_revision}, {kept.cores} cores, load {kept.load_average:g}.',
+            '',
+        ]
+    )
 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> str:

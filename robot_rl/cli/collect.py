@@ -18,7 +18,7 @@ EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --t
 _AT_ONCE = 16
 
 
-class Options(common.Options):
+class Options(common.TaskOptions):
     """Whose episodes, in which task, how many, and where to."""
 
     task: str = pydantic.Field(description='see robot-rl tasks')
@@ -54,6 +54,10 @@ def main(argv: list[str]) -> int:
 
     if options.noise and options.policy != SCRIPTED:
         raise RobotRLError(f'--noise is of the policy {SCRIPTED!r}, not of {options.policy!r}')
+    if options.set and options.through == 'ros':
+        raise RobotRLError(
+            "--set is for --through process: the twin's nodes read a file: --task FILE.yaml"
+        )
     through = {'process': _in_process, 'ros': _through_ros}
     headers = through[options.through](options)
     ids = [header.id for header in headers]
@@ -85,7 +89,9 @@ def _in_process(options: Options) -> list[Any]:
     view = {}
     if options.policy not in RESERVED:
         view = view_of(options.task, load_policy(options.policy).contract)
-    environment = registry.make_environment(options.task, num_envs=lanes, **view)
+    environment = registry.make_environment(
+        options.task, num_envs=lanes, changes=options.set, **view
+    )
     try:
         policy, about = _policy(options, environment.contract)
         seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)

@@ -39,6 +39,16 @@ def store_folder() -> Path:
     return Path(os.environ.get('ROBOT_RL_STORE', 'episodes'))
 
 
+class TaskOptions(Options):
+    """Options of the commands that simulate a task."""
+
+    set: tuple[str, ...] = pydantic.Field(
+        (),
+        description="changes to an arm task's file, as randomisation.<key>=<value>; "
+        'docs/randomise_the_simulation.md lists the keys',
+    )
+
+
 class StoreOptions(Options):
     """Options of the commands that read recorded episodes."""
 

@@ -10,7 +10,7 @@ from robot_rl.errors import RobotRLError
 EXAMPLE = 'robot-rl evaluate --policy runs/swingup/policy.onnx --task suite/cartpole-swingup'
 
 
-class Options(common.Options):
+class Options(common.TaskOptions):
     """Which policy, in which task, how often."""
 
     policy: str = pydantic.Field(
@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
     if not task:
         raise RobotRLError(f'evaluate: {options.policy} does not say its task; give --task')
     view = view_of(task, trained.contract) if trained else {}
-    environment = registry.make_environment(task, num_envs=min(options.episodes, 32), **view)
+    environment = registry.make_environment(
+        task, num_envs=min(options.episodes, 32), changes=options.set, **view
+    )
     try:
         policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         result = evaluate(policy, environment, held_out_seeds(options.episodes), task_of(task))

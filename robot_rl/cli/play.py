@@ -28,7 +28,7 @@ EXAMPLE = 'robot-rl play --policy runs/reach/policy.onnx --out reach.mp4'
 _MOST_FRAMES_PER_S = 50
 
 
-class Options(common.Options):
+class Options(common.TaskOptions):
     """What to watch, and where to."""
 
     policy: str = pydantic.Field(
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     view = {}
     if options.policy not in RESERVED:
         view = view_of(task, load_policy(options.policy).contract)
-    environment = registry.make_environment(task, **view)
+    environment = registry.make_environment(task, changes=options.set, **view)
     try:
         policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
         screen = _screen(options, environment)

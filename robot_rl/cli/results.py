@@ -2,11 +2,13 @@
 
 `run` does the runs that are not finished yet, one after another, and goes on with a stopped one.
 `write` makes the page and its figures from the files in results/ alone. `bench` runs all
-benchmarks, for the page's table of speeds.
+benchmarks, for the page's table of speeds. `robustness` evaluates policies of the queue's runs in
+worlds that differ from their model, for the page's table of those.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -22,8 +24,12 @@ EXAMPLE = 'robot-rl results run --next'
 class Options(common.Options):
     """What to do, and with which runs of results/queue.yaml."""
 
-    action: Annotated[Literal['run', 'write', 'bench'], tyro.conf.Positional] = pydantic.Field(
-        'run', description='run: what is missing; write: the page; bench: the table of speeds'
+    action: Annotated[Literal['run', 'write', 'bench', 'robustness'], tyro.conf.Positional] = (
+        pydantic.Field(
+            'run',
+            description='run: what is missing; write: the page; bench: the table of speeds; '
+            'robustness: that of shifted worlds',
+        )
     )
     next: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
         False, description='run only the next missing run that no other process has'
@@ -42,7 +48,8 @@ def main(argv: list[str]) -> int:
     if options.status:
         _status(options)
     else:
-        {'run': _run, 'write': _write, 'bench': _bench}[options.action](options)
+        actions = {'run': _run, 'write': _write, 'bench': _bench, 'robustness': _robustness}
+        actions[options.action](options)
     return 0
 
 
@@ -103,3 +110,16 @@ def _bench(options: Options) -> None:
     count = results.run_benches()
     text = f'{results.BENCH}: {count} rows; robot-rl results write shows them'
     common.emit({'file': str(results.BENCH), 'rows': count}, options.as_json, text)
+
+
+def _robustness(options: Options) -> None:
+    from robot_rl.bench import robustness
+
+    def show(one: robustness.Reached) -> None:
+        told = f'{one.shift.name}, {one.policy}: success {one.success_rate:.0%}'
+        print(told, file=sys.stderr, flush=True)
+
+    count = len(robustness.evaluate_plan(results.read_queue(), show).reached)
+    text = f'{robustness.KEPT}: {count} rows; robot-rl results write shows them'
+    data = {'file': str(robustness.KEPT), 'rows': count}
+    common.emit(data, options.as_json, text)

@@ -48,8 +48,8 @@ class Options(common.Options):
     )
     set: tuple[str, ...] = pydantic.Field(
         (),
-        description='changes to the config, as learner.<key>=<value> or training.<key>=<value>; '
-        "the run's config.yaml lists all keys",
+        description='changes to the config, as learner.<key>=<value>, training.<key>=<value> or '
+        "randomisation.<key>=<value>; the run's config.yaml lists all keys",
     )
     resume: bool = pydantic.Field(
         False, description="go on with the config in the run's folder; --steps may be raised"

@@ -24,7 +24,7 @@ from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.mjcf import names
 from robot_rl.sim.rendering import Renderer, intrinsics
-from robot_rl.sim.twin import world_of
+from robot_rl.sim.twin import World, world_of
 from robot_rl.specs import Camera, RobotSpec, Spec
 
 STATE = 'sim_robot/state'
@@ -69,24 +69,34 @@ class Parameters(Spec):
 class State:
     """The simulated state as sim_robot tells it."""
 
-    def __init__(self, model: mujoco.MjModel):
-        self.model, self.data = model, mujoco.MjData(model)
+    def __init__(self, world: World):
+        self._world, self._nominal, self._seed = world, world.model(), None
+        self.model, self.data = world.model(), mujoco.MjData(self._nominal)
         parts = ('qpos', 'qvel', 'mocap_pos', 'mocap_quat')
         self._parts = [getattr(self.data, part) for part in parts]
 
     def take(self, values: Any) -> None:
         """Take what Twin.state gave. Raises ContractMismatch for that of another model."""
-        values, size = np.asarray(values), 1 + sum(part.size for part in self._parts)
+        values, size = np.asarray(values), 2 + sum(part.size for part in self._parts)
         if values.shape != (size,):
             raise ContractMismatch(
                 f'{STATE}: {values.size} numbers, this model has {size}: '
                 'is sim_robot of the same task and robot?'
             )
+        self._enter(int(values[-1]))
         self.data.time, start = values[0], 1
         for part in self._parts:
             part[...] = values[start : start + part.size].reshape(part.shape)
             start += part.size
         mujoco.mj_forward(self.model, self.data)
+
+    def _enter(self, seed: int) -> None:
+        """Let the scene look as the world of this seed does."""
+        given = self._world.randomisation
+        if given.is_on and seed != self._seed:
+            domain = given.drawn(seed, self._nominal, self._world.robot)
+            domain.embody(self.model, self._nominal, self.data)
+            self._seed = seed
 
 
 class Topics(NamedTuple):
@@ -175,9 +185,9 @@ class CameraNode(Node):
         support.declare_parameters(self, Parameters)
         given = support.read_parameters(self, Parameters)
         world = world_of(given.task, given.robot)
-        model = world.model()
         cv2.setNumThreads(1)
-        self._state, self._lock, self._closed = State(model), threading.Lock(), False
+        self._state, self._lock, self._closed = State(world), threading.Lock(), False
+        model = self._state.model
         self._cameras = [
             SimulatedCamera(self, spec, model, given) for spec in given.chosen(world.robot, model)
         ]

@@ -81,7 +81,7 @@ class Parameters(Imperfections, Push):
     publish_state: bool = pydantic.Field(
         False,
         description='publish the whole simulated state on ~/state, for whoever draws it: time, '
-        'qpos, qvel, mocap_pos, mocap_quat, one after the other',
+        'qpos, qvel, mocap_pos, mocap_quat, seed, one after the other',
     )
     state_rate_hz: pydantic.PositiveFloat = pydantic.Field(
         60.0, description='how often ~/state is published'

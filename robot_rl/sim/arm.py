@@ -16,8 +16,10 @@ from robot_rl.control.motion import AccelerationLimited, Line
 from robot_rl.control.observation import History, Observer
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
+from robot_rl.sim.randomisation import Domain
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
 from robot_rl.sim.task import ArmTask, InitialCondition, Pose, Sway
+from robot_rl.sim.worlds import Worlds
 from robot_rl.specs import Contract, require_fit
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -31,7 +33,8 @@ class ArmEnvironment:
     A step is what happens beside the arm, without delay: the action becomes a joint target, is
     limited, and the servos are led there at the controller's rate, as command_guard does, but
     without its bounds on jerk and workspace. `contract` (default: the task's) may be any that the
-    task's streams serve.
+    task's streams serve. Where the task randomises, each environment has a model of its own, and
+    the joints and the gripper are told as they are measured: late and noisy, to the reward too.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class ArmEnvironment:
         """The present state as float64 columns '<stream>.<quantity>' -> [N, ...]."""
         return {name: values.copy() for name, values in self._columns().items()}
 
+    @property
+    def domains(self) -> list[Domain]:
+        """The worlds [N] that the present episodes are in, as far as the task randomises them."""
+        return list(self._worlds.domains)
+
     def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
         """Start N new episodes, from these N episode seeds where given; all FIRST."""
         everyone = np.ones(self.num_envs, dtype=bool)
@@ -92,12 +100,12 @@ class ArmEnvironment:
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only."""
-        data = self._data[0]
-        mujoco.mj_setState(self._model, data, self._state[index], _STATE)
+        model, data = self._worlds.models[index], self._data[0]
+        mujoco.mj_setState(model, data, self._state[index], _STATE)
         marks = self._goals()
         self._bodies.place(data, {s: (p[index], way[index]) for s, (p, way) in marks.items()})
-        mujoco.mj_forward(self._model, data)
-        return self._model, data
+        mujoco.mj_forward(model, data)
+        return model, data
 
     def close(self) -> None:
         """Release the threads."""
@@ -120,7 +128,6 @@ class ArmEnvironment:
         mujoco.mj_getState(self._model, self._data[0], self._rest, _STATE)
         self._state = np.tile(self._rest, (self.num_envs, 1))
         steps = self.task.ticks * self.task.substeps
-        self._models = [self._model] * self.num_envs
         # Where bodies that are put can be touched, the physics has to know where they are.
         self._control_spec = _CONTROL | _MOCAP if self._bodies.solid else _CONTROL
         size = mujoco.mj_stateSize(self._model, self._control_spec)
@@ -132,6 +139,11 @@ class ArmEnvironment:
         # FULLPHYSICS begins with time, then qpos, then qvel.
         self._qpos = 1 + self._arm.qpos
         self._qvel = 1 + self._model.nq + self._arm.qvel
+        # What is measured: joint positions [n], velocities [n], the jaw's position.
+        jaw = [] if self._jaw is None else 1 + self._jaw.qpos[:1]
+        self._sensed = np.concatenate([self._qpos, self._qvel, jaw]).astype(int)
+        self._measured = self._state[:, self._sensed]
+        self._worlds = Worlds(self.task, self._model, self._arm, self._sensed, self.num_envs)
 
     def _begin(self, lanes: np.ndarray, seeds: Sequence[int] | None = None) -> None:
         """Start an episode in every lane where `lanes` [N] is true."""
@@ -142,6 +154,8 @@ class ArmEnvironment:
             raise ValueError(f'{len(seeds)} seeds for {len(index)} environments')
         for lane, seed in zip(index, seeds, strict=True):
             self._place(lane, self.task.initial(int(seed)))
+            self._worlds.enter(lane, int(seed), self._command[lane], self._state[lane])
+        self._measured[index] = self._state[index][:, self._sensed]
         self._steps[index] = 0
 
     def _place(self, lane: int, start: InitialCondition) -> None:
@@ -190,24 +204,26 @@ class ArmEnvironment:
         )
         target = limit(wanted, self._command, self.contract.period_s, self._limits)
         path = self._lead(Line(self._command, target, 0.0, self.contract.period_s), lanes)
+        path = self._worlds.told(path, lanes)
         actuators = self._arm.actuators
         controls = actuators.towards(np.repeat(path, self.task.substeps, axis=1))
         self._control[..., actuators.ctrl] = controls
         self._move_jaw(action, lanes)
-        count = int(lanes.sum())
-        states = self._states[:count]
+        moving = np.flatnonzero(lanes)
+        states = self._states[: len(moving)]
         self._rollout.rollout(
-            self._models[:count],
+            [self._worlds.models[lane] for lane in moving],
             self._data,
             self._state[lanes],
             self._control[lanes],
             control_spec=self._control_spec,
             nstep=states.shape[1],
             state=states,
-            sensordata=self._sensors[:count],
+            sensordata=self._sensors[: len(moving)],
             skip_checks=True,  # these take longer than an arm's step
         )
         self._state[lanes] = states[:, -1]
+        self._measured[lanes] = self._worlds.measured(states, lanes)
         self._command[lanes] = target[lanes]
         self._steps[lanes] += 1
 
@@ -232,19 +248,20 @@ class ArmEnvironment:
         return np.stack(path, axis=1)
 
     def _sense(self) -> None:
-        """Read the streams off the physics state."""
-        position = self._state[:, self._qpos]
+        """Read the streams off what is measured, and off the physics state."""
+        measured, n = self._worlds.noisy(self._measured, self._steps), len(self._qpos)
+        position = measured[:, :n]
         tool = {'position': self.task.chain.position(position)}
         if self._reads_orientation:  # costs as much as the position
             tool['orientation'] = self.task.chain.forward(position)[1]
         self._streams = {
-            'joint_states': {'position': position, 'velocity': self._state[:, self._qvel]},
+            'joint_states': {'position': position, 'velocity': measured[:, n : 2 * n]},
             'command': {'position': self._command},
             'tool': tool,
         }
         if self._jaw is not None:
-            jaw = self._state[:, 1 + self._jaw.qpos[:1]]
-            self._streams['gripper'] = {'width': self.task.robot.gripper.width(jaw)}
+            width = self.task.robot.gripper.width(measured[:, 2 * n :])
+            self._streams['gripper'] = {'width': width}
         for stream, first in self._bodies.free.items():
             pose = self._state[:, 1 + first : 8 + first]
             self._streams[stream] = {'position': pose[:, :3], 'orientation': pose[:, 3:]}

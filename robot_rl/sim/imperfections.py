@@ -58,3 +58,19 @@ class Imperfections(Spec):
                 f'needed; found {len(values)}'
             )
         return np.full(n, values)
+
+    def beside(self, other: Imperfections, robot: RobotSpec) -> Imperfections:
+        """Return what an arm is like that has these and others, independent of each other."""
+
+        def both(field: str, join: np.ufunc) -> list[float]:
+            return join(self.each(field, robot), other.each(field, robot)).tolist()
+
+        return Imperfections(
+            position_noise=both('position_noise', np.hypot),
+            velocity_noise=both('velocity_noise', np.hypot),
+            sensor_delay_s=self.sensor_delay_s + other.sensor_delay_s,
+            dropout=1 - (1 - self.dropout) * (1 - other.dropout),
+            command_delay_s=self.command_delay_s + other.command_delay_s,
+            gain=both('gain', np.multiply),
+            friction=both('friction', np.add),
+        )

@@ -29,6 +29,9 @@ _JOINT = int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT)
 _TENDON, _WRAP_JOINT = int(mujoco.mjtTrn.mjTRN_TENDON), int(mujoco.mjtWrap.mjWRAP_JOINT)
 _FREE = int(mujoco.mjtJoint.mjJNT_FREE)
 _SINGLE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
+# How hard dry friction is, the most that MuJoCo takes: by its default of 0.9 a joint that should
+# stick creeps on at some hundredths of a rad/s.
+_DRY = 0.9999
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +115,25 @@ class ArmIndex:
                     f'joint {model.joint(joint).name!r} of the scene is moved by force; '
                     'a task needs a position actuator'
                 )
+
+    def tune(
+        self,
+        model: mujoco.MjModel,
+        nominal: mujoco.MjModel,
+        gain: np.ndarray,
+        friction: np.ndarray,
+    ) -> None:
+        """Make servos `gain` [n] times as stiff as in `nominal`, with more dry friction [n] [N m].
+
+        Where to a ctrl tells a servo to go stays as it is; joints without one are left alone.
+        """
+        servo, dofs = self.actuators.servo, self.qvel
+        ids, factor = self.actuators.ctrl[servo], gain[servo]
+        model.actuator_gainprm[ids, 0] = nominal.actuator_gainprm[ids, 0] * factor
+        model.actuator_biasprm[ids, :2] = nominal.actuator_biasprm[ids, :2] * factor[:, None]
+        model.dof_frictionloss[dofs] = nominal.dof_frictionloss[dofs] + friction
+        model.dof_solimp[dofs] = nominal.dof_solimp[dofs]
+        model.dof_solimp[dofs[friction > 0], :2] = _DRY
 
     def others(self, model: mujoco.MjModel) -> list[int]:
         """Return the ids of the named hinges and slides on the same base that are not the arm's.

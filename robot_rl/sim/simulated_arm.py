@@ -26,29 +26,30 @@ class Sample(NamedTuple):
 class SimulatedArm:
     """Takes what the arm's controller takes, lets time pass, and measures; with imperfections.
 
-    The noise of an episode is drawn from its seed.
+    The noise of an episode is drawn from its seed; what its task randomises comes beside the
+    imperfections that are given here.
     """
 
     def __init__(self, world: World, imperfections: Imperfections, seed: int = 0):
         self.twin, self._driver = Twin(world), SimulatedDriver(world.robot)
         self._pending: deque[tuple[float, np.ndarray, float]] = deque()
         self._past: deque[tuple[float, Sample]] = deque()
-        self.tune(imperfections)
+        self._given = imperfections
         self.reset(seed)
 
     def tune(self, imperfections: Imperfections) -> None:
         """Be another arm from now on. Raises SpecError where there are not as many joints."""
-        values = {
-            name: imperfections.each(name, self.twin.robot)
-            for name in ('position_noise', 'velocity_noise', 'gain', 'friction')
-        }
-        self._imperfections = imperfections
-        self._noise = np.stack([values['position_noise'], values['velocity_noise']])
-        self.twin.tune(values['gain'], values['friction'])
+        robot = self.twin.robot
+        faults = imperfections.beside(self.twin.domain.imperfections, robot)
+        self._given, self._imperfections = imperfections, faults
+        noise = [faults.each(name, robot) for name in ('position_noise', 'velocity_noise')]
+        self._noise = np.stack(noise)
+        self.twin.tune(faults.each('gain', robot), faults.each('friction', robot))
 
     def reset(self, seed: int) -> None:
         """Place arm and target as this seed's episode starts; no command is on its way."""
         start = self.twin.reset(seed)
+        self.tune(self._given)
         self._rng = np.random.default_rng(seed)
         self._begin(start.joint_position)
 

@@ -9,7 +9,7 @@ scene is an object, a mocap body a goal or a fixture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
 import mujoco
@@ -20,6 +20,7 @@ from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.robots import quaternions
 from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import load_scene
 from robot_rl.specs import ActionField, Box, Contract, ObservationField, RobotSpec, Spec
 from robot_rl.specs.contract import FROM_TOOL
@@ -175,6 +176,8 @@ class TaskConfig(Spec):
     success_distance: pydantic.PositiveFloat = 0.02
     success_rows: pydantic.PositiveInt = 5
     reward: Closeness = Closeness()
+    # What of the simulated world differs from episode to episode; nothing by default.
+    randomisation: Randomisation = Randomisation()
 
 
 class ArmTask:
@@ -194,6 +197,7 @@ class ArmTask:
     def __init__(self, config: TaskConfig):
         self.config = config
         self.name = config.name
+        self.randomisation = config.randomisation
         self.robot = RobotSpec.load(config.robot)
         self.chain = KinematicChain.from_spec(self.robot)
         self.max_steps = round(config.duration_s * config.rate_hz)
@@ -204,9 +208,13 @@ class ArmTask:
         )
 
     @classmethod
-    def load(cls, name: str) -> Self:
-        """Read the task called e.g. 'ur5e/reach' from config/tasks, or a YAML file by its path."""
-        return cls(cls.Config.from_yaml(task_file(name)))
+    def load(cls, name: str, changes: Sequence[str] = ()) -> Self:
+        """Read the task called e.g. 'ur5e/reach' from config/tasks, or a YAML file by its path.
+
+        `changes` are 'randomisation.<key>=<value>' and the like, see Spec.from_yaml_with.
+        """
+        sections = {'randomisation': Randomisation.model_fields}
+        return cls(cls.Config.from_yaml_with(task_file(name), {}, changes, sections))
 
     def distance(self, columns: Columns) -> np.ndarray:
         """Return how far [...] [m] the columns' rows are from done."""

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from robot_rl import registry
 from robot_rl.errors import ContractMismatch
 from robot_rl.robots.mjcf import find, load_model, named
+from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
 from robot_rl.sim.task import InitialCondition, Pose
 from robot_rl.specs import RobotSpec
@@ -19,15 +20,14 @@ from robot_rl.specs import RobotSpec
 # frequency [rad/s] on top of all that its model says of inertia and gravity. It follows a motion
 # with a lag of 2 / 60 s, as position-controlled arms do.
 HOLDING_FREQUENCY = 60.0
-# How hard dry friction is, the most that MuJoCo takes: by its default of 0.9 a joint that should
-# stick creeps on at some hundredths of a rad/s.
-DRY = 0.9999
 
 
 class World(Protocol):
     """What a twin simulates: an ArmTask is one, AtHome another."""
 
     robot: RobotSpec
+    # What differs from episode to episode.
+    randomisation: Randomisation
 
     def model(self) -> mujoco.MjModel:
         """Compile the scene."""
@@ -40,7 +40,7 @@ class AtHome:
     """A robot without a task: its own MJCF, of the arm alone or of a scene; it starts at home."""
 
     def __init__(self, robot: RobotSpec):
-        self.robot = robot
+        self.robot, self.randomisation = robot, Randomisation()
 
     def model(self) -> mujoco.MjModel:
         """Compile RobotSpec.mjcf, with its own timestep."""
@@ -74,7 +74,7 @@ class Twin:
 
     def __init__(self, world: World):
         self.world, self.robot = world, world.robot
-        self.model = world.model()
+        self.model, self._nominal = world.model(), world.model()
         self.data = mujoco.MjData(self.model)
         self._arm = ArmIndex.of(self.model, self.robot.model_joints)
         self._servo = self._arm.actuators.servo
@@ -88,27 +88,24 @@ class Twin:
         self._others_qpos = self.model.jnt_qposadr[self._others].astype(int)
         self._others_qvel = self.model.jnt_dofadr[self._others].astype(int)
         self._tool_body = _tool_body(self.model, self.robot.tool_site)
-        self._friction = self.model.dof_frictionloss.copy()
-        self._softness = self.model.dof_solimp.copy()
-        self.tune(np.ones(len(self.robot.joints)), np.zeros(len(self.robot.joints)))
         self.reset(0)
 
     def tune(self, gain: np.ndarray, friction: np.ndarray) -> None:
         """Make every joint's servo `gain` [n] times as stiff, and add dry `friction` [n] [N m]."""
-        actuators, self._gain = self._arm.actuators, np.array(gain, dtype=float)
-        servos = actuators.ctrl[self._servo]
-        factor = self._gain[self._servo]
-        self.model.actuator_gainprm[servos, 0] = actuators.gain[self._servo] * factor
-        stiffness = actuators.bias[self._servo, :2] * factor[:, None]
-        self.model.actuator_biasprm[servos, :2] = stiffness
-        model, dofs = self.model, self._arm.qvel
-        model.dof_frictionloss[dofs] = self._friction[dofs] + friction
-        model.dof_solimp[dofs] = self._softness[dofs]
-        model.dof_solimp[dofs[friction > 0], :2] = DRY
+        self._gain = np.array(gain, dtype=float)
+        self._arm.tune(self.model, self._nominal, self._gain, friction)
 
     def reset(self, seed: int) -> InitialCondition:
-        """Place arm and bodies as this seed's episode starts, at rest and at time 0."""
-        start = self.world.initial(seed)
+        """Place arm and bodies as this seed's episode starts, at rest and at time 0.
+
+        The world is the episode's, its servos and friction among it: what `tune` said is over.
+        """
+        self._seed, start = seed, self.world.initial(seed)
+        self.domain = self.world.randomisation.drawn(seed, self._nominal, self.robot)
+        if self.world.randomisation.is_on:
+            self.domain.embody(self.model, self._nominal, self.data)
+        faults = self.domain.imperfections
+        self.tune(faults.each('gain', self.robot), faults.each('friction', self.robot))
         self._place(start)
         return start
 
@@ -182,10 +179,13 @@ class Twin:
 
     @property
     def state(self) -> np.ndarray:
-        """What a picture needs: time, qpos, qvel, mocap_pos, mocap_quat, one after the other."""
+        """What a picture needs, in a row: time, qpos, qvel, mocap_pos, mocap_quat, seed.
+
+        The seed, whose world this is, as exact as a float can be: below 2^53.
+        """
         data = self.data
         parts = (data.qpos, data.qvel, data.mocap_pos.ravel(), data.mocap_quat.ravel())
-        return np.concatenate([[data.time], *parts])
+        return np.concatenate([[data.time], *parts, [self._seed]])
 
     @property
     def joint_position(self) -> np.ndarray:

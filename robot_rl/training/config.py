@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,6 +12,7 @@ import pydantic
 from robot_rl import registry, resources
 from robot_rl.errors import SpecError
 from robot_rl.policies.agent import CriticConfig, LearnerConfig, fit_support
+from robot_rl.sim.randomisation import Randomisation
 from robot_rl.specs import Contract, Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.storage.mixture import Mixing
@@ -74,6 +76,8 @@ class RunConfig(Spec):
     """pictures to draw, {camera: [height, width]}; overview: of the model's first camera"""
     history: dict[str, pydantic.PositiveInt] = pydantic.Field({})
     """last steps that the policy sees of a field, {field: steps}, the newest among them"""
+    randomisation: dict[str, Any] = pydantic.Field({})
+    """of an arm task: what of its world differs from episode to episode; over the task's own"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
@@ -95,6 +99,11 @@ class RunConfig(Spec):
             raise ValueError('cameras, history: the contract of an arm task has these itself')
         return self
 
+    @pydantic.field_validator('randomisation')
+    @classmethod
+    def _can_be_drawn_from(cls, value: dict) -> dict[str, Any]:
+        return Randomisation.parse(value).model_dump(mode='json', exclude_unset=True)
+
     @pydantic.field_validator('learner')
     @classmethod
     def _fits_the_agent(cls, value: dict, info: pydantic.ValidationInfo) -> dict[str, Any]:
@@ -103,8 +112,10 @@ class RunConfig(Spec):
         return registry.resolve('agent', info.data['agent']).config.parse(value).to_dict()
 
     def view(self) -> dict[str, Any]:
-        """Return the options of make_environment that say what is shown."""
+        """Return the options of make_environment that say what is shown, and in which worlds."""
         given = {'cameras': self.cameras, 'history': self.history}
+        drawn = self.randomisation.items()
+        given['changes'] = [f'randomisation.{key}={json.dumps(value)}' for key, value in drawn]
         return {name: value for name, value in given.items() if value}
 
     def seen(self, contract: Contract) -> Contract:
@@ -171,7 +182,11 @@ def _sections(path: Path) -> dict[str, Collection[str]]:
     """Return which keys the sections of an agent's file may have."""
     data = load_yaml(path)
     agent = data.get('agent', 'd4pg') if isinstance(data, dict) else ''
-    sections = {'training': TrainConfig.model_fields, 'demos': DemosConfig.model_fields}
+    sections = {
+        'training': TrainConfig.model_fields,
+        'demos': DemosConfig.model_fields,
+        'randomisation': Randomisation.model_fields,
+    }
     # Another one, or what is no name at all, is refused where the file is read.
     if isinstance(agent, str) and agent in registry.AGENTS:
         sections['learner'] = registry.resolve('agent', agent).config.model_fields

@@ -24,8 +24,10 @@ from robot_rl.control.observation import Observer, with_history
 from robot_rl.control.runtime import load_policy
 from robot_rl.control.shared_frame import FOLDER
 from robot_rl.errors import RobotRLError
+from robot_rl.nodes.camera import State
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim import rendering
+from robot_rl.sim.twin import Twin
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeReader
 
@@ -363,7 +365,7 @@ def test_the_state_of_another_model_ends_the_camera_with_one_line(supervisor, ob
     observer.node.create_timer(0.02, lambda: states.publish(Float64MultiArray(data=[0.0] * 9)))
     observer.until(lambda: child.poll() is not None)
     assert child.poll() == 2
-    told = 'sim_robot/state: 9 numbers, this model has 20: is sim_robot of the same task and robot'
+    told = 'sim_robot/state: 9 numbers, this model has 21: is sim_robot of the same task and robot'
     assert told in supervisor.log('camera')
 
 
@@ -411,3 +413,19 @@ def test_from_the_twin_s_camera_to_the_command(
         assert min(errors) < 1e-5 and max(errors) > 1e-4  # and not on all of them
         compared += 1
     assert compared > 10
+
+
+def test_the_scene_of_an_episode_looks_as_its_world_does():
+    task = registry.make_task('ur5e/lift', [
+        'randomisation.colour={cube: 1}', 'randomisation.camera_shift=0.1',
+        'randomisation.light_brightness=[0.2, 0.5]',
+    ])  # fmt: skip
+    twin, state = Twin(task), State(task)
+    for seed in (3, 4):
+        twin.reset(seed)
+        state.take(twin.state)
+        for field in ('geom_rgba', 'cam_pos', 'light_diffuse'):
+            seen, nominal = getattr(state.model, field), getattr(task.model(), field)
+            np.testing.assert_array_equal(seen, getattr(twin.model, field))
+            assert (seen != nominal).any()
+        np.testing.assert_array_equal(state.data.qpos, twin.data.qpos)

@@ -116,10 +116,10 @@ def test_its_whole_state_is_there_for_whoever_draws_it(supervisor, observer):
     joints = observer.listen(JointState, 'joint_states')
     observer.until(lambda: len(states) >= 50)
     data = mujoco.MjData(task.model())
-    now, qpos, qvel, marker, upright = np.split(
-        np.array(states[-1].data), np.cumsum([1, data.qpos.size, data.qvel.size, 3])
+    now, qpos, qvel, marker, upright, seed = np.split(
+        np.array(states[-1].data), np.cumsum([1, data.qpos.size, data.qvel.size, 3, 4])
     )
-    assert now > 0 and qvel.shape == (data.qvel.size,)
+    assert now > 0 and seed == 11 and qvel.shape == (data.qvel.size,)
     np.testing.assert_allclose(qpos, joints[-1].position, atol=1e-3)
     np.testing.assert_allclose(marker, task.initial(11).target)
     np.testing.assert_array_equal(upright, [1, 0, 0, 0])

@@ -161,3 +161,18 @@ def test_cameras_and_histories_are_options_of_a_run():
         load_run_config('d4pg', 'suite/walker-walk', ['cameras={overview: [32, 0]}'])
     with pytest.raises(SpecError, match='contract of an arm task has these itself'):
         load_run_config('d4pg', 'ur5e/reach', words)
+
+
+def test_worlds_to_learn_in_are_part_of_a_run():
+    words = ['randomisation.gain=[0.5, 1]', 'randomisation.mass={forearm_link: 2}']
+    config = load_run_config('d4pg', 'ur5e/reach', words)
+    assert config.randomisation == {'gain': [0.5, 1.0], 'mass': {'forearm_link': [2.0, 2.0]}}
+    assert RunConfig.from_json(config.to_json()) == config
+    task = registry.make_task('ur5e/reach', config.view()['changes'])
+    assert task.randomisation.gain == (0.5, 1.0)
+    assert task.randomisation.mass == {'forearm_link': (2.0, 2.0)}
+    assert load_run_config('d4pg', 'ur5e/reach').view() == {}
+    with pytest.raises(SpecError, match=r'--set randomisation.gain=\[2, 1\]: .* lower 2 must not'):
+        load_run_config('d4pg', 'ur5e/reach', ['randomisation.gain=[2, 1]'])
+    with pytest.raises(SpecError, match=r"gian: unknown key; did you mean 'gain'"):
+        load_run_config('d4pg', 'ur5e/reach', ['randomisation.gian=1'])

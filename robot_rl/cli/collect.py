@@ -72,24 +72,21 @@ def _in_process(options: Options) -> list[Any]:
     import numpy as np
 
     from robot_rl import registry
-    from robot_rl.control.runtime import load_policy
-    from robot_rl.control.shelf import RESERVED
     from robot_rl.imitation.collect import collect_episodes
     from robot_rl.imitation.simulated import record_episodes
-    from robot_rl.sim.cameras import view_of
     from robot_rl.sim.environment import HELD_OUT
     from robot_rl.storage.store import Store
 
     has_streams = not options.task.startswith(registry.WITHOUT_STREAMS)
     lanes = min(options.episodes, _AT_ONCE) if has_streams else 1
-    view = {}
-    if options.policy not in RESERVED:
-        view = view_of(options.task, load_policy(options.policy).contract)
+    view = registry.view_for(options.policy, options.task)
     environment = registry.make_environment(options.task, num_envs=lanes, **view)
     try:
         policy, about = _policy(options, environment.contract)
         seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)
         if has_streams:
+            if options.policy == registry.SCRIPTED:  # which sees more than is learned from
+                about['contract'] = environment.task.contract()
             return collect_episodes(
                 Store(options.store), environment, policy, seeds.tolist(), about
             )

@@ -2,7 +2,8 @@
 
 `run` does the runs that are not finished yet, one after another, and goes on with a stopped one.
 `write` makes the page and its figures from the files in results/ alone. `bench` runs all
-benchmarks, for the page's table of speeds.
+benchmarks, for the page's table of speeds. `demonstrators` measures how often the scripted ones
+succeed, for docs/tasks.md.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ EXAMPLE = 'robot-rl results run --next'
 class Options(common.Options):
     """What to do, and with which runs of results/queue.yaml."""
 
-    action: Annotated[Literal['run', 'write', 'bench'], tyro.conf.Positional] = pydantic.Field(
-        'run', description='run: what is missing; write: the page; bench: the table of speeds'
+    action: Annotated[Literal['run', 'write', 'bench', 'demonstrators'], tyro.conf.Positional] = (
+        pydantic.Field(
+            'run',
+            description='run: what is missing; write: the page; bench: the table of speeds; '
+            'demonstrators: their success, from 100 starts in each task',
+        )
     )
     next: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
         False, description='run only the next missing run that no other process has'
@@ -42,7 +47,8 @@ def main(argv: list[str]) -> int:
     if options.status:
         _status(options)
     else:
-        {'run': _run, 'write': _write, 'bench': _bench}[options.action](options)
+        actions = {'run': _run, 'write': _write, 'bench': _bench, 'demonstrators': _demonstrators}
+        actions[options.action](options)
     return 0
 
 
@@ -103,3 +109,11 @@ def _bench(options: Options) -> None:
     count = results.run_benches()
     text = f'{results.BENCH}: {count} rows; robot-rl results write shows them'
     common.emit({'file': str(results.BENCH), 'rows': count}, options.as_json, text)
+
+
+def _demonstrators(options: Options) -> None:
+    from robot_rl.bench import demonstrators
+
+    measured = demonstrators.measure()
+    text = f'{demonstrators.FILE}: written; robot-rl tasks --write docs/tasks.md shows it'
+    common.emit(measured.to_dict() | {'file': str(demonstrators.FILE)}, options.as_json, text)

@@ -107,7 +107,7 @@ class SimulatedCamera:
     def __init__(self, node: Node, spec: Camera, model: mujoco.MjModel, given: Parameters):
         self.spec = spec
         self.count, self.seconds = 0, 0.0  # of pictures drawn since the last report
-        self._model_name = spec.mjcf or spec.name
+        self._model_name = spec.mjcf_name
         self._info = _camera_info(spec, intrinsics(model, self._model_name, *self._size))
         self._renderer = Renderer(*self._size, fast=given.fast)
         self._quality = [cv2.IMWRITE_JPEG_QUALITY, given.jpeg_quality]

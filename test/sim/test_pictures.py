@@ -167,6 +167,20 @@ def test_play_writes_a_film_that_can_be_read(renderer, tmp_path, capsys):
     assert (blue.astype(int) - red > 60).sum() > 20
 
 
+def test_play_writes_a_gif_of_an_arm_seen_by_cameras(renderer, tmp_path, capsys):
+    pil = pytest.importorskip('PIL.Image')
+    if not hasattr(cv2, 'Animation'):
+        pytest.skip('OpenCV older than 4.11')
+    out = tmp_path / 'films' / 'lift.gif'
+    words = ['play', '--policy', 'scripted', '--task', 'ur5e/reach_vision', '--out', str(out)]
+    assert command_line.main([*words, '--width', '160', '--height', '120']) == 0
+    with pil.open(out) as film:
+        assert (film.size, film.n_frames) == ((160, 120), 61)
+        first = np.asarray(film.convert('RGB')).astype(int)
+        assert film.info['duration'] == 50 and film.info['loop'] == 0
+    assert (first[..., 2] - first[..., 0] > 60).sum() > 20  # blue caps
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

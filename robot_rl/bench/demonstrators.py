@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+
+import pydantic
 
 from robot_rl import registry, resources
 from robot_rl.errors import SpecError
@@ -18,53 +20,55 @@ NOISES = (0.0, 0.05, 0.1, 0.2)
 _AT_ONCE = 20
 
 
-class Measured(Spec):
-    """The success rates of all demonstrators, from the held-out starts of `evaluate`."""
+class Success(Spec):
+    """The success rates of one demonstrator, from the first held-out starts."""
 
     git_revision: str
-    starts: int
-    noises: tuple[float, ...]
-    success: dict[str, tuple[float, ...]]  # of each task, a rate for each of `noises`
+    starts: pydantic.PositiveInt
+    rates: dict[str, float]  # by noise, a share of the actions' bounds
+
+    @property
+    def without_noise(self) -> float:
+        """The rate of the demonstrator as it is."""
+        return self.rates['0']
 
 
-def measure(starts: int = STARTS, noises: Sequence[float] = NOISES) -> Measured:
-    """Run every demonstrator from `starts` starts with each of `noises`, and keep the rates."""
-    rates = {
-        task: tuple(_success(task, noise, starts) for noise in noises)
-        for task in registry.arm_task_names()
-    }
-    measured = Measured(
-        git_revision=resources.git_revision(), starts=starts, noises=tuple(noises), success=rates
-    )
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps(measured.to_dict(), indent=1) + '\n', encoding='utf-8')
+class _File(Spec):
+    tasks: dict[str, Success]
+
+
+def measure(file: Path = FILE) -> list[str]:
+    """Measure what the file lacks, write it after each task, and return the tasks measured.
+
+    Who wants a demonstrator measured anew takes its task out of the file.
+    """
+    known, measured = dict(read(file)) if file.exists() else {}, []
+    for task in registry.arm_task_names():
+        if task not in known:
+            rates = {f'{noise:g}': _rate(task, noise) for noise in NOISES}
+            revision = resources.git_revision()
+            known[task] = Success(git_revision=revision, starts=STARTS, rates=rates)
+            data = _File(tasks=dict(sorted(known.items()))).to_dict()
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+            measured.append(task)
     return measured
 
 
-def read(path: Path = FILE) -> Measured:
-    """Return what was kept. Raises SpecError that says how to measure."""
+def read(file: Path = FILE) -> Mapping[str, Success]:
+    """Return what was measured, by task. Raises SpecError."""
     try:
-        text = path.read_text(encoding='utf-8')
+        text = file.read_text(encoding='utf-8')
     except OSError:
-        raise SpecError(f'{path}: missing; robot-rl results demonstrators makes it') from None
-    return Measured.from_json(text, str(path))
+        raise SpecError(f'{file}: missing; robot-rl results demonstrators makes it') from None
+    return _File.from_json(text, str(file)).tasks
 
 
-def rows(measured: Measured) -> list[dict[str, str]]:
-    """Return the rates as rows of a table, in percent."""
-    heads = ['without', *(f'`--noise {noise:g}`' for noise in measured.noises[1:])]
-    return [
-        {'task': f'`{task}`'} | {h: f'{100 * r:.0f} %' for h, r in zip(heads, rates, strict=True)}
-        for task, rates in measured.success.items()
-    ]
-
-
-def _success(task: str, noise: float, starts: int) -> float:
-    made = registry.make_task(task)
-    environment = registry.make_environment(task, num_envs=min(starts, _AT_ONCE))
+def _rate(task: str, noise: float) -> float:
+    environment = registry.make_environment(task, num_envs=_AT_ONCE)
     try:
         policy = registry.make_demonstrator(task, noise)
-        found = evaluate(policy, environment, held_out_seeds(starts), made)
+        found = evaluate(policy, environment, held_out_seeds(STARTS), registry.make_task(task))
     finally:
         environment.close()
     return float(found.success.mean())

@@ -11,6 +11,7 @@ import numpy as np
 
 from robot_rl import registry
 from robot_rl.bench import demonstrators
+from robot_rl.bench.demonstrators import Success
 from robot_rl.bench.results_docs import table
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
@@ -36,9 +37,8 @@ pictures](train_in_simulation.md#learn-from-pictures).
 
 _DEMONSTRATED = """## Demonstrators
 
-Success of the [scripted demonstrators](collect_demonstrations.md) from {starts} starts, the
-held-out ones of `robot-rl evaluate`, and with disturbed actions (`robot-rl results
-demonstrators`, revision {git_revision}).
+Success of the [scripted demonstrators](collect_demonstrations.md) from the first held-out starts
+of `robot-rl evaluate`, and with disturbed actions: `robot-rl results demonstrators`.
 """
 
 _SHEETS = {
@@ -82,16 +82,15 @@ def write(page: Path) -> list[Path]:
 
 def text() -> str:
     """Return the page."""
-    measured = demonstrators.read()
     parts = [_HEAD, '## Arms\n', *map(arm_section, registry.arm_task_names())]
-    about = {'starts': measured.starts, 'git_revision': measured.git_revision}
-    parts += [_DEMONSTRATED.format(**about), table(demonstrators.rows(measured))]
+    measured = [_measured(*item) for item in demonstrators.read().items()]
+    parts += [_DEMONSTRATED, table(measured)]
     return '\n'.join([*parts, *map(_family_section, _SHEETS)])
 
 
 def arm_section(name: str) -> str:
     """Return what is said of one task for an arm."""
-    task, rate = registry.make_task(name), demonstrators.read().success[name][0]
+    task, shown = registry.make_task(name), demonstrators.read()[name]
     config, contract = task.config, task.contract()
     facts = {
         'robot': f'`{config.robot}`',
@@ -103,8 +102,7 @@ def arm_section(name: str) -> str:
         'reward, dense': f'{_words(task._dense, "Pay ")}; {_closeness(config)}',
         'reward, sparse': '1 where it is done, else 0',
         'starts': '; '.join(_starts(config)),
-        'demonstrator': f'succeeds from {100 * rate:.0f} % of '
-        f'{demonstrators.read().starts} starts',
+        'demonstrator': f'succeeds from {_percent(shown.without_noise)} of {shown.starts} starts',
         'from cameras': _from_cameras(name, task),
     }
     return '\n'.join(
@@ -118,6 +116,17 @@ def arm_section(name: str) -> str:
             table([_commanded(field) for field in contract.action]),
         ]
     )
+
+
+def _measured(name: str, success: Success) -> dict[str, str]:
+    """Return a demonstrator's line of the table."""
+    rates = {f'`--noise {noise}`': _percent(rate) for noise, rate in success.rates.items()}
+    facts = {'starts': str(success.starts), 'revision': success.git_revision}
+    return {'task': f'`{name}`'} | rates | facts
+
+
+def _percent(rate: float) -> str:
+    return f'{100 * rate:.0f} %'
 
 
 def _words(function: Callable, lead: str) -> str:

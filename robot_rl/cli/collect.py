@@ -6,12 +6,15 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError
+
+if TYPE_CHECKING:
+    from robot_rl.sim.task import ArmTask
 
 EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --tag lifting'
 # So many arms are stepped together.
@@ -114,17 +117,18 @@ def _through_ros(options: Options) -> list[Any]:
             ids.extend([told['episode']] if told['result'] != 'discarded' else [])
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
 
-    code = up.run('deploy', _arguments(options, task.config.robot), show=show)
+    code = up.run('deploy', _arguments(options, task), show=show)
     if code or not ids:
         raise RobotRLError(f'collect: the nodes ended with code {code}; see their logs')
     episodes = judge(Store(options.store), task, f'id={",".join(ids)}')
     return [episode.header for episode in episodes]
 
 
-def _arguments(options: Options, robot: str) -> dict[str, str]:
+def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
     """Return the arguments of the graph that runs the episodes."""
     return {
-        'robot': robot,
+        'robot': task.config.robot,
+        'cameras': 'true' if task.cameras else 'false',
         'task': options.task,
         'policy': options.policy,
         'noise': str(options.noise),

@@ -27,7 +27,7 @@ class Options(common.Options):
         pydantic.Field(
             'run',
             description='run: what is missing; write: the page; bench: the table of speeds; '
-            'demonstrators: their success, from 100 starts in each task',
+            'demonstrators: the success of those that are not measured yet, from 100 starts',
         )
     )
     next: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
@@ -114,6 +114,6 @@ def _bench(options: Options) -> None:
 def _demonstrators(options: Options) -> None:
     from robot_rl.bench import demonstrators
 
-    measured = demonstrators.measure()
-    text = f'{demonstrators.FILE}: written; robot-rl tasks --write docs/tasks.md shows it'
-    common.emit(measured.to_dict() | {'file': str(demonstrators.FILE)}, options.as_json, text)
+    measured, file = demonstrators.measure(), str(demonstrators.FILE)
+    text = f'{file}: {len(measured)} measured; robot-rl tasks --write docs/tasks.md shows them'
+    common.emit({'file': file, 'measured': measured}, options.as_json, text)

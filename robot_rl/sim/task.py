@@ -219,6 +219,11 @@ class ArmTask:
         """Return this task with another view (TaskConfig.sees), and further changes."""
         return type(self)(self.config.replace(sees=sees, **changes))
 
+    @property
+    def cameras(self) -> Sizes:
+        """The cameras that show it to a policy, {name: (height, width)}; none where none does."""
+        return self.config.cameras if self.config.sees != 'poses' else {}
+
     def with_cameras(self, cameras: Sizes) -> Self:
         """Return this task as seen by `cameras`, in the place of poses unless both were seen."""
         sees = 'both' if self.config.sees == 'both' else 'pictures'
@@ -348,10 +353,8 @@ class ArmTask:
         return (*fields, width) if self.config.gripper else fields
 
     def _seen_around(self) -> tuple[ObservationField, ...]:
-        sees, cameras = self.config.sees, self.config.cameras
-        bodies = self._seen_of_bodies() if sees != 'pictures' else ()
-        pictures = [picture_field(name, size) for name, size in cameras.items()]
-        return (*bodies, *(pictures if sees != 'poses' else ()))
+        bodies = self._seen_of_bodies() if self.config.sees != 'pictures' else ()
+        return (*bodies, *(picture_field(name, size) for name, size in self.cameras.items()))
 
     def _seen_of_bodies(self) -> tuple[ObservationField, ...]:
         objects = [

@@ -417,13 +417,13 @@ def test_from_the_twin_s_camera_to_the_command(
 def test_what_was_trained_from_cameras_runs_on_the_twin_as_it_is(
     cameras, supervisor, observer, conductor, policy_file
 ):
-    """The twin's camera, at the size that training drew, sends what training drew, bit by bit."""
+    """The twin's camera sends what training draws of the same state, bit by bit."""
     contract = registry.make_task('ur5e/reach_vision').contract()
     path = policy_file(contract, seed=8)
     supervisor.start('image_feed')
     supervisor.start('policy', {'policy': str(path)})
     supervisor.start('command_guard')
-    cameras(width=84, height=84, fast=True)
+    cameras(task='ur5e/reach_vision')
     raws = observer.listen(Image, 'overview/image_raw')
     states = observer.listen(Float64MultiArray, 'sim_robot/state')
     actions = observer.listen(JointTrajectory, 'policy/action')

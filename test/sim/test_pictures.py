@@ -122,6 +122,10 @@ def test_fast_pictures_show_the_same_in_another_light(renderer):
     drawing = rendering.Renderer(160, 120, fast=True)
     fast = drawing.frame(model, data, 'overview').astype(int)
     drawing.close()
+    # And leave the model as it was: it can still be drawn well.
+    drawing = rendering.Renderer(160, 120)
+    np.testing.assert_array_equal(drawing.frame(model, data, 'overview'), fine)
+    drawing.close()
     assert orange(fast) == pytest.approx(orange(fine), abs=6)
     differences = np.abs(fast - fine).max(axis=-1)
     # The lighting is another one, the arm stands where it stood.

@@ -192,7 +192,7 @@ def test_play_writes_a_gif_of_an_arm_seen_by_cameras(renderer, tmp_path, capsys)
         (['--policy', 'random', '--task', 'ur5e/reach'], 'there is no display'),
         (['--policy', 'random', '--task', 'ur5e/rech'], "did you mean 'ur5e/reach'"),
         (['--policy', 'lost.onnx', '--task', 'ur5e/reach'], 'lost.onnx: cannot be read'),
-        (['--policy', 'random', '--task', 'ur5e/reach', '--out', 'a.avi'], 'an .mp4 file'),
+        (['--policy', 'random', '--task', 'ur5e/reach', '--out', 'a.avi'], 'an .mp4 or .gif file'),
         (['--policy', 'random', '--task', 'ur5e/reach', '--out', '/proc/x/a.mp4'], 'be written'),
     ],
 )

@@ -115,8 +115,9 @@ def test_the_commands_that_collect_run(tmp_path, monkeypatch, capsys):
     assert Path('runs/lift-cloned/policy.onnx').exists()
 
 
-def test_the_page_of_tasks_has_every_arm_task_as_it_is():
+def test_the_page_of_tasks_has_every_arm_task_as_it_is(monkeypatch):
     """The rest of the page takes making every task of other packages: the slow test below."""
+    monkeypatch.chdir(DOCS.parent)
     text, measured = (DOCS / 'tasks.md').read_text(encoding='utf-8'), demonstrators.read()
     for name in registry.arm_task_names():
         assert gallery.arm_section(name) in text, f'robot-rl tasks --write {DOCS}/tasks.md'
@@ -128,7 +129,8 @@ def test_the_page_of_tasks_has_every_arm_task_as_it_is():
 
 
 @pytest.mark.slow
-def test_the_page_of_tasks_is_current():
+def test_the_page_of_tasks_is_current(monkeypatch):
+    monkeypatch.chdir(DOCS.parent)
     assert (DOCS / 'tasks.md').read_text(encoding='utf-8') == gallery.text()
 
 

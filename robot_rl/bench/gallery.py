@@ -214,7 +214,9 @@ def _seen(field: ObservationField) -> dict[str, str]:
 
 
 def _commanded(field: ActionField) -> dict[str, str]:
-    bounds = dict.fromkeys(zip(field.lower, field.upper, strict=True))
+    bounds = list(zip(field.lower, field.upper, strict=True))
+    if len(set(bounds)) == 1:
+        bounds = bounds[:1]
     return {
         'it commands': f'`{field.name}`',
         'kind': f'`{field.kind}`',

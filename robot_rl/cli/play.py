@@ -6,11 +6,13 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import glfw
 import mujoco.viewer
 import numpy as np
 import pydantic
@@ -165,12 +167,27 @@ class _Film:
         self._count += 1
 
 
+def _require_window() -> None:
+    """Raise RobotRLError where no window opens: MuJoCo's viewer would wait for one for ever."""
+    display = os.environ.get('WAYLAND_DISPLAY') or os.environ.get('DISPLAY')
+    if not display:
+        raise RobotRLError('there is no display for a window; name a file: --out play.mp4')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # glfw warns of what is told here
+        opened = False
+        if glfw.init():
+            glfw.window_hint(glfw.VISIBLE, glfw.FALSE)
+            opened = bool(glfw.create_window(16, 16, 'robot-rl', None, None))
+            glfw.terminate()
+    if not opened:
+        raise RobotRLError(f'display {display!r} opens no window; name a file: --out play.mp4')
+
+
 class _Window:
     """MuJoCo's viewer, in real time."""
 
     def __init__(self, environment: Environment):
-        if not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
-            raise RobotRLError('there is no display for a window; name a file: --out play.mp4')
+        _require_window()
         self._environment, self._period = environment, environment.contract.period_s
         self._viewer: Any = None
         self._model: Any = None

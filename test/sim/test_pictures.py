@@ -204,6 +204,15 @@ def test_play_says_what_is_wrong(renderer, words, message, capsys, monkeypatch):
     assert message in error and error.count('\n') == 0
 
 
+def test_a_display_that_opens_no_window_is_one_line(capsys, monkeypatch):
+    """MuJoCo's viewer waits for ever there."""
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    monkeypatch.setenv('DISPLAY', ':77')
+    assert command_line.main(['play', '--policy', 'scripted', '--task', 'ur5e/reach']) == 2
+    error = capsys.readouterr().err.strip()
+    assert "display ':77' opens no window; name a file" in error and error.count('\n') == 0
+
+
 def test_tasks_lists_every_name(capsys):
     pytest.importorskip('dm_control')
     assert command_line.main(['tasks', '--json']) == 0
@@ -235,7 +244,7 @@ def test_play_shows_a_window_in_real_time_and_ends_when_it_is_closed(monkeypatch
         def close(self):
             shown.append('closed')
 
-    monkeypatch.setenv('DISPLAY', ':0')
+    monkeypatch.setattr('robot_rl.cli.play._require_window', lambda: None)
     monkeypatch.setattr(mujoco.viewer, 'launch_passive', Window)
     time = SimpleNamespace(monotonic=clock.now, sleep=clock.advance)
     monkeypatch.setattr('robot_rl.cli.play.time', time)

@@ -14,14 +14,14 @@ from robot_rl.bench import demonstrators
 from robot_rl.bench.demonstrators import Success
 from robot_rl.bench.results_docs import table
 from robot_rl.errors import RobotRLError
-from robot_rl.sim.environment import HELD_OUT, Environment, StepType
+from robot_rl.sim.environment import HELD_OUT, Environment
 from robot_rl.sim.reach import Motion
 from robot_rl.sim.rendering import Renderer
 from robot_rl.sim.task import Area, ArmTask, Standing, Start, TaskConfig
 from robot_rl.specs import ActionField, Box, Contract, ObservationField
 
 _SIZE = 256, 192  # of an arm's picture [pixels]
-_THUMB = 120, 90  # of each on a sheet
+_THUMB = 96, 72  # of each on a sheet
 _ON_A_LINE = 6
 # A grey that is one of 32 is hardly told from one of 256, and takes half of a PNG.
 _GREY_STEP = 8
@@ -132,14 +132,14 @@ def _percent(rate: float) -> str:
 def _words(function: Callable, lead: str) -> str:
     """Return the first sentence of a docstring without its lead, shapes and units."""
     sentence = (function.__doc__ or '').split('\n')[0].removeprefix(lead).rstrip('.')
-    return re.sub(r' (-> bool )?\[(\.\.\.|m)\]', '', sentence)
+    return re.sub(r' (-> bool )?\[(\.\.\.|m)\](, row by row)?', '', sentence)
 
 
 def _closeness(config: TaskConfig) -> str:
     shape, share = config.reward, config.reward.near_share
     return (
         f'a distance d is worth {1 - share:g} (1 - tanh(d / {_mm(shape.far)})) + '
-        f'{share:g} exp(-(d / {_mm(shape.near)})²), in this file by default `{shape.kind}`'
+        f'{share:g} exp(-(d / {_mm(shape.near)})²); the file has `{shape.kind}`'
     )
 
 
@@ -269,18 +269,28 @@ def _file(name: str) -> str:
 
 
 def _arm_picture(name: str, path: Path) -> Path:
-    """Draw a task where its demonstrator has first done it."""
-    task, policy = registry.make_task(name), registry.make_demonstrator(name)
+    """Draw a task by its own camera, on half of its demonstrator's way to where it is done."""
     environment = registry.make_environment(name)
-    timestep, state = environment.reset([HELD_OUT + 1]), policy.initial_state(1)
-    while timestep.step_type[0] != StepType.LAST and not task.done(environment.columns)[0]:
-        action, state = policy.select(timestep.observation, state)
-        timestep = environment.step(action)
+    steps = _run_until(environment, name, lambda step, done: done)
+    _run_until(environment, name, lambda step, done: step == steps // 2)
     renderer = Renderer(*_SIZE)
-    _save(path, renderer.frame(*environment.scene()))
+    camera = next(iter(environment.task.config.cameras))
+    _save(path, renderer.frame(*environment.scene(), camera))
     renderer.close()
     environment.close()
     return path
+
+
+def _run_until(environment: Environment, name: str, ends: Callable[[int, bool], bool]) -> int:
+    """Let a demonstrator act until `ends(step, whether it is done)`; return how many steps."""
+    task, policy = registry.make_task(name), registry.make_demonstrator(name)
+    timestep, state = environment.reset([HELD_OUT + 1]), policy.initial_state(1)
+    for step in range(task.max_steps):
+        if ends(step, bool(task.done(environment.columns)[0])):
+            return step
+        action, state = policy.select(timestep.observation, state)
+        timestep = environment.step(action)
+    return task.max_steps
 
 
 def _sheet(family: str, path: Path) -> Path:

@@ -234,7 +234,7 @@ class ArmTask:
         raise NotImplementedError
 
     def done(self, columns: Columns) -> np.ndarray:
-        """Tell whether the distance is small enough, row by row -> bool [...]."""
+        """Tell whether the distance is small enough -> bool [...], row by row."""
         return self.distance(columns) <= self.config.success_distance
 
     def reward(self, state: Columns, action: np.ndarray) -> np.ndarray:

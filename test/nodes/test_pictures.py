@@ -435,11 +435,11 @@ def test_what_was_trained_from_cameras_runs_on_the_twin_as_it_is(
     observer.until(lambda: len(actions) == 20)
     environment = registry.make_environment('ur5e/reach_vision')
     model, data = environment.scene()
-    sizes = np.cumsum([1, model.nq, model.nv, 3 * model.nmocap])
+    sizes = np.cumsum([1, model.nq, model.nv, 3 * model.nmocap, 4 * model.nmocap])
     drawing = rendering.Renderer(84, 84, fast=True)
 
     def drawn(state):
-        _, data.qpos[:], _, place, way = np.split(np.array(state.data), sizes)
+        _, data.qpos[:], _, place, way, _ = np.split(np.array(state.data), sizes)
         data.mocap_pos[:], data.mocap_quat[:] = place.reshape(-1, 3), way.reshape(-1, 4)
         mujoco.mj_forward(model, data)
         return drawing.frame(model, data, 'overview').tobytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robot_rl import resources
@@ -12,6 +12,7 @@ from robot_rl.errors import SpecError, UnknownName
 if TYPE_CHECKING:
     from robot_rl.control.runtime import Policy
     from robot_rl.demonstrators.demonstrator import Demonstrator
+    from robot_rl.sim.cameras import Sizes
     from robot_rl.sim.environment import Environment
     from robot_rl.sim.task import ArmTask
     from robot_rl.specs import Contract
@@ -48,6 +49,8 @@ DEMONSTRATORS = {
     'stack': 'robot_rl.demonstrators.stack:StackDemonstrator',
 }
 SCRIPTED = 'scripted'
+# What ends the name of an arm's task that is seen by cameras, as of dm_control's manipulation.
+VISION = '_vision'
 _TABLES = {
     'agent': AGENTS,
     'demonstrator': DEMONSTRATORS,
@@ -76,7 +79,13 @@ def task_names() -> dict[str, list[str]]:
     """
     from robot_rl.sim import dm_control, gymnasium
 
-    return {'arm': arm_task_names(), **dm_control.task_names(), **gymnasium.task_names()}
+    arms = arm_task_names()
+    return {
+        'arm': arms,
+        'arm from cameras': [name + VISION for name in arms],
+        **dm_control.task_names(),
+        **gymnasium.task_names(),
+    }
 
 
 def arm_task_names() -> list[str]:
@@ -84,12 +93,17 @@ def arm_task_names() -> list[str]:
     return [name.replace('_', '/', 1) for name in resources.names('config/tasks')]
 
 
+def is_arm_task(name: str) -> bool:
+    """Tell whether this is the name of a task for an arm, from poses or from cameras."""
+    return name.removesuffix(VISION) in arm_task_names()
+
+
 def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 
-    `name` may also be the path of a task's YAML file. `changes` to what the file says are
-    'randomisation.gain=[0.5, 1]' and the like. Raises UnknownName, and SpecError for a task of
-    dm_control or Gymnasium.
+    `name` may also be the path of a task's YAML file; ur5e/lift_vision is ur5e/lift as cameras
+    show it. `changes` to what the file says are 'randomisation.gain=[0.5, 1]' and the like. Raises
+    UnknownName, and SpecError for a task of dm_control or Gymnasium.
     """
     is_path = name.endswith(('.yaml', '.yml'))
     if name.startswith(WITHOUT_STREAMS) and not is_path:
@@ -97,15 +111,17 @@ def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
             f'task {name!r} has no arm and no streams; those of an arm are: '
             f'{", ".join(arm_task_names())}'
         )
-    if not is_path and name not in arm_task_names():
+    if not is_path and not is_arm_task(name):
         raise UnknownName('task', name, _known(), 'robot-rl tasks')
     from robot_rl.sim.task import task_file
     from robot_rl.specs.base import load_yaml
 
-    path = task_file(name)
+    plain = name if is_path else name.removesuffix(VISION)
+    path = task_file(plain)
     data = load_yaml(path)
     kind = data.get('kind', 'reach') if isinstance(data, dict) else 'reach'
-    return resolve('task kind', str(kind)).load(path, changes)
+    task = resolve('task kind', str(kind)).load(path, changes)
+    return task if plain == name else task.seeing('pictures', name=name)
 
 
 def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstrator:
@@ -128,6 +144,21 @@ def make_policy(
     return load_policy(name, contract, seed)
 
 
+def view_for(policy: str, task: str) -> dict[str, Any]:
+    """Return the options of make_environment by which `task` shows what a policy wants to see.
+
+    `policy` is as make_policy takes it. A demonstrator sees poses, whatever else is shown; one
+    without a file wants nothing.
+    """
+    from robot_rl.control.runtime import BUILT_IN, load_policy
+    from robot_rl.sim.cameras import view_of
+
+    if policy == SCRIPTED:
+        shown = make_task(task).contract()
+        return view_of(task, shown.also_seeing(make_demonstrator(task).contract))
+    return {} if policy in BUILT_IN else view_of(task, load_policy(policy).contract)
+
+
 def make_environment(
     task: str,
     num_envs: int = 1,
@@ -138,11 +169,11 @@ def make_environment(
 ) -> Environment:
     """Return `num_envs` environments of a task, the first episodes' seeds drawn from `seed`.
 
-    Tasks without streams are stepped in this process, or in as many others as `workers` says;
-    those of an arm in threads of this one, whatever it says. `changes` are those of make_task, for
-    the task of an arm. `options` are those of the family:
-    `cameras` {name: (height, width)} and `history` {field: steps} of sim.serial, and what
-    sim.arm.ArmEnvironment takes.
+    Tasks without streams, and those whose pictures are drawn, are stepped in this process or in
+    as many as `workers` says; an arm that is not seen in threads of this one, whatever it says.
+    `changes` are those of make_task, for the task of an arm. `options` are `cameras`
+    {name: (height, width)} and `history` {field: steps}, see sim.cameras; of an arm those of
+    sim.arm.ArmEnvironment, too.
 
     Raises UnknownName, SpecError for a Gymnasium environment that no contract fits, and
     RobotRLError where a package is needed and missing.
@@ -163,9 +194,33 @@ def make_environment(
         from robot_rl.sim.gymnasium import GymnasiumEnvironment
 
         return GymnasiumEnvironment(task, num_envs, seed, **options)
-    from robot_rl.sim.arm import ArmEnvironment
+    return _arm_environment(task, num_envs, seed, workers, changes, **options)
 
-    return ArmEnvironment(make_task(task, changes), num_envs, seed, **options)
+
+def _arm_environment(
+    name: str,
+    num_envs: int,
+    seed: int,
+    workers: int,
+    changes: Sequence[str],
+    cameras: Sizes | None = None,
+    history: Mapping[str, int] | None = None,
+    contract: Contract | None = None,
+    **options: Any,
+) -> Environment:
+    from robot_rl.sim.arm import ArmEnvironment
+    from robot_rl.sim.cameras import with_view
+
+    task = make_task(name, changes)
+    if contract is None:
+        task = task.with_cameras(cameras) if cameras else task
+        contract = with_view(task.contract(), {}, history or {})
+    if workers and any(field.is_picture for field in contract.observation):
+        from robot_rl.sim.workers import WorkerEnvironment
+
+        own = {'contract': contract, 'changes': changes, 'threads': 1} | options
+        return WorkerEnvironment(name, num_envs, seed, workers, **own)
+    return ArmEnvironment(task, num_envs, seed, contract=contract, **options)
 
 
 def _known() -> list[str]:

@@ -59,7 +59,7 @@ def write_docs(queue: Sequence[Entry]) -> int:
         if seeds:
             sections += [_section(entry, seeds, reference)]
             _draw(entry, seeds, reference, means)
-    parts = [_HEAD, *([_COMPARED, _table(rows)] if rows else []), *sections]
+    parts = [_HEAD, *([_COMPARED, table(rows)] if rows else []), *sections]
     if robustness.KEPT.exists():
         parts.append(_shifted(robustness.Robustness.from_json(robustness.KEPT.read_text())))
     if BENCH.exists():
@@ -108,7 +108,7 @@ def _section(entry: Entry, seeds: dict[int, Kept], reference: Reference | None) 
             '',
             *([entry.note.strip(), ''] if entry.note else []),
             *required,
-            _table([_seed_row(number, seed, wanted) for number, seed in seeds.items()]),
+            table([_seed_row(number, seed, wanted) for number, seed in seeds.items()]),
             f'    {first.command}',
             '',
             f'Revision {", ".join(revisions)}.',
@@ -235,7 +235,7 @@ def _shifted(kept: robustness.Robustness) -> str:
             f'Policies of {plan.task} in worlds that differ from its model: success, and the mean '
             f'distance at the end, both as the sensors tell them, in {plan.episodes} episodes.',
             '',
-            _table(rows),
+            table(rows),
             f'    {robustness.COMMAND}',
             '',
             *(f'- {policy}: `{how}`' for policy, how in kept.trained.items()),
@@ -253,7 +253,7 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     text = 'Each figure beside a floor measured in the same run (`robot-rl bench`).'
-    return '\n'.join(['## Speed', '', text, '', _table(cells)])
+    return '\n'.join(['## Speed', '', text, '', table(cells)])
 
 
 def _cell(value: Any) -> str:
@@ -262,7 +262,7 @@ def _cell(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def _table(rows: Sequence[dict[str, str]]) -> str:
+def table(rows: Sequence[dict[str, str]]) -> str:
     """Return rows with the same keys as a table in Markdown."""
     lines = [rows[0].keys(), ['---'] * len(rows[0]), *(row.values() for row in rows)]
     return '\n'.join([*('| ' + ' | '.join(line) + ' |' for line in lines), ''])

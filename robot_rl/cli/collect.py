@@ -6,12 +6,15 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError
+
+if TYPE_CHECKING:
+    from robot_rl.sim.task import ArmTask
 
 EXAMPLE = 'robot-rl collect --task ur5e/lift --policy scripted --episodes 50 --tag lifting'
 # So many arms are stepped together.
@@ -76,19 +79,14 @@ def _in_process(options: Options) -> list[Any]:
     import numpy as np
 
     from robot_rl import registry
-    from robot_rl.control.runtime import load_policy
-    from robot_rl.control.shelf import RESERVED
     from robot_rl.imitation.collect import collect_episodes
     from robot_rl.imitation.simulated import record_episodes
-    from robot_rl.sim.cameras import view_of
     from robot_rl.sim.environment import HELD_OUT
     from robot_rl.storage.store import Store
 
     has_streams = not options.task.startswith(registry.WITHOUT_STREAMS)
     lanes = min(options.episodes, _AT_ONCE) if has_streams else 1
-    view = {}
-    if options.policy not in RESERVED:
-        view = view_of(options.task, load_policy(options.policy).contract)
+    view = registry.view_for(options.policy, options.task)
     environment = registry.make_environment(
         options.task, num_envs=lanes, changes=options.set, **view
     )
@@ -96,6 +94,8 @@ def _in_process(options: Options) -> list[Any]:
         policy, about = _policy(options, environment.contract)
         seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)
         if has_streams:
+            if options.policy == registry.SCRIPTED:  # which sees more than is learned from
+                about['contract'] = environment.task.contract()
             return collect_episodes(
                 Store(options.store), environment, policy, seeds.tolist(), about
             )
@@ -123,17 +123,18 @@ def _through_ros(options: Options) -> list[Any]:
             ids.extend([told['episode']] if told['result'] != 'discarded' else [])
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
 
-    code = up.run('deploy', _arguments(options, task.config.robot), show=show)
+    code = up.run('deploy', _arguments(options, task), show=show)
     if code or not ids:
         raise RobotRLError(f'collect: the nodes ended with code {code}; see their logs')
     episodes = judge(Store(options.store), task, f'id={",".join(ids)}')
     return [episode.header for episode in episodes]
 
 
-def _arguments(options: Options, robot: str) -> dict[str, str]:
+def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
     """Return the arguments of the graph that runs the episodes."""
     return {
-        'robot': robot,
+        'robot': task.config.robot,
+        'cameras': 'true' if task.cameras else 'false',
         'task': options.task,
         'policy': options.policy,
         'noise': str(options.noise),

@@ -15,7 +15,7 @@ import tyro
 from robot_rl.cli import common
 from robot_rl.cli.episode_care import EpisodeOptions, Flag
 from robot_rl.errors import RobotRLError
-from robot_rl.registry import arm_task_names
+from robot_rl.registry import is_arm_task
 from robot_rl.storage.commands import recorded_commands
 
 # The programs of each viewer, as its packages call them.
@@ -95,7 +95,7 @@ def replay(options: ReplayOptions) -> int:
 
 def _task(name: str) -> str:
     """Return a task that the twin can be placed by; '': it stands at home."""
-    if name in arm_task_names():
+    if is_arm_task(name):
         return name
     print(f'robot-rl: no task {name!r} here: the twin begins at home', file=sys.stderr)
     return ''

@@ -30,16 +30,12 @@ def main(argv: list[str]) -> int:
     options = common.parse(Options, argv, 'evaluate', __doc__, EXAMPLE)
     from robot_rl import registry
     from robot_rl.control.runtime import load_policy
-    from robot_rl.control.shelf import RESERVED
-    from robot_rl.sim.cameras import view_of
     from robot_rl.training.evaluation import evaluate, held_out_seeds, task_of
 
-    built_in = options.task and options.policy in RESERVED
-    trained = None if built_in else load_policy(options.policy)
-    task = options.task or trained.card.task
+    task = options.task or load_policy(options.policy).card.task
     if not task:
         raise RobotRLError(f'evaluate: {options.policy} does not say its task; give --task')
-    view = view_of(task, trained.contract) if trained else {}
+    view = registry.view_for(options.policy, task)
     environment = registry.make_environment(
         task, num_envs=min(options.episodes, 32), changes=options.set, **view
     )

@@ -1,4 +1,4 @@
-"""Watch a policy: draw its episodes into an mp4 file, or in a window."""
+"""Watch a policy: draw its episodes into an mp4 or GIF file, or in a window."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import glfw
 import mujoco.viewer
 import numpy as np
 import pydantic
@@ -20,7 +22,6 @@ from robot_rl.cli import common
 from robot_rl.control.runtime import Policy, load_policy
 from robot_rl.control.shelf import RESERVED
 from robot_rl.errors import RobotRLError
-from robot_rl.sim.cameras import view_of
 from robot_rl.sim.environment import HELD_OUT, Environment, StepType
 from robot_rl.sim.rendering import Renderer
 
@@ -39,7 +40,7 @@ class Options(common.TaskOptions):
     seed: pydantic.NonNegativeInt = pydantic.Field(
         0, description='number of the first held-out episode seed, and of the random policy'
     )
-    out: Path | None = pydantic.Field(None, description='an .mp4 file; default: a window')
+    out: Path | None = pydantic.Field(None, description='an .mp4 or .gif file; default: a window')
     width: pydantic.PositiveInt = pydantic.Field(640, description='of the picture [pixels]')
     height: pydantic.PositiveInt = pydantic.Field(480, description='of the picture [pixels]')
 
@@ -48,9 +49,7 @@ def main(argv: list[str]) -> int:
     """Run the episodes, show them and print each one's return."""
     options = common.parse(Options, argv, 'play', __doc__, EXAMPLE)
     task = options.task or _task_of(options.policy)
-    view = {}
-    if options.policy not in RESERVED:
-        view = view_of(task, load_policy(options.policy).contract)
+    view = registry.view_for(options.policy, task)
     environment = registry.make_environment(task, changes=options.set, **view)
     try:
         policy = registry.make_policy(options.policy, task, environment.contract, options.seed)
@@ -97,43 +96,99 @@ def _screen(options: Options, environment: Environment) -> Any:
     return _Film(options.out, environment, (options.width, options.height))
 
 
+class _Mp4:
+    """An mp4 file of pictures of one size, in OpenCV's order of colours."""
+
+    def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]):
+        codec = cv2.VideoWriter.fourcc(*'mp4v')
+        self._writer = cv2.VideoWriter(str(path), codec, rate_hz, size)
+        if not self._writer.isOpened():
+            raise RobotRLError(f'--out: {path}: cannot be written')
+
+    def add(self, picture: np.ndarray) -> None:
+        self._writer.write(picture)
+
+    def close(self) -> None:
+        self._writer.release()
+
+
+class _Gif:
+    """A GIF that goes on and on; its pictures are kept until it is written as a whole."""
+
+    def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]):
+        del size  # of the first picture
+        if not hasattr(cv2, 'Animation'):
+            raise RobotRLError(f'--out: {path}: a GIF takes OpenCV 4.11 or later')
+        self._path, self._milliseconds = path, round(1e3 / rate_hz)
+        self._pictures: list[np.ndarray] = []
+        try:
+            path.touch()  # what cannot be written is told before the episode
+        except OSError:
+            raise RobotRLError(f'--out: {path}: cannot be written') from None
+
+    def add(self, picture: np.ndarray) -> None:
+        self._pictures.append(picture)
+
+    def close(self) -> None:
+        film = cv2.Animation()
+        film.frames = self._pictures
+        film.durations = [self._milliseconds] * len(self._pictures)
+        if not (self._pictures and cv2.imwriteanimation(str(self._path), film)):
+            raise RobotRLError(f'--out: {self._path}: could not be written')
+
+
+_FILES = {'.mp4': _Mp4, '.gif': _Gif}
+
+
 class _Film:
-    """An mp4 file that shows time as it passed."""
+    """A file that shows time as it passed."""
 
     def __init__(self, path: Path, environment: Environment, size: tuple[int, int]):
-        if path.suffix != '.mp4':
-            raise RobotRLError(f'--out: {path}: an .mp4 file is written, name it so')
-        self._path, self._environment = path, environment
-        rate = environment.contract.rate_hz
-        self._every, self._count = math.ceil(rate / _MOST_FRAMES_PER_S), 0
+        if path.suffix not in _FILES:
+            raise RobotRLError(f'--out: {path}: an .mp4 or .gif file is written, name it so')
+        self._environment = environment
+        rate_hz = environment.contract.rate_hz
+        self._every, self._count = math.ceil(rate_hz / _MOST_FRAMES_PER_S), 0
         self._renderer = Renderer(*size)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        codec = cv2.VideoWriter.fourcc(*'mp4v')
-        self._writer = cv2.VideoWriter(str(path), codec, rate / self._every, size)
-        if not self._writer.isOpened():
-            raise RobotRLError(f'--out: {path}: cannot be written')
+        self._file = _FILES[path.suffix](path, rate_hz / self._every, size)
 
     def __enter__(self) -> _Film:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.release()
         self._renderer.close()
+        self._file.close()
 
     def show(self) -> None:
         if self._count % self._every == 0:
             picture = self._renderer.frame(*self._environment.scene())
-            self._writer.write(np.ascontiguousarray(picture[..., ::-1]))  # OpenCV: blue first
+            self._file.add(np.ascontiguousarray(picture[..., ::-1]))  # OpenCV: blue first
         self._count += 1
+
+
+def _require_window() -> None:
+    """Raise RobotRLError where no window opens: MuJoCo's viewer would wait for one for ever."""
+    display = os.environ.get('WAYLAND_DISPLAY') or os.environ.get('DISPLAY')
+    if not display:
+        raise RobotRLError('there is no display for a window; name a file: --out play.mp4')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # glfw warns of what is told here
+        opened = False
+        if glfw.init():
+            glfw.window_hint(glfw.VISIBLE, glfw.FALSE)
+            opened = bool(glfw.create_window(16, 16, 'robot-rl', None, None))
+            glfw.terminate()
+    if not opened:
+        raise RobotRLError(f'display {display!r} opens no window; name a file: --out play.mp4')
 
 
 class _Window:
     """MuJoCo's viewer, in real time."""
 
     def __init__(self, environment: Environment):
-        if not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
-            raise RobotRLError('there is no display for a window; name a file: --out play.mp4')
+        _require_window()
         self._environment, self._period = environment, environment.contract.period_s
         self._viewer: Any = None
         self._model: Any = None

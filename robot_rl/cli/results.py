@@ -3,7 +3,8 @@
 `run` does the runs that are not finished yet, one after another, and goes on with a stopped one.
 `write` makes the page and its figures from the files in results/ alone. `bench` runs all
 benchmarks, for the page's table of speeds. `robustness` evaluates policies of the queue's runs in
-worlds that differ from their model, for the page's table of those.
+worlds that differ from their model, for the page's table of those. `demonstrators` measures how
+often the scripted ones succeed, for docs/tasks.md.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ EXAMPLE = 'robot-rl results run --next'
 class Options(common.Options):
     """What to do, and with which runs of results/queue.yaml."""
 
-    action: Annotated[Literal['run', 'write', 'bench', 'robustness'], tyro.conf.Positional] = (
-        pydantic.Field(
-            'run',
-            description='run: what is missing; write: the page; bench: the table of speeds; '
-            'robustness: that of shifted worlds',
-        )
+    action: Annotated[
+        Literal['run', 'write', 'bench', 'robustness', 'demonstrators'], tyro.conf.Positional
+    ] = pydantic.Field(
+        'run',
+        description='run: what is missing; write: the page; bench: the table of speeds; '
+        'robustness: that of shifted worlds; demonstrators: the success of those that are not '
+        'measured yet, from 100 starts',
     )
     next: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
         False, description='run only the next missing run that no other process has'
@@ -48,7 +50,13 @@ def main(argv: list[str]) -> int:
     if options.status:
         _status(options)
     else:
-        actions = {'run': _run, 'write': _write, 'bench': _bench, 'robustness': _robustness}
+        actions = {
+            'run': _run,
+            'write': _write,
+            'bench': _bench,
+            'robustness': _robustness,
+            'demonstrators': _demonstrators,
+        }
         actions[options.action](options)
     return 0
 
@@ -123,3 +131,11 @@ def _robustness(options: Options) -> None:
     text = f'{robustness.KEPT}: {count} rows; robot-rl results write shows them'
     data = {'file': str(robustness.KEPT), 'rows': count}
     common.emit(data, options.as_json, text)
+
+
+def _demonstrators(options: Options) -> None:
+    from robot_rl.bench import demonstrators
+
+    measured, file = demonstrators.measure(), str(demonstrators.FILE)
+    text = f'{file}: {len(measured)} measured; robot-rl tasks --write docs/tasks.md shows them'
+    common.emit({'file': file, 'measured': measured}, options.as_json, text)

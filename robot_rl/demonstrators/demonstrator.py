@@ -93,7 +93,7 @@ class Demonstrator:
 
     def __init__(self, task: ArmTask, noise: float = 0.0, seed: int = 0):
         self.task, self._noise = task, noise
-        contract = task.contract()
+        contract = task.seeing('poses').contract()
         self.card = PolicyCard(id='scripted', contract=contract, agent='scripted', task=task.name)
         self._rng = np.random.default_rng(seed)
         self._bounds = np.maximum(-contract.action_lower, contract.action_upper)
@@ -102,7 +102,7 @@ class Demonstrator:
 
     @property
     def contract(self) -> Contract:
-        """The task's."""
+        """The task's, with poses: it sees no pictures."""
         return self.card.contract
 
     def initial_state(self, batch: int) -> Arrays:

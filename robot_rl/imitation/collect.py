@@ -1,7 +1,8 @@
 """Episodes of arm tasks in simulation, into the store: columns, as recorded beside an arm.
 
-They are primary data (see storage.episode): streams, requested and applied actions at the ticks of
-the task's contract. Observations and rewards are computed from them, by this or another task.
+They are primary data (see storage.episode): streams, pictures among them, requested and applied
+actions at the ticks of the task's contract. Observations and rewards are computed from them, by
+this or another task.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from robot_rl.control.actions import applied_action, gripper_width
+from robot_rl.images import lossless
 from robot_rl.sim.arm import ArmEnvironment
-from robot_rl.sim.environment import StepType
+from robot_rl.sim.environment import StepType, TimeStep
 from robot_rl.sim.task import ArmTask
+from robot_rl.storage.column_file import Column
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.foreign import ForeignEpisode, grid_ns
+from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.store import Store
 from robot_rl.storage.transfer import add_steps
 
@@ -83,13 +87,31 @@ def _round(
     All of them are cut by the same time limit.
     """
     timestep, state = environment.reset(seeds), policy.initial_state(len(seeds))
-    rows, actions = [environment.columns], []
+    rows, actions = [_row(environment, timestep)], []
     while (timestep.step_type != StepType.LAST).all():
         action, state = policy.select(timestep.observation, state)
         timestep = environment.step(action)
-        rows.append(environment.columns)
+        rows.append(_row(environment, timestep))
         actions.append(action)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, np.stack(actions)
+
+
+def _row(environment: ArmEnvironment, timestep: TimeStep) -> Columns:
+    """Return the columns of a step, and the newest picture of each camera [N, h, w, 3] uint8."""
+    columns, seen = environment.columns, timestep.observation
+    for field in environment.contract.observation:
+        if field.is_picture:
+            shown = seen[field.name]
+            columns[field.source] = shown[:, -1] if field.history > 1 else shown
+    return columns
+
+
+def _kept(values: np.ndarray) -> Column:
+    """Return a column as it is stored: pictures [T + 1, h, w, 3] in files, without losses."""
+    if values.dtype != np.uint8:
+        return values
+    files = [lossless(picture) for picture in values]
+    return Pictures.of(files, np.arange(len(files)), values.shape[1:3])
 
 
 def _episode(
@@ -99,7 +121,8 @@ def _episode(
     header = EpisodeHeader(**about, success=bool(task.success(columns)))
     contract, robot = header.contract, task.robot
     times_ns = grid_ns(header.start_time_ns, len(actions) + 1, contract.rate_hz)
-    measured = {k: v for k, v in columns.items() if not k.startswith('tool.')}  # that is derived
+    # The tool's are derived.
+    measured = {k: _kept(v) for k, v in columns.items() if not k.startswith('tool.')}
     command = columns['command.position']
     applied = applied_action(
         contract, command[1:], command[:-1], robot, task.chain,

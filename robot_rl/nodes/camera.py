@@ -25,7 +25,7 @@ from robot_rl.nodes.main import End
 from robot_rl.robots.mjcf import names
 from robot_rl.sim.rendering import Renderer, intrinsics
 from robot_rl.sim.twin import World, world_of
-from robot_rl.specs import Camera, RobotSpec, Spec
+from robot_rl.specs import Camera, Spec
 
 STATE = 'sim_robot/state'
 # Some pictures for a recorder that is late; each may have a megabyte.
@@ -39,11 +39,13 @@ class Parameters(Spec):
     robot: str = pydantic.Field('', description="as sim_robot's")
     cameras: tuple[str, ...] = pydantic.Field(
         (),
-        description="names of cameras of the robot's file or of the model; empty: all of the "
-        "robot's file or, where that has none, all of the model",
+        description="names of cameras of the robot's file or of the model; empty: those that the "
+        "task is seen by, else all of the robot's file or, where that has none, all of the model",
     )
     width: pydantic.PositiveInt = pydantic.Field(
-        640, description="of the pictures of cameras that the robot's file does not have [pixels]"
+        640,
+        description="of the pictures of cameras that neither the robot's file has nor the task is "
+        'seen by [pixels]',
     )
     height: pydantic.PositiveInt = pydantic.Field(480, description='likewise [pixels]')
     rate_hz: pydantic.PositiveFloat = pydantic.Field(30.0, description='likewise')
@@ -53,17 +55,22 @@ class Parameters(Spec):
 
     fast: bool = pydantic.Field(
         False,
-        description='draw without shadows and smoothed edges: a tenth of the work without a GPU',
+        description='draw without shadows and smoothed edges: a tenth of the work without a GPU; '
+        'a task that is seen by cameras is drawn so, as training draws it',
     )
 
-    def chosen(self, robot: RobotSpec, model: mujoco.MjModel) -> list[Camera]:
+    def chosen(self, world: World, model: mujoco.MjModel) -> list[Camera]:
         """Return the cameras to draw. Raises SpecError where there are none, or no such one."""
+        robot, seen = world.robot, world.cameras
         known = {camera.name: camera for camera in robot.cameras}
-        wanted = self.cameras or tuple(known) or tuple(names(model, 'camera'))
+        wanted = self.cameras or tuple(seen) or tuple(known) or tuple(names(model, 'camera'))
         if not wanted:
             raise SpecError(f'robot {robot.name}: neither its file nor its model has a camera')
-        size = {'width': self.width, 'height': self.height, 'rate_hz': self.rate_hz}
-        return [known.get(name) or Camera(name=name, **size) for name in wanted]
+        sizes = {name: seen.get(name, (self.height, self.width)) for name in wanted}
+        return [
+            known.get(name) or Camera(name=name, width=width, height=height, rate_hz=self.rate_hz)
+            for name, (height, width) in sizes.items()
+        ]
 
 
 class State:
@@ -117,7 +124,7 @@ class SimulatedCamera:
     def __init__(self, node: Node, spec: Camera, model: mujoco.MjModel, given: Parameters):
         self.spec = spec
         self.count, self.seconds = 0, 0.0  # of pictures drawn since the last report
-        self._model_name = spec.mjcf or spec.name
+        self._model_name = spec.mjcf_name
         self._info = _camera_info(spec, intrinsics(model, self._model_name, *self._size))
         self._renderer = Renderer(*self._size, fast=given.fast)
         self._quality = [cv2.IMWRITE_JPEG_QUALITY, given.jpeg_quality]
@@ -185,11 +192,13 @@ class CameraNode(Node):
         support.declare_parameters(self, Parameters)
         given = support.read_parameters(self, Parameters)
         world = world_of(given.task, given.robot)
+        if world.cameras:
+            given = given.replace(fast=True)
         cv2.setNumThreads(1)
         self._state, self._lock, self._closed = State(world), threading.Lock(), False
         model = self._state.model
         self._cameras = [
-            SimulatedCamera(self, spec, model, given) for spec in given.chosen(world.robot, model)
+            SimulatedCamera(self, spec, model, given) for spec in given.chosen(world, model)
         ]
         self._diagnostics = support.Diagnostics(self, f'{world.robot.name} (simulated)')
         self._heard, self._reported_s = 0, time.monotonic()

@@ -14,10 +14,12 @@ from robot_rl.control.actions import gripper_width, joint_target, require_suppor
 from robot_rl.control.limiter import Limits, limit
 from robot_rl.control.motion import AccelerationLimited, Line
 from robot_rl.control.observation import History, Observer
-from robot_rl.errors import ContractMismatch, RobotRLError
-from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
+from robot_rl.errors import ContractMismatch
+from robot_rl.sim.cameras import Cameras, camera_names
+from robot_rl.sim.environment import StepType, TimeStep
 from robot_rl.sim.randomisation import Domain
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
+from robot_rl.sim.serial import GO_ON, SeededEnvironment
 from robot_rl.sim.task import ArmTask, InitialCondition, Pose, Sway
 from robot_rl.sim.worlds import Worlds
 from robot_rl.specs import Contract, require_fit
@@ -27,14 +29,15 @@ _CONTROL = mujoco.mjtState.mjSTATE_CTRL
 _MOCAP = mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 
 
-class ArmEnvironment:
+class ArmEnvironment(SeededEnvironment):
     """An arm task over `num_envs` environments; see sim.environment.Environment.
 
     A step is what happens beside the arm, without delay: the action becomes a joint target, is
     limited, and the servos are led there at the controller's rate, as command_guard does, but
     without its bounds on jerk and workspace. `contract` (default: the task's) may be any that the
-    task's streams serve. Where the task randomises, each environment has a model of its own, and
-    the joints and the gripper are told as they are measured: late and noisy, to the reward too.
+    task's streams, and the cameras of robot and scene, serve. Where the task randomises, each
+    environment has a model of its own, and the joints and the gripper are told as they are
+    measured: late and noisy, to the reward too. Raises what sim.cameras does.
     """
 
     def __init__(
@@ -45,23 +48,23 @@ class ArmEnvironment:
         threads: int | None = None,
         contract: Contract | None = None,
     ):
-        self.task, self.num_envs = task, num_envs
-        self.contract = contract or task.contract()
+        super().__init__(num_envs, contract or task.contract(), seed)
+        self.task, self._model = task, task.model()
         self.reward_range, self.max_steps = task.reward_range, task.max_steps
-        _require_served(self.contract, task)
+        _require_served(self.contract, task, self._model)
         self._limits = Limits.from_spec(task.robot)
         self._history, self._observer = History(self.contract), Observer(self.contract, task.chain)
         sources = {field.source for field in self.contract.observation}
         self._reads_orientation = 'tool.orientation' in sources
-        self._rng = np.random.default_rng(seed)
         self._start_physics(threads)
+        self._cameras = Cameras.of(self.contract, num_envs, self._model, task.robot)
         n = len(task.robot.joints)
         self._command = np.zeros((num_envs, n))
         self._motion = AccelerationLimited(np.zeros((num_envs, n)), np.zeros((num_envs, n)))
         self._width = np.zeros(num_envs)
         self._steps = np.zeros(num_envs, dtype=int)
-        self._ended = np.ones(num_envs, dtype=bool)
         self._streams: dict[str, dict[str, np.ndarray]] = {}
+        self._sense()
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -73,27 +76,12 @@ class ArmEnvironment:
         """The worlds [N] that the present episodes are in, as far as the task randomises them."""
         return list(self._worlds.domains)
 
-    def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:
-        """Start N new episodes, from these N episode seeds where given; all FIRST."""
-        everyone = np.ones(self.num_envs, dtype=bool)
-        self._begin(everyone, seeds)
-        self._sense()
-        return self._timestep(np.zeros(self.num_envs), first=everyone)
-
-    def step(self, action: np.ndarray) -> TimeStep:
-        """Take action [N, A] in contract units; see Environment.step."""
-        if not self._streams:
-            raise RobotRLError(f'{self.task.name}: call reset before the first step')
-        action = np.asarray(action)
-        if action.shape != (self.num_envs, self.contract.action_size):
-            raise ContractMismatch(
-                f'action: shape {list(action.shape)}, right is '
-                f'[{self.num_envs}, {self.contract.action_size}]'
-            )
-        first = self._ended
+    def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
+        """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
+        first = seeds != GO_ON
         action = np.where(first[:, None], 0.0, action)
         self._move(action, ~first)
-        self._begin(first)
+        self._begin(first, seeds[first].tolist())
         self._sense()
         reward = self.task.reward(self._columns(), action)
         return self._timestep(np.where(first, 0.0, reward), first)
@@ -108,12 +96,13 @@ class ArmEnvironment:
         return model, data
 
     def close(self) -> None:
-        """Release the threads."""
+        """Release the threads and the graphics."""
         self._rollout.close()
+        if self._cameras is not None:
+            self._cameras.close()
 
     def _start_physics(self, threads: int | None) -> None:
-        """Compile the scene and start the thread pool, no wider than the batch."""
-        self._model = self.task.model()
+        """Find what moves in the scene and start the thread pool, no wider than the batch."""
         self._arm = ArmIndex.of(self._model, self.task.robot.model_joints)
         self._arm.require_servos(self._model)
         self._jaw = Jaw.of(self._model, self.task.robot)
@@ -145,16 +134,12 @@ class ArmEnvironment:
         self._measured = self._state[:, self._sensed]
         self._worlds = Worlds(self.task, self._model, self._arm, self._sensed, self.num_envs)
 
-    def _begin(self, lanes: np.ndarray, seeds: Sequence[int] | None = None) -> None:
-        """Start an episode in every lane where `lanes` [N] is true."""
+    def _begin(self, lanes: np.ndarray, seeds: Sequence[int]) -> None:
+        """Start an episode, of the next of `seeds`, in every lane where `lanes` [N] is true."""
         index = np.flatnonzero(lanes)
-        if seeds is None:
-            seeds = self._rng.integers(HELD_OUT, size=len(index)).tolist()
-        if len(seeds) != len(index):
-            raise ValueError(f'{len(seeds)} seeds for {len(index)} environments')
         for lane, seed in zip(index, seeds, strict=True):
-            self._place(lane, self.task.initial(int(seed)))
-            self._worlds.enter(lane, int(seed), self._command[lane], self._state[lane])
+            self._place(lane, self.task.initial(seed))
+            self._worlds.enter(lane, seed, self._command[lane], self._state[lane])
         self._measured[index] = self._state[index][:, self._sensed]
         self._steps[index] = 0
 
@@ -276,9 +261,11 @@ class ArmEnvironment:
         }
 
     def _timestep(self, reward: np.ndarray, first: np.ndarray) -> TimeStep:
-        observation = self._observer.observe(self._streams)
-        self._ended = ~first & (self._steps >= self.max_steps)
-        step_type = np.where(self._ended, StepType.LAST, StepType.MID)
+        pictures = {} if self._cameras is None else self._cameras.draw(self.scene)
+        images = {name: {'image': shown} for name, shown in pictures.items()}
+        observation = self._observer.observe(self._streams | images)
+        ended = ~first & (self._steps >= self.max_steps)
+        step_type = np.where(ended, StepType.LAST, StepType.MID)
         return TimeStep(
             step_type=np.where(first, StepType.FIRST, step_type).astype(np.int8),
             reward=reward.astype(np.float32),
@@ -307,9 +294,10 @@ class _Marks(NamedTuple):
             part[lane] = given
 
 
-def _require_served(contract: Contract, task: ArmTask) -> None:
+def _require_served(contract: Contract, task: ArmTask, model: mujoco.MjModel) -> None:
     """Raise ContractMismatch where the task cannot serve `contract`."""
-    require_fit(contract, task.streams(), where=f'task {task.name}')
+    cameras = dict.fromkeys(camera_names(model, task.robot), ())
+    require_fit(contract, task.streams() | cameras, where=f'task {task.name}')
     require_supported(contract, task.robot)
     if contract.rate_hz != task.config.rate_hz:
         raise ContractMismatch(

@@ -44,6 +44,7 @@ class LiftTask(ArmTask):
         return held & super().done(columns)
 
     def _dense(self, state: Columns) -> np.ndarray:
+        """Pay 0.3 for the tool's distance from the cube, 0.7 for the share of the height."""
         apart = self._apart(state)
         share = np.clip(self._lifted(state) / self.config.height, 0.0, 1.0)
         held = np.exp(-np.square(apart / self.config.hold_distance))

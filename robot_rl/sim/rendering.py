@@ -103,10 +103,13 @@ class Renderer:
         size = model.vis.global_
         size.offwidth = max(size.offwidth, self.width)
         size.offheight = max(size.offheight, self.height)
+        quality = model.vis.quality
+        asked = quality.offsamples, quality.shadowsize
         if self._fast:
-            model.vis.quality.offsamples = 0
-            model.vis.quality.shadowsize = 0  # else 64 MB are taken for the shadows left out
+            quality.offsamples = 0
+            quality.shadowsize = 0  # else 64 MB are taken for the shadows left out
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        quality.offsamples, quality.shadowsize = asked  # another renderer may draw it well
         scene = mujoco.MjvScene(model, maxgeom=2000)
         scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW.value] = not self._fast
         return _Loaded(model, context, scene)

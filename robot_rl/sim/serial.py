@@ -41,7 +41,7 @@ class SeededEnvironment:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Nothing: these tasks have no streams."""
+        """Nothing: most of these tasks have no streams."""
         return {}
 
     def reset(self, seeds: Sequence[int] | None = None) -> TimeStep:

@@ -10,7 +10,7 @@ scene is an object, a mocap body a goal or a fixture.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import mujoco
 import numpy as np
@@ -20,6 +20,7 @@ from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.robots import quaternions
 from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.sim.cameras import Sizes, picture_field
 from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import load_scene
 from robot_rl.specs import ActionField, Box, Contract, ObservationField, RobotSpec, Spec
@@ -168,6 +169,12 @@ class TaskConfig(Spec):
     )  # fmt: skip
     # Whether the gripper's width is an action.
     gripper: bool = False
+    # What is seen beside the arm: where bodies stand, what cameras show of them, or both.
+    sees: Literal['poses', 'pictures', 'both'] = 'poses'
+    # The cameras that show it, with the height and width of their pictures [pixels].
+    cameras: dict[str, tuple[pydantic.PositiveInt, pydantic.PositiveInt]] = pydantic.Field(
+        {'overview': (84, 84)}, min_length=1
+    )
     # Largest displacement of a joint from home at the start [rad].
     joint_noise: pydantic.NonNegativeFloat = 0.05
     # Where the tool starts instead; joint_noise comes on top.
@@ -216,12 +223,26 @@ class ArmTask:
         sections = {'randomisation': Randomisation.model_fields}
         return cls(cls.Config.from_yaml_with(task_file(name), {}, changes, sections))
 
+    def seeing(self, sees: str, **changes: Any) -> Self:
+        """Return this task with another view (TaskConfig.sees), and further changes."""
+        return type(self)(self.config.replace(sees=sees, **changes))
+
+    @property
+    def cameras(self) -> Sizes:
+        """The cameras that show it to a policy, {name: (height, width)}; none where none does."""
+        return self.config.cameras if self.config.sees != 'poses' else {}
+
+    def with_cameras(self, cameras: Sizes) -> Self:
+        """Return this task as seen by `cameras`, in the place of poses unless both were seen."""
+        sees = 'both' if self.config.sees == 'both' else 'pictures'
+        return self.seeing(sees, cameras=cameras)
+
     def distance(self, columns: Columns) -> np.ndarray:
         """Return how far [...] [m] the columns' rows are from done."""
         raise NotImplementedError
 
     def done(self, columns: Columns) -> np.ndarray:
-        """Tell row by row whether it is done -> bool [...]."""
+        """Tell whether the distance is small enough -> bool [...], row by row."""
         return self.distance(columns) <= self.config.success_distance
 
     def reward(self, state: Columns, action: np.ndarray) -> np.ndarray:
@@ -263,7 +284,7 @@ class ArmTask:
         action = (self._arm_action(), *([self._gripper_action()] if self.config.gripper else ()))
         return Contract(
             rate_hz=self.config.rate_hz,
-            observation=(*self._seen_of_arm(), *self._seen_of_bodies()),
+            observation=(*self._seen_of_arm(), *self._seen_around()),
             action=action,
         )
 
@@ -272,6 +293,7 @@ class ArmTask:
         return load_scene(self.config.scene, self.config.physics_timestep_s)
 
     def _dense(self, state: Columns) -> np.ndarray:
+        """Pay for the distance."""
         return self.config.reward.of(self.distance(state))
 
     def _poses(self, rng: np.random.Generator) -> dict[str, Pose]:
@@ -337,6 +359,10 @@ class ArmTask:
         )
         width = ObservationField(name='gripper_width', source=WIDTH, unit='m', shape=(1,))
         return (*fields, width) if self.config.gripper else fields
+
+    def _seen_around(self) -> tuple[ObservationField, ...]:
+        bodies = self._seen_of_bodies() if self.config.sees != 'pictures' else ()
+        return (*bodies, *(picture_field(name, size) for name, size in self.cameras.items()))
 
     def _seen_of_bodies(self) -> tuple[ObservationField, ...]:
         objects = [

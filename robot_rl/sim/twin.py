@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from robot_rl import registry
 from robot_rl.errors import ContractMismatch
 from robot_rl.robots.mjcf import find, load_model, named
+from robot_rl.sim.cameras import Sizes
 from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
 from robot_rl.sim.task import InitialCondition, Pose
@@ -26,6 +27,8 @@ class World(Protocol):
     """What a twin simulates: an ArmTask is one, AtHome another."""
 
     robot: RobotSpec
+    # The cameras that a policy sees it by, {name: (height, width)}, where that is said.
+    cameras: Sizes
     # What differs from episode to episode.
     randomisation: Randomisation
 
@@ -40,7 +43,7 @@ class AtHome:
     """A robot without a task: its own MJCF, of the arm alone or of a scene; it starts at home."""
 
     def __init__(self, robot: RobotSpec):
-        self.robot, self.randomisation = robot, Randomisation()
+        self.robot, self.cameras, self.randomisation = robot, {}, Randomisation()
 
     def model(self) -> mujoco.MjModel:
         """Compile RobotSpec.mjcf, with its own timestep."""

@@ -28,9 +28,8 @@ import numpy as np
 from robot_rl import registry
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.cameras import Scene
-from robot_rl.sim.environment import TimeStep
+from robot_rl.sim.environment import Environment, TimeStep
 from robot_rl.sim.serial import SeededEnvironment
-from robot_rl.specs import Contract
 
 # A worker is one of as many as there are cores: no library in it is to start threads of its own.
 _ONE_THREAD = {
@@ -45,7 +44,7 @@ _PATIENCE_S = 5.0  # with a worker that is to end and is in the middle of someth
 
 
 class WorkerEnvironment(SeededEnvironment):
-    """`num_envs` environments of a task of dm_control or Gymnasium, shared among `workers`.
+    """`num_envs` environments of a task, shared among `workers`.
 
     This process is one of the workers: it takes its share while the others take theirs, and so
     no core waits for a wake-up of a process that only collects.
@@ -64,8 +63,8 @@ class WorkerEnvironment(SeededEnvironment):
             with self._team.all_or_none():
                 self._own = registry.make_environment(task, mine[1], **options)
                 super().__init__(num_envs, self._own.contract, seed)
-                os.ftruncate(file, _layout(self.contract, num_envs)[1])
-                self._shared = Shared(file, self.contract, num_envs)
+                os.ftruncate(file, _layout(self._own, num_envs)[1])
+                self._shared = Shared(file, self._own, num_envs)
                 self._team.tell([_Job(task, num_envs, share, options) for share in others])
                 self._team.wait()
         finally:
@@ -73,13 +72,18 @@ class WorkerEnvironment(SeededEnvironment):
         self._share = slice(*mine)
         self.max_steps, self.reward_range = self._own.max_steps, self._own.reward_range
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The present state as float64 columns '<stream>.<quantity>' -> [N, ...]."""
+        return {name: values.copy() for name, values in self._shared.columns.items()}
+
     def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
         """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
         shared, mine = self._shared, self._share
         shared.action[:], shared.seed[:] = action, seeds
         with self._team.all_or_none():
             self._team.step()
-            shared.put(mine, self._own.take(action[mine], seeds[mine]))
+            shared.put(mine, self._own.take(action[mine], seeds[mine]), self._own.columns)
             self._team.wait()
         return TimeStep(
             shared.step_type.copy(),
@@ -109,8 +113,8 @@ class WorkerEnvironment(SeededEnvironment):
 class Shared:
     """The arrays that parent and workers share, all with a leading axis of N environments."""
 
-    def __init__(self, file: int, contract: Contract, num_envs: int):
-        places, size = _layout(contract, num_envs)
+    def __init__(self, file: int, environment: Environment, num_envs: int):
+        places, size = _layout(environment, num_envs)
         memory = mmap.mmap(file, size)  # the arrays keep it
         arrays = {
             name: np.ndarray(shape, dtype, memory, offset)
@@ -119,18 +123,23 @@ class Shared:
         self.action, self.seed = arrays['action'], arrays['seed']
         self.step_type = arrays['step_type']
         self.reward, self.discount = arrays['reward'], arrays['discount']
-        self.observation = {f.name: arrays[f'observation/{f.name}'] for f in contract.observation}
+        fields = environment.contract.observation
+        self.observation = {field.name: arrays[f'observation/{field.name}'] for field in fields}
+        self.columns = {name: arrays[f'column/{name}'] for name in environment.columns}
 
-    def put(self, share: slice, step: TimeStep) -> None:
-        """Write what the environments of a share returned."""
+    def put(self, share: slice, step: TimeStep, columns: Mapping[str, np.ndarray]) -> None:
+        """Write what the environments of a share returned, and their columns."""
         self.step_type[share] = step.step_type
         self.reward[share], self.discount[share] = step.reward, step.discount
         for name, values in step.observation.items():
             self.observation[name][share] = values
+        for name, values in columns.items():
+            self.columns[name][share] = values
 
 
-def _layout(contract: Contract, num_envs: int) -> tuple[dict[str, tuple], int]:
+def _layout(environment: Environment, num_envs: int) -> tuple[dict[str, tuple], int]:
     """Return {array: (offset, shape, dtype)} and the bytes of all."""
+    contract = environment.contract
     arrays = {
         'action': ((contract.action_size,), 'float64'),
         'seed': ((), 'int64'),
@@ -139,6 +148,8 @@ def _layout(contract: Contract, num_envs: int) -> tuple[dict[str, tuple], int]:
         'discount': ((), 'float32'),
     }
     arrays |= {f'observation/{f.name}': (f.full_shape, f.dtype) for f in contract.observation}
+    columns = environment.columns
+    arrays |= {f'column/{name}': (v.shape[1:], 'float64') for name, v in columns.items()}
     places, offset = {}, 0
     for name, (shape, dtype) in arrays.items():
         shape = (num_envs, *shape)
@@ -259,11 +270,11 @@ def _work(connection: Connection, file: int) -> None:
     job, descriptor = connection.recv(), connection.fileno()
     first, last = job.share
     environment = registry.make_environment(job.task, last - first, **job.options)
-    shared, mine = Shared(file, environment.contract, job.num_envs), slice(first, last)
+    shared, mine = Shared(file, environment, job.num_envs), slice(first, last)
     os.write(descriptor, _DONE)
     while os.read(descriptor, 1):
         step = environment.take(shared.action[mine].copy(), shared.seed[mine].copy())
-        shared.put(mine, step)
+        shared.put(mine, step, environment.columns)
         os.write(descriptor, _DONE)
 
 

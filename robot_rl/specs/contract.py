@@ -259,6 +259,13 @@ class Contract(Spec):
             raise SpecError(f'hide: {", ".join(hidden)} leave nothing to see')
         return self.replace(observation=left) if hidden else self
 
+    def also_seeing(self, other: Contract) -> Contract:
+        """Return the contract of one who sees, too, the fields of `other` that are not here."""
+        known = self.observation_shapes
+        more = [field for field in other.observation if field.name not in known]
+        fields = [field.to_dict() for field in (*self.observation, *more)]
+        return self.replace(observation=fields) if more else self
+
     def action_slice(self, name: str) -> slice:
         """Return where the action field called `name` lies in the action vector."""
         start = 0

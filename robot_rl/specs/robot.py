@@ -130,6 +130,11 @@ class Camera(Spec):
     mjcf: str = ''
 
     @property
+    def mjcf_name(self) -> str:
+        """Its name in the model."""
+        return self.mjcf or self.name
+
+    @property
     def raw_topic(self) -> str:
         """Where raw pictures are (sensor_msgs/Image)."""
         return self.topic or f'{self.name}/image_raw'

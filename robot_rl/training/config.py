@@ -93,12 +93,6 @@ class RunConfig(Spec):
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
     """the agent's own config; what is not given is filled in"""
 
-    @pydantic.model_validator(mode='after')
-    def _an_arm_says_itself_what_it_shows(self) -> Self:
-        if (self.cameras or self.history) and not self.task.startswith(registry.WITHOUT_STREAMS):
-            raise ValueError('cameras, history: the contract of an arm task has these itself')
-        return self
-
     @pydantic.field_validator('randomisation')
     @classmethod
     def _can_be_drawn_from(cls, value: dict) -> dict[str, Any]:

@@ -445,7 +445,8 @@ def _workers(config: RunConfig, num_envs: int) -> int:
     if config.training.workers is not None:
         return config.training.workers
     # Drawing takes longer than any hand-over.
-    worth = 1 if config.cameras or config.pixels_only else _WORTH_A_WORKER
+    drawn = config.cameras or config.pixels_only or config.task.endswith(registry.VISION)
+    worth = 1 if drawn else _WORTH_A_WORKER
     enough = min(len(os.sched_getaffinity(0)), num_envs // worth)
     return enough if enough > 1 else 0
 

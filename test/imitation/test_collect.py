@@ -7,10 +7,13 @@ import pytest
 
 from robot_rl import registry
 from robot_rl.cli.main import main
+from robot_rl.errors import RobotRLError
 from robot_rl.imitation.collect import collect_episodes
 from robot_rl.imitation.data import write_demonstrations
 from robot_rl.sim.arm import ArmEnvironment
+from robot_rl.sim.rendering import Renderer
 from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.store import Store
 
 
@@ -96,3 +99,31 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, words, line):
     task = [] if '--task' in words else ['--task', 'ur5e/reach']
     code, _, err = run(capsys, *words, *task, '--store', str(tmp_path))
     assert code == 2 and line in err and err.count('\n') == 1
+
+
+def test_a_demonstrator_s_episodes_hold_what_cameras_showed(tmp_path):
+    """It sees poses; the contract of its episodes has pictures, which are kept without losses."""
+    try:
+        Renderer(32, 32).close()
+    except RobotRLError as error:
+        pytest.skip(str(error))
+    task = registry.make_task('ur5e/reach').with_cameras({'overview': (32, 40)})
+    path = tmp_path / 'reach.yaml'
+    path.write_text(task.config.to_yaml())
+    words = ['collect', '--task', str(path), '--policy', 'scripted', '--episodes', '2']
+    assert main([*words, '--store', str(tmp_path / 'store')]) == 0
+    store = Store(tmp_path / 'store')
+    headers = store.episodes('')
+    assert [header.contract for header in headers] == [task.contract()] * 2
+    assert all(header.success for header in headers)
+    environment = registry.make_environment(str(path), 1)
+    for header in headers:
+        columns = aligned_columns(store.open(header.id))
+        shown, timestep = columns['overview.image'], environment.reset([header.seed])
+        assert isinstance(shown, Pictures) and shown.shape == (61, 32, 40, 3)
+        assert columns['target_pose.position'].shape == (61, 3)
+        for t, action in enumerate(columns['action/requested']):
+            np.testing.assert_array_equal(shown[t], timestep.observation['overview'][0])
+            timestep = environment.step(action[None])
+        np.testing.assert_array_equal(shown[60], timestep.observation['overview'][0])
+    environment.close()

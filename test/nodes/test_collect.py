@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from robot_rl import registry
+from robot_rl.errors import RobotRLError
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.recorded import steps_of, with_tool
+from robot_rl.sim.rendering import Renderer
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.store import Store
 
@@ -87,3 +89,22 @@ def test_a_policy_s_twists_and_widths_are_recorded_as_it_asked_for_them(collect,
     # The guard lets widths through as they are, in answer to their tick.
     same = np.isclose(columns['action/applied'][:, -1], asked[:, -1])
     assert same.mean() > 0.95
+
+
+@pytest.mark.slow
+def test_a_demonstrator_s_episode_has_the_pictures_of_the_twin(collect, tmp_path):
+    """Of a task from cameras: its camera is drawn, handed over and recorded, as of an arm."""
+    try:
+        Renderer(32, 32).close()
+    except RobotRLError as error:
+        pytest.skip(str(error))
+    told = collect('--task', 'ur5e/reach_vision', '--policy', 'scripted', '--episodes', '1')
+    assert told['success_rate'] == 1.0
+    header, columns, found = steps(tmp_path, told['episodes'][0])
+    shown = np.asarray(columns['overview.image'])
+    assert header.task == 'ur5e/reach_vision' and shown.shape[1:] == (84, 84, 3)
+    assert found['observation/overview'].shape == shown.shape
+    environment = registry.make_environment('ur5e/reach_vision')
+    first = environment.reset([header.seed]).observation['overview'][0]
+    environment.close()
+    assert np.abs(shown[0].astype(int) - first).mean() < 2 < np.abs(shown[-1] - 1.0 * first).mean()

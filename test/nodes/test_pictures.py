@@ -429,3 +429,43 @@ def test_the_scene_of_an_episode_looks_as_its_world_does():
             np.testing.assert_array_equal(seen, getattr(twin.model, field))
             assert (seen != nominal).any()
         np.testing.assert_array_equal(state.data.qpos, twin.data.qpos)
+
+
+@pytest.mark.slow
+def test_what_was_trained_from_cameras_runs_on_the_twin_as_it_is(
+    cameras, supervisor, observer, conductor, policy_file
+):
+    """The twin's camera sends what training draws of the same state, bit by bit."""
+    contract = registry.make_task('ur5e/reach_vision').contract()
+    path = policy_file(contract, seed=8)
+    supervisor.start('image_feed')
+    supervisor.start('policy', {'policy': str(path)})
+    supervisor.start('command_guard')
+    cameras(task='ur5e/reach_vision')
+    raws = observer.listen(Image, 'overview/image_raw')
+    states = observer.listen(Float64MultiArray, 'sim_robot/state')
+    actions = observer.listen(JointTrajectory, 'policy/action')
+    session = conductor('policy')
+    session.say('prepare', contract=contract.to_dict(), max_steps=20, seed=3)
+    session.hears('ready')
+    session.say('running')
+    session.hears('done')
+    observer.until(lambda: len(actions) == 20)
+    environment = registry.make_environment('ur5e/reach_vision')
+    model, data = environment.scene()
+    sizes = np.cumsum([1, model.nq, model.nv, 3 * model.nmocap, 4 * model.nmocap])
+    drawing = rendering.Renderer(84, 84, fast=True)
+
+    def drawn(state):
+        _, data.qpos[:], _, place, way, _ = np.split(np.array(state.data), sizes)
+        data.mocap_pos[:], data.mocap_quat[:] = place.reshape(-1, 3), way.reshape(-1, 4)
+        mujoco.mj_forward(model, data)
+        return drawing.frame(model, data, 'overview').tobytes()
+
+    expected = {drawn(state) for state in states}
+    drawing.close()
+    environment.close()
+    assert len(expected) > 5  # the arm moved
+    sent = [bytes(message.data) for message in raws]
+    known = sum(picture in expected for picture in sent)
+    assert known > 0.8 * len(sent) > 5  # the observer may have lost a state

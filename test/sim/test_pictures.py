@@ -122,6 +122,10 @@ def test_fast_pictures_show_the_same_in_another_light(renderer):
     drawing = rendering.Renderer(160, 120, fast=True)
     fast = drawing.frame(model, data, 'overview').astype(int)
     drawing.close()
+    # And leave the model as it was: it can still be drawn well.
+    drawing = rendering.Renderer(160, 120)
+    np.testing.assert_array_equal(drawing.frame(model, data, 'overview'), fine)
+    drawing.close()
     assert orange(fast) == pytest.approx(orange(fine), abs=6)
     differences = np.abs(fast - fine).max(axis=-1)
     # The lighting is another one, the arm stands where it stood.
@@ -167,6 +171,20 @@ def test_play_writes_a_film_that_can_be_read(renderer, tmp_path, capsys):
     assert (blue.astype(int) - red > 60).sum() > 20
 
 
+def test_play_writes_a_gif_of_an_arm_seen_by_cameras(renderer, tmp_path, capsys):
+    pil = pytest.importorskip('PIL.Image')
+    if not hasattr(cv2, 'Animation'):
+        pytest.skip('OpenCV older than 4.11')
+    out = tmp_path / 'films' / 'lift.gif'
+    words = ['play', '--policy', 'scripted', '--task', 'ur5e/reach_vision', '--out', str(out)]
+    assert command_line.main([*words, '--width', '160', '--height', '120']) == 0
+    with pil.open(out) as film:
+        assert (film.size, film.n_frames) == ((160, 120), 61)
+        first = np.asarray(film.convert('RGB')).astype(int)
+        assert film.info['duration'] == 50 and film.info['loop'] == 0
+    assert (first[..., 2] - first[..., 0] > 60).sum() > 20  # blue caps
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -174,7 +192,7 @@ def test_play_writes_a_film_that_can_be_read(renderer, tmp_path, capsys):
         (['--policy', 'random', '--task', 'ur5e/reach'], 'there is no display'),
         (['--policy', 'random', '--task', 'ur5e/rech'], "did you mean 'ur5e/reach'"),
         (['--policy', 'lost.onnx', '--task', 'ur5e/reach'], 'lost.onnx: cannot be read'),
-        (['--policy', 'random', '--task', 'ur5e/reach', '--out', 'a.avi'], 'an .mp4 file'),
+        (['--policy', 'random', '--task', 'ur5e/reach', '--out', 'a.avi'], 'an .mp4 or .gif file'),
         (['--policy', 'random', '--task', 'ur5e/reach', '--out', '/proc/x/a.mp4'], 'be written'),
     ],
 )
@@ -184,6 +202,15 @@ def test_play_says_what_is_wrong(renderer, words, message, capsys, monkeypatch):
     assert command_line.main(['play', *words]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.count('\n') == 0
+
+
+def test_a_display_that_opens_no_window_is_one_line(capsys, monkeypatch):
+    """MuJoCo's viewer waits for ever there."""
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    monkeypatch.setenv('DISPLAY', ':77')
+    assert command_line.main(['play', '--policy', 'scripted', '--task', 'ur5e/reach']) == 2
+    error = capsys.readouterr().err.strip()
+    assert "display ':77' opens no window; name a file" in error and error.count('\n') == 0
 
 
 def test_tasks_lists_every_name(capsys):
@@ -217,7 +244,7 @@ def test_play_shows_a_window_in_real_time_and_ends_when_it_is_closed(monkeypatch
         def close(self):
             shown.append('closed')
 
-    monkeypatch.setenv('DISPLAY', ':0')
+    monkeypatch.setattr('robot_rl.cli.play._require_window', lambda: None)
     monkeypatch.setattr(mujoco.viewer, 'launch_passive', Window)
     time = SimpleNamespace(monotonic=clock.now, sleep=clock.advance)
     monkeypatch.setattr('robot_rl.cli.play.time', time)

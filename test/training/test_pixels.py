@@ -10,6 +10,7 @@ from robot_rl.cli import main as command_line
 from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
 from robot_rl.errors import RobotRLError
 from robot_rl.sim.rendering import Renderer
+from robot_rl.storage.store import Store
 from robot_rl.training.config import load_run_config
 from robot_rl.training.evaluation import evaluate, held_out_seeds
 from robot_rl.training.loop import Trainer
@@ -169,3 +170,25 @@ def test_a_manipulation_task_with_vision_is_trained_from_its_picture(tmp_path):
     assert trainer.run()
     shapes = OnnxPolicy(tmp_path / 'policy.onnx').contract.observation_shapes
     assert shapes == {'front_close': (2, 84, 84, 3)}
+
+
+def test_an_arm_is_learned_from_cameras_by_configuration_alone(tmp_path, capsys):
+    """The file says what it sees: evaluate makes that environment, and judges by the state."""
+    words = [*SMALL, 'training.workers=2', 'training.evaluate_every=130']
+    config = load_run_config('d4pg_pixels', 'ur5e/reach', words, steps=130, seed=3)
+    trainer = Trainer(config, tmp_path / 'run')
+    assert trainer.run() and trainer.state.learner.steps > 20
+    path = tmp_path / 'run' / 'policy.onnx'
+    policy = OnnxPolicy(path)
+    assert policy.contract.observation_shapes == {'overview': (3, 32, 32, 3)}
+    assert policy.card.task == 'ur5e/reach'
+    words = ['evaluate', '--policy', str(path), '--episodes', '2', '--json']
+    assert command_line.main(words) == 0
+    row = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
+    found = json.loads(capsys.readouterr().out)
+    assert found['mean'] == pytest.approx(row['eval_return_mean'], abs=1e-3)
+    assert found['success_rate'] == row['eval_success_rate']
+    words = ['collect', '--task', 'ur5e/reach', '--policy', str(path), '--episodes', '1']
+    assert command_line.main([*words, '--store', str(tmp_path / 'store')]) == 0
+    (header,) = Store(tmp_path / 'store').episodes('')
+    assert header.contract == policy.contract

@@ -195,7 +195,7 @@ def status(run: Run) -> dict[str, Any]:
 def run_benches(seconds: float = 20.0) -> int:
     """Run every benchmark and keep its rows, each with the machine's load; return how many."""
     rows = []
-    for name in ('learner', 'sim', 'deploy', 'index', 'storage'):
+    for name in ('learner', 'sim', 'workers', 'deploy', 'index', 'storage'):
         load = round(os.getloadavg()[0], 2)
         module = importlib.import_module(f'robot_rl.bench.{name}')
         rows += [row | {'load_average': load} for row in module.run(seconds=seconds)]

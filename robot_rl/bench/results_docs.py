@@ -13,6 +13,8 @@ from robot_rl.bench.results import BENCH, Entry, Kept, runs
 
 DOCS = Path('docs')
 PAGE = DOCS / 'results.md'
+# The success rate to reach, where a task says what success is.
+_SUCCESS = 0.95
 
 _HEAD = """# Results
 
@@ -124,6 +126,7 @@ def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
     return {
         'seed': str(number),
         **first,
+        **_success(seed.rows),
         'best': f'{curve.returns.max():.1f}',
         'last': f'{curve.returns[-1]:.1f}',
         'updates': str(seed.updates),
@@ -131,6 +134,21 @@ def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
         'wall [s]': f'{seed.rows[-1]["wall_s"]:.0f}',
         'cores': str(seed.cores),
         'load': _load_of(seed.rows),
+    }
+
+
+def _success(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return when a run first succeeded as often as is asked for, and how often it did at last.
+
+    Nothing where the task does not say what success is.
+    """
+    if 'eval_success_rate' not in rows[-1]:
+        return {}
+    reached = next((row for row in rows if row['eval_success_rate'] >= _SUCCESS), None)
+    return {
+        f'{_SUCCESS:.0%} success at [env steps]': _step(reached and reached['env_steps']),
+        'after [min]': f'{reached["wall_s"] / 60:.1f}' if reached else '',
+        'success at last': f'{rows[-1]["eval_success_rate"]:.0%}',
     }
 
 

@@ -327,6 +327,19 @@ def test_the_document_says_what_each_seed_gave(folder):
     assert (folder / 'docs' / 'results' / 'a-run.png').stat().st_size < 40_000
 
 
+def test_the_document_says_when_a_run_first_succeeded(folder):
+    rates = {10: 0.2, 20: 0.96, 30: 0.94}
+    rows = [row(step, 1.0, eval_success_rate=rate) for step, rate in rates.items()]
+    rows[1]['wall_s'] = 90.0
+    keep('a-run', 0, rows)
+    keep('a-run', 1, rows[:1])
+    results_docs.write_docs(results.read_queue())
+    text = (folder / 'docs' / 'results.md').read_text()
+    assert '| seed | 95% success at [env steps] | after [min] | success at last |' in text
+    assert '| 0 | 20 | 1.5 | 94% |' in text
+    assert '| 1 | not reached |  | 20% |' in text
+
+
 def test_a_figure_shows_the_mean_of_the_entry_beside_it(folder):
     rows = [row(10, 1.5), row(20, 2.5)]
     queue(ENTRY, OTHER)

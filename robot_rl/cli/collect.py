@@ -111,8 +111,7 @@ def _shown(options: Options) -> dict[str, Any]:
         return {}
     from robot_rl.training.config import load_run_config
 
-    config = load_run_config('bc', options.task, options.show)
-    return config.view()
+    return load_run_config('bc', options.task, options.show).view()
 
 
 def _through_ros(options: Options) -> list[Any]:
@@ -125,6 +124,7 @@ def _through_ros(options: Options) -> list[Any]:
     from robot_rl.imitation.data import judge
     from robot_rl.storage.store import Store
 
+    _shown(options)  # nothing: an arm's contract says what is seen
     task, ids = registry.make_task(options.task), []
 
     def show(node: str, line: str) -> None:

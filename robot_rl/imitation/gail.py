@@ -98,8 +98,7 @@ class Adversarial(ActorCritic):
         drops = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
         self._drops = torch.Generator(device).manual_seed(drops)
         # Of its own: what tells experts apart is not what a critic looks for.
-        encoder = config.encode(contract, weights)
-        self._judge_encoder = encoder if encoder is None else encoder.to(device)
+        self._judge_encoder = config.encode(contract, weights)
         self.discriminator = d.Discriminator(
             self._judged_size(),
             config.discriminator_layers,
@@ -109,7 +108,9 @@ class Adversarial(ActorCritic):
             config.input_dropout,
             config.dropout,
         ).to(device)
-        networks = nn.ModuleList(n for n in (self.discriminator, encoder) if n is not None)
+        networks = nn.ModuleList([self.discriminator])
+        if self._judge_encoder is not None:
+            networks.append(self._judge_encoder.to(device))
         self._judge_optimizer = torch.optim.AdamW(
             networks.parameters(),
             config.discriminator_learning_rate,
@@ -268,16 +269,15 @@ class Adversarial(ActorCritic):
 
     def _sample(self, judged: Judged) -> Tensor:
         """Return what the discriminator sees of each step [B, X], normalised."""
-        action = torch.as_tensor(judged.action, dtype=torch.float32, device=self.device)
-        now, following = judged.observation, judged.next_observation
-        parts = {
-            'observation_action': lambda: (
-                self._see(now),
-                self.policy.scale.to_unit(action).clamp(-1, 1),
-            ),
-            'observation': lambda: (self._see(following),),
-            'transition': lambda: (self._see(now), self._see(following)),
-        }[self.config.judges]()
+        judges = self.config.judges
+        if judges == 'observation_action':
+            action = torch.as_tensor(judged.action, dtype=torch.float32, device=self.device)
+            unit = self.policy.scale.to_unit(action).clamp(-1, 1)
+            parts = (self._see(judged.observation), unit)
+        elif judges == 'observation':
+            parts = (self._see(judged.next_observation),)
+        else:
+            parts = (self._see(judged.observation), self._see(judged.next_observation))
         if self.config.horizon == 'absorbing':
             parts = (*parts, torch.zeros_like(parts[0][:, :1]))
         return torch.cat(parts, dim=1)

@@ -35,6 +35,7 @@ from robot_rl.training.logs import METRICS, read_metrics
 RESULTS, RUNS, SHOWN = Path('results'), Path('runs/results'), Path('runs/demonstrations')
 QUEUE, BENCH = RESULTS / 'queue.yaml', RESULTS / 'bench.jsonl'
 LOCK = 'lock'
+PEER = 'robot_rl.bench.gail_peer'
 # How many evaluations of a run are kept, about.
 _ROWS = 60
 _COLUMNS = (
@@ -102,6 +103,7 @@ class Entry(Spec):
     steps: pydantic.PositiveInt  # environment steps; updates, of an agent that does not act
     seeds: pydantic.PositiveInt
     demos: Demonstrations | None = None
+    package: Literal['imitation'] | None = None  # whose GAIL learns in the place of ours
     set: tuple[str, ...] = ()  # changes to the config, as train --set takes them
     needs: Needs | None = None
     published: PublishedAgent | None = None  # whose published curve it stands beside
@@ -173,7 +175,8 @@ class Run:
             flags |= {'demos': f'tag={entry.demos.name}', 'store': entry.demos.folder}
         words = [_worded(flags)]
         words += [shlex.join(['--set', *entry.set])] if entry.set else []
-        return ' '.join(['robot-rl train', *words, f'--out {self.folder}'])
+        program = f'python -m {PEER}' if entry.package else 'robot-rl train'
+        return ' '.join([program, *words, f'--out {self.folder}'])
 
     def load(self) -> Kept:
         """Read what is kept of it. Raises SpecError."""
@@ -372,7 +375,12 @@ def _execute(command: str, lock: IO[bytes]) -> bool:
 
 
 def _argv(command: str) -> list[str]:
-    return [sys.executable, '-m', 'robot_rl.cli.main', *shlex.split(command)[1:]]
+    program, *words = shlex.split(command)
+    return [
+        sys.executable,
+        *(['-m', 'robot_rl.cli.main'] if program == 'robot-rl' else []),
+        *words,
+    ]
 
 
 @contextlib.contextmanager
@@ -393,7 +401,7 @@ def _signals() -> Iterator[list[int]]:
 
 def _keep(run: Run) -> None:
     """Keep what a finished run gave."""
-    revision, config = _made_by(run.folder)
+    revision, config = _made_by(run)
     rows = read_metrics(run.folder / METRICS)
     kept = Kept(
         command=run.command,
@@ -436,13 +444,15 @@ def _shown(run: Run) -> Shown | None:
     )
 
 
-def _made_by(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the revision that trained the policy in a run's folder, and the run's config."""
+def _made_by(run: Run) -> tuple[str, dict[str, Any]]:
+    """Return the revision that trained a run's policy, and the run's config."""
+    if run.entry.package:
+        return resources.git_revision(), {'learner': {}}
     # Here, and not above: torch takes seconds, and what is kept is read without it.
     from robot_rl.control.runtime import load_policy
     from robot_rl.training.loop import CONFIG, POLICY
 
-    return load_policy(folder / POLICY).card.git_revision, load_yaml(folder / CONFIG)
+    return load_policy(run.folder / POLICY).card.git_revision, load_yaml(run.folder / CONFIG)
 
 
 def steps_of(row: Mapping[str, Any]) -> int:

@@ -135,13 +135,19 @@ def _group(name: str, entries: Sequence[Entry], kept: Mapping[str, dict[int, Kep
             'Mean ± standard deviation over seeds of the last and of the best evaluation; of the '
             'demonstrations over episodes.',
             '',
-            _table([_group_row(entry, list(kept[entry.name].values())) for entry in entries]),
+            _table(_filled([_group_row(e, list(kept[e.name].values())) for e in entries])),
             *(f'    {command}' for command in dict.fromkeys(commands)),
             '',
             f'Revision {", ".join(revisions)}.',
             '',
         ]
     )
+
+
+def _filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows without the columns in which none says anything: success, say."""
+    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    return [{key: row[key] for key in filled} for row in rows]
 
 
 def _group_row(entry: Entry, seeds: Sequence[Kept]) -> dict[str, str]:
@@ -153,7 +159,7 @@ def _group_row(entry: Entry, seeds: Sequence[Kept]) -> dict[str, str]:
         'run': entry.title or entry.name,
         'agent': entry.agent,
         'demonstrations': str(shown.episodes) if shown else '',
-        'their return': _spread_of(shown.return_mean, shown.return_std) if shown else '',
+        'their return': f'{shown.return_mean:.0f} ± {shown.return_std:.0f}' if shown else '',
         'their success': _percent([shown.success_rate] if shown else []),
         'seeds': f'{len(seeds)} of {entry.seeds}' if seeds else 'in the queue',
         'last return': _spread([part[-1] for part in returns]),
@@ -167,11 +173,10 @@ def _group_row(entry: Entry, seeds: Sequence[Kept]) -> dict[str, str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return _spread_of(statistics.fmean(values), statistics.pstdev(values)) if values else ''
-
-
-def _spread_of(mean: float, deviation: float) -> str:
-    return f'{mean:.0f} ± {deviation:.0f}'
+    """Return mean ± standard deviation; of one value, that."""
+    if len(values) < 2:
+        return ''.join(map(_number, values))
+    return f'{statistics.fmean(values):.0f} ± {statistics.pstdev(values):.0f}'
 
 
 def _percent(rates: Sequence[float | None]) -> str:

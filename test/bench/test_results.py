@@ -66,7 +66,7 @@ from robot_rl.bench import results
 from robot_rl.cli import main
 results._argv = lambda command: [sys.executable, 'training.py', command.split()[-1]]
 results._shown = lambda run: None
-results._made_by = lambda folder: ('abc', {'learner': {'samples_per_insert': 32}})
+results._made_by = lambda run: ('abc', {'learner': {'samples_per_insert': 32}})
 sys.exit(main.main(['results', *sys.argv[1:]]))
 """
 
@@ -287,6 +287,16 @@ def test_demonstrations_of_one_name_are_the_same_ones(folder):
         results.read_queue()
 
 
+def test_another_package_learns_with_the_same_flags(folder):
+    shown = {'name': 'shown', 'policy': 'random', 'episodes': 3}
+    queue(OTHER | {'demos': shown}, OTHER | {'demos': shown, 'package': 'imitation', 'name': 'p'})
+    ours, theirs = (run.command for run in results.runs(results.read_queue()))
+    assert theirs == ours.replace('robot-rl train', 'python -m robot_rl.bench.gail_peer').replace(
+        'b-run', 'p'
+    )
+    assert results._argv(theirs)[:3] == [sys.executable, '-m', 'robot_rl.bench.gail_peer']
+
+
 def test_a_killed_process_leaves_its_run_taken_while_training_lives(folder, start):
     process = start('run', '--next')
     pid = training('a-run', 0)
@@ -355,6 +365,12 @@ def test_entries_of_a_group_stand_in_one_table(folder):
     assert '| b-run | d4pg |  |  |  | in the queue |' in text
     assert '    robot-rl collect --policy scripted\n    robot-rl train\n' in text
     assert '## a-run' not in text
+    keep('a-run', 0, [row(120, 2.0)], demos=shown | {'success_rate': None})
+    queue(ENTRY | {'group': 'How many', 'seeds': 1})
+    results_docs.write_docs(results.read_queue())
+    text = (folder / 'docs' / 'results.md').read_text()
+    # One seed has no deviation; and nobody says anything of success.
+    assert '| a-run | d4pg | 4 | 9 ± 1 | 1 of 1 | 2 | 2 | 20 | 6.0 | 2 |' in text
 
 
 def test_what_a_run_learned_from_is_kept(folder):

@@ -57,9 +57,13 @@ def write_docs(queue: Sequence[Entry]) -> int:
         reference = reference_of(entry, published)
         if reference:
             rows.append(_compare(entry, list(seeds.values()), reference))
-        if seeds:
+        if seeds and not entry.group:
             sections += [_section(entry, seeds, reference)]
             _draw(entry, seeds, reference, means)
+    for group in dict.fromkeys(entry.group for entry in queue if entry.group):
+        members = [entry for entry in queue if entry.group == group]
+        if any(kept[entry.name] for entry in members):
+            sections += [_group(group, members, kept)]
     parts = [_HEAD, *([_COMPARED, _table(rows)] if rows else []), *sections]
     if BENCH.exists():
         parts.append(_speed([json.loads(line) for line in BENCH.read_text().splitlines()]))
@@ -116,6 +120,70 @@ def _section(entry: Entry, seeds: dict[int, Kept], reference: Reference | None) 
             '',
         ]
     )
+
+
+def _group(name: str, entries: Sequence[Entry], kept: Mapping[str, dict[int, Kept]]) -> str:
+    """Return what is said of entries that stand in one table: a row each, and the commands."""
+    notes = [entry.note.strip() for entry in entries if entry.note]
+    done = [seed for entry in entries for seed in kept[entry.name].values()]
+    commands = [seed.demos.command for seed in done if seed.demos]
+    commands += [next(iter(kept[e.name].values())).command for e in entries if kept[e.name]]
+    revisions = dict.fromkeys(seed.git_revision or 'not known' for seed in done)
+    return '\n'.join(
+        [
+            f'## {name}',
+            '',
+            *(line for note in notes for line in (note, '')),
+            'Mean ± standard deviation over seeds of the last and of the best evaluation; of the '
+            'demonstrations over episodes.',
+            '',
+            _table(_filled([_group_row(e, list(kept[e.name].values())) for e in entries])),
+            *(f'    {command}' for command in dict.fromkeys(commands)),
+            '',
+            f'Revision {", ".join(revisions)}.',
+            '',
+        ]
+    )
+
+
+def _filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows without the columns in which none says anything: success, say."""
+    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    return [{key: row[key] for key in filled} for row in rows]
+
+
+def _group_row(entry: Entry, seeds: Sequence[Kept]) -> dict[str, str]:
+    returns = [[row['eval_return_mean'] for row in seed.rows] for seed in seeds]
+    successes = [[row.get('eval_success_rate') for row in seed.rows] for seed in seeds]
+    judged = bool(seeds) and None not in (value for part in successes for value in part)
+    shown = seeds[0].demos if seeds else None
+    return {
+        'run': entry.title or entry.name,
+        'agent': entry.agent,
+        'demonstrations': str(shown.episodes) if shown else '',
+        'their return': f'{shown.return_mean:.0f} ± {shown.return_std:.0f}' if shown else '',
+        'their success': _percent([shown.success_rate] if shown else []),
+        'seeds': f'{len(seeds)} of {entry.seeds}' if seeds else 'in the queue',
+        'last return': _spread([part[-1] for part in returns]),
+        'best return': _spread([max(part) for part in returns]),
+        'last success': _percent([part[-1] for part in successes] if judged else []),
+        'best success': _percent([max(part) for part in successes] if judged else []),
+        'steps': str(entry.steps),
+        'wall [min]': f'{_mean_wall(seeds) / 60:.1f}' if seeds else '',
+        'cores': _all_of(seed.cores for seed in seeds),
+    }
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation; of one value, that."""
+    if len(values) < 2:
+        return ''.join(map(_number, values))
+    return f'{statistics.fmean(values):.0f} ± {statistics.pstdev(values):.0f}'
+
+
+def _percent(rates: Sequence[float | None]) -> str:
+    """Return the mean of some rates; nothing where the task does not tell success."""
+    return f'{statistics.fmean(rates):.0%}' if rates and None not in rates else ''
 
 
 def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
@@ -179,7 +247,8 @@ def _draw(
     wanted = _threshold(entry, reference)
     if wanted is not None:
         axes.axhline(wanted, color='grey', linewidth=0.8, linestyle=':')
-    axes.set(xlabel='environment steps', ylabel='return')
+    acts = any(row['env_steps'] for seed in seeds.values() for row in seed.rows)
+    axes.set(xlabel='environment steps' if acts else 'updates', ylabel='return')
     axes.legend(frameon=False)
     path = _figure(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,8 +277,7 @@ def _step(step: int | None) -> str:
 
 
 def _last(seeds: Sequence[Kept]) -> str:
-    returns = [seed.rows[-1]['eval_return_mean'] for seed in seeds]
-    return f'{statistics.fmean(returns):.0f} ± {statistics.pstdev(returns):.0f}'
+    return _spread([seed.rows[-1]['eval_return_mean'] for seed in seeds])
 
 
 def _mean_wall(seeds: Sequence[Kept]) -> float:

@@ -44,6 +44,11 @@ class Options(common.Options):
         description='the folder of the episodes, made where it is missing; $ROBOT_RL_STORE, or '
         './episodes',
     )
+    show: tuple[str, ...] = pydantic.Field(
+        (),
+        description='what a task without an arm shows besides, as train --set takes it: '
+        "'cameras={overview: [32, 32]}', 'history={overview: 3}', 'constants={cue: 1}'",
+    )
     tag: tuple[str, ...] = pydantic.Field((), description='words to find them by')
 
 
@@ -85,6 +90,7 @@ def _in_process(options: Options) -> list[Any]:
     view = {}
     if options.policy not in RESERVED:
         view = view_of(options.task, load_policy(options.policy).contract)
+    view |= _shown(options)
     environment = registry.make_environment(options.task, num_envs=lanes, **view)
     try:
         policy, about = _policy(options, environment.contract)
@@ -99,6 +105,15 @@ def _in_process(options: Options) -> list[Any]:
         environment.close()
 
 
+def _shown(options: Options) -> dict[str, Any]:
+    """Return what is to be shown besides, as options of an environment."""
+    if not options.show:
+        return {}
+    from robot_rl.training.config import load_run_config
+
+    return load_run_config('bc', options.task, options.show).view()
+
+
 def _through_ros(options: Options) -> list[Any]:
     """Collect by the nodes beside an arm, on its twin; return the episodes' headers, judged.
 
@@ -109,6 +124,7 @@ def _through_ros(options: Options) -> list[Any]:
     from robot_rl.imitation.data import judge
     from robot_rl.storage.store import Store
 
+    _shown(options)  # nothing: an arm's contract says what is seen
     task, ids = registry.make_task(options.task), []
 
     def show(node: str, line: str) -> None:

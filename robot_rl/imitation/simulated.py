@@ -2,7 +2,8 @@
 
 They need no ROS and no arm: dm_control's and Gymnasium's tasks, whose rewards cannot be computed
 from observations, are recorded like this. A row of sim.environment's semantics is one message a
-topic: env/observation/<field>, env/action, env/reward and env/discount, each Float64MultiArray.
+topic: env/observation/<field>, env/action, env/reward and env/discount, each a Float64MultiArray,
+or a UInt8MultiArray where it is a picture.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from robot_rl.storage.steps import ACTION, DISCOUNT, OBSERVATION, REWARD, STEP_T
 from robot_rl.storage.store import Store
 
 _PREFIX = '/env/'
-_TYPE = 'std_msgs/msg/Float64MultiArray'
+_TYPE, _OF_BYTES = 'std_msgs/msg/Float64MultiArray', 'std_msgs/msg/UInt8MultiArray'
 _SEPARATOR = '=' * 80
 # How many differences between two contracts one line tells.
 _TOLD = 3
@@ -84,9 +85,12 @@ def simulated_steps(episode: EpisodeReader, contract: Contract) -> dict[str, np.
         raise ContractMismatch(f'{episode.path}: the contract does not fit: {told}{more}')
     shapes = {OBSERVATION + name: shape for name, shape in contract.observation_shapes.items()}
     shapes |= {ACTION: (contract.action_size,), REWARD: (), DISCOUNT: ()}
+    kinds = {OBSERVATION + field.name: field.dtype for field in contract.observation}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
     for item in episode.messages([_PREFIX + name for name in shapes]):
-        rows[item.topic.removeprefix(_PREFIX)].append(np.asarray(item.message.data))
+        name, data = item.topic.removeprefix(_PREFIX), item.message.data
+        of_bytes = isinstance(data, bytes | bytearray)
+        rows[name].append(np.frombuffer(data, np.uint8) if of_bytes else np.asarray(data))
     steps = len(rows[ACTION])
     if not steps:
         raise StorageError(f'{episode.path}: no actions; there are no steps')
@@ -98,7 +102,8 @@ def simulated_steps(episode: EpisodeReader, contract: Contract) -> dict[str, np.
                 f'{episode.path}: {len(rows[name])} rows of {name}, expected {expected}'
             )
         last = [] if name.startswith(OBSERVATION) else [np.zeros_like(rows[name][0])]
-        columns[name] = np.array(rows[name] + last, np.float32).reshape(steps + 1, *shape)
+        kind = kinds.get(name, 'float32')
+        columns[name] = np.array(rows[name] + last, kind).reshape(steps + 1, *shape)
     columns[STEP_TYPE] = np.full(steps + 1, StepType.MID, np.int8)
     columns[STEP_TYPE][[0, -1]] = StepType.FIRST, StepType.LAST
     return columns
@@ -131,14 +136,23 @@ def _run(
 
 def _write(writer: EpisodeWriter, row: Mapping[str, np.ndarray], time_ns: int) -> None:
     for name, values in row.items():
-        writer.write(_PREFIX + name, _TYPE, _DEFINITION, _encoded(values), time_ns)
+        of_bytes = np.asarray(values).dtype == np.uint8
+        kind, definition = _TYPE, _DEFINITION
+        if of_bytes:
+            kind, definition = _OF_BYTES, _DEFINITION.replace('float64', 'uint8')
+        writer.write(_PREFIX + name, kind, definition, _encoded(values, of_bytes), time_ns)
 
 
-def _encoded(values: np.ndarray) -> bytes:
-    """Return numbers as a Float64MultiArray without a layout, in little-endian CDR."""
-    flat = np.ravel(values).astype('<f8')
-    # Encapsulation; an empty layout (no dimensions, offset 0); a length; padding to 8 bytes.
-    return struct.pack('<BBHIII4x', 0, 1, 0, 0, 0, len(flat)) + flat.tobytes()
+def _encoded(values: np.ndarray, of_bytes: bool = False) -> bytes:
+    """Return numbers as a Float64MultiArray, or a UInt8MultiArray, in little-endian CDR.
+
+    Without a layout.
+    """
+    flat = np.ravel(values).astype('u1' if of_bytes else '<f8')
+    # Encapsulation; an empty layout (no dimensions, offset 0); a length; padding to 8 bytes,
+    # which bytes need not have.
+    head = struct.pack('<BBHIII', 0, 1, 0, 0, 0, len(flat))
+    return head + (b'' if of_bytes else bytes(4)) + flat.tobytes()
 
 
 def _differences(contract: Contract, recorded: Contract | None) -> list[str]:

@@ -53,12 +53,20 @@ class Cameras:
         self._renderer.close()
 
 
-def with_view(contract: Contract, cameras: Sizes, history: Mapping[str, int]) -> Contract:
-    """Return `contract` with a field for each camera, and fields that hold `history` steps.
+def with_view(
+    contract: Contract,
+    cameras: Sizes,
+    history: Mapping[str, int],
+    constants: Mapping[str, float] = {},
+) -> Contract:
+    """Return `contract` with a field for each camera and constant, and `history` steps of some.
 
     Raises SpecError for a history of a field that is not there.
     """
     fields = [*contract.observation, *(_field(name, size) for name, size in cameras.items())]
+    fields += [
+        ObservationField(name=name, source=f'constant.{name}', shape=(1,)) for name in constants
+    ]
     known = [field.name for field in fields]
     for name in history:
         if name not in known:

@@ -74,6 +74,8 @@ class RunConfig(Spec):
     """pictures to draw, {camera: [height, width]}; overview: of the model's first camera"""
     history: dict[str, pydantic.PositiveInt] = pydantic.Field({})
     """last steps that the policy sees of a field, {field: steps}, the newest among them"""
+    constants: dict[str, float] = pydantic.Field({})
+    """fields that always hold a number, {field: number}: what imitation is not to heed"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
@@ -91,8 +93,10 @@ class RunConfig(Spec):
 
     @pydantic.model_validator(mode='after')
     def _an_arm_says_itself_what_it_shows(self) -> Self:
-        if (self.cameras or self.history) and not self.task.startswith(registry.WITHOUT_STREAMS):
-            raise ValueError('cameras, history: the contract of an arm task has these itself')
+        if self.view() and not self.task.startswith(registry.WITHOUT_STREAMS):
+            raise ValueError(
+                f'{", ".join(self.view())}: the contract of an arm task says itself what is seen'
+            )
         return self
 
     @pydantic.field_validator('learner')
@@ -104,7 +108,7 @@ class RunConfig(Spec):
 
     def view(self) -> dict[str, Any]:
         """Return the options of make_environment that say what is shown."""
-        given = {'cameras': self.cameras, 'history': self.history}
+        given = {'cameras': self.cameras, 'history': self.history, 'constants': self.constants}
         return {name: value for name, value in given.items() if value}
 
     def seen(self, contract: Contract) -> Contract:

@@ -159,5 +159,5 @@ def test_cameras_and_histories_are_options_of_a_run():
     assert RunConfig(task='suite/walker-walk').view() == {}
     with pytest.raises(SpecError, match='cameras'):
         load_run_config('d4pg', 'suite/walker-walk', ['cameras={overview: [32, 0]}'])
-    with pytest.raises(SpecError, match='contract of an arm task has these itself'):
+    with pytest.raises(SpecError, match='contract of an arm task says itself'):
         load_run_config('d4pg', 'ur5e/reach', words)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pydantic
 
-from robot_rl.bench.results import RESULTS, Entry, PublishedAgent
+from robot_rl.bench.results import RESULTS, Entry, PublishedAgent, steps_of
 from robot_rl.errors import SpecError
 from robot_rl.specs import Spec
 
@@ -42,8 +42,8 @@ class Curve(NamedTuple):
 
 
 def curve_of(rows: Sequence[dict[str, Any]]) -> Curve:
-    """Return the curve of one run's evaluations."""
-    points = np.array([(row['env_steps'], row['eval_return_mean']) for row in rows], float)
+    """Return the curve of one run's evaluations, over updates where the agent does not act."""
+    points = np.array([(steps_of(row), row['eval_return_mean']) for row in rows], float)
     return Curve(*points.T)
 
 

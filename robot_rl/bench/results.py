@@ -2,7 +2,9 @@
 
 results/queue.yaml names the runs, runs/results/<name>/seed-<k> is the folder of one, and
 results/<name>/seed-<k>.json keeps what a finished one gave; remove that file to run it again.
-Who runs a folder holds its lock, so that several processes can work on one queue.
+What a run learns from is collected first, into runs/demonstrations/<name>, by a command that is
+kept as well. Who works on a folder holds its lock, so that several processes can work on one
+queue.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -29,9 +32,10 @@ from robot_rl.specs import Spec
 from robot_rl.specs.base import load_yaml
 from robot_rl.training.logs import METRICS, read_metrics
 
-RESULTS, RUNS = Path('results'), Path('runs/results')
+RESULTS, RUNS, SHOWN = Path('results'), Path('runs/results'), Path('runs/demonstrations')
 QUEUE, BENCH = RESULTS / 'queue.yaml', RESULTS / 'bench.jsonl'
 LOCK = 'lock'
+PEER = 'robot_rl.bench.gail_peer'
 # How many evaluations of a run are kept, about.
 _ROWS = 60
 _COLUMNS = (
@@ -55,20 +59,58 @@ class Needs(Spec):
     within: pydantic.PositiveInt  # environment steps
 
 
+Name = Annotated[str, pydantic.Field(pattern=r'^[\w.-]+$')]  # a folder's
+
+
+class Demonstrations(Spec):
+    """Episodes to learn from, which `robot-rl collect` makes; entries may share them."""
+
+    name: Name
+    policy: str = ''  # as collect --policy takes it
+    of: str = ''  # in place of it: an entry whose policy it is
+    seed: pydantic.NonNegativeInt = 0  # of the entry
+    episodes: pydantic.PositiveInt
+    through: Literal['process', 'ros'] = 'process'
+    show: str = ''  # what is shown besides, as collect --show takes it
+
+    @pydantic.model_validator(mode='after')
+    def _has_one_source(self) -> Self:
+        if bool(self.policy) == bool(self.of):
+            raise ValueError('one of policy and of says who demonstrates')
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The store that they are in."""
+        return SHOWN / self.name
+
+    def command(self, task: str, folder: Path) -> str:
+        """Return the command that collects them in `task`, into the store `folder`."""
+        policy = self.policy or RUNS / self.of / f'seed-{self.seed}' / 'policy.onnx'
+        flags = {'task': task, 'policy': policy, 'episodes': self.episodes}
+        flags |= {'through': self.through} if self.through == 'ros' else {}
+        flags |= {'show': self.show} if self.show else {}
+        flags |= {'tag': self.name, 'store': folder}
+        return f'robot-rl collect {_worded(flags)}'
+
+
 class Entry(Spec):
     """One line of the queue: a run with `seeds` seeds, from 0 on."""
 
-    name: str = pydantic.Field(pattern=r'^[\w.-]+$')  # a folder's
+    name: Name
     task: str  # as `robot-rl tasks` lists it
     agent: str  # a file of config/agents
-    steps: pydantic.PositiveInt  # environment steps
+    steps: pydantic.PositiveInt  # environment steps; updates, of an agent that does not act
     seeds: pydantic.PositiveInt
+    demos: Demonstrations | None = None
+    package: Literal['imitation'] | None = None  # whose GAIL learns in the place of ours
     set: tuple[str, ...] = ()  # changes to the config, as train --set takes them
     needs: Needs | None = None
     published: PublishedAgent | None = None  # whose published curve it stands beside
     beside: str = ''  # another entry whose mean curve is drawn along
-    title: str = ''  # of the section in the document; the name without it
-    note: str = ''  # a paragraph below the title
+    group: str = ''  # of entries in one table, in place of a section each; its heading
+    title: str = ''  # of the section in the document, or of its row; the name without it
+    note: str = ''  # a paragraph below the heading
 
     @pydantic.field_validator('agent')
     @classmethod
@@ -80,10 +122,21 @@ class Entry(Spec):
         return value
 
 
+class Shown(Spec):
+    """What is kept of the demonstrations that a run learned from."""
+
+    command: str  # that collected them
+    episodes: int  # of them that were learned from
+    return_mean: float
+    return_std: float  # over episodes
+    success_rate: float | None = None  # where the task tells
+
+
 class Kept(Spec):
     """What is kept of one finished run."""
 
     command: str
+    demos: Shown | None = None
     git_revision: str
     cores: int
     samples_per_insert: float | None  # of the run's config; None where the agent has no such thing
@@ -118,9 +171,12 @@ class Run:
         """The command that runs it, or goes on with it."""
         entry = self.entry
         flags = {'task': entry.task, 'agent': entry.agent, 'steps': entry.steps, 'seed': self.seed}
-        words = [f'--{name} {shlex.quote(str(value))}' for name, value in flags.items()]
+        if entry.demos:
+            flags |= {'demos': f'tag={entry.demos.name}', 'store': entry.demos.folder}
+        words = [_worded(flags)]
         words += [shlex.join(['--set', *entry.set])] if entry.set else []
-        return ' '.join(['robot-rl train', *words, f'--out {self.folder}'])
+        program = f'python -m {PEER}' if entry.package else 'robot-rl train'
+        return ' '.join([program, *words, f'--out {self.folder}'])
 
     def load(self) -> Kept:
         """Read what is kept of it. Raises SpecError."""
@@ -138,12 +194,27 @@ def read_queue(only: str = '') -> list[Entry]:
         if name in names[:number]:
             raise SpecError(f'{QUEUE}: run {number}: the name {name!r} is taken')
     for number, entry in enumerate(queue):
-        if entry.beside and entry.beside not in names:
-            near = did_you_mean(entry.beside, names)
-            raise SpecError(f'{QUEUE}: run {number}: beside: no run {entry.beside!r}{near}')
+        named = {'beside': entry.beside, 'demos: of': entry.demos.of if entry.demos else ''}
+        for field, name in named.items():
+            if name and name not in names:
+                near = did_you_mean(name, names)
+                raise SpecError(f'{QUEUE}: run {number}: {field}: no run {name!r}{near}')
+    _require_one_meaning(queue)
     if only and only not in names:
         raise UnknownName('run', only, names, 'robot-rl results --status')
     return [entry for entry in queue if only in ('', entry.name)]
+
+
+def _require_one_meaning(queue: Sequence[Entry]) -> None:
+    """Raise SpecError where two entries mean different demonstrations by one name."""
+    meant: dict[str, tuple[str, Demonstrations]] = {}
+    for number, entry in enumerate(queue):
+        if entry.demos:
+            mine = entry.task, entry.demos
+            if meant.setdefault(entry.demos.name, mine) != mine:
+                raise SpecError(
+                    f'{QUEUE}: run {number}: demos: other ones are called {entry.demos.name!r}'
+                )
 
 
 def runs(queue: Sequence[Entry]) -> list[Run]:
@@ -162,8 +233,8 @@ def run_next(queue: Sequence[Entry]) -> Run | None:
             continue
         with _locked(run.folder) as lock:
             # Not done still: the process that held the lock until now may have finished it.
-            if lock is not None and not run.done:
-                stopped = _train(run, lock)
+            if lock is not None and not run.done and _demonstrated(run.entry):
+                stopped = _execute(run.command, lock)
                 _keep(run)
                 if stopped:  # while it ended anyway
                     raise KeyboardInterrupt
@@ -184,7 +255,7 @@ def status(run: Run) -> dict[str, Any]:
         'name': run.entry.name,
         'seed': run.seed,
         'state': state,
-        'env_steps': rows[-1]['env_steps'] if rows else 0,
+        'env_steps': steps_of(rows[-1]) if rows else 0,
         'steps': run.entry.steps,
         'last_return': returns[-1] if rows else None,
         'best_return': max(returns) if rows else None,
@@ -195,7 +266,7 @@ def status(run: Run) -> dict[str, Any]:
 def run_benches(seconds: float = 20.0) -> int:
     """Run every benchmark and keep its rows, each with the machine's load; return how many."""
     rows = []
-    for name in ('learner', 'sim', 'deploy', 'index', 'storage'):
+    for name in ('learner', 'sim', 'workers', 'deploy', 'index', 'storage'):
         load = round(os.getloadavg()[0], 2)
         module = importlib.import_module(f'robot_rl.bench.{name}')
         rows += [row | {'load_average': load} for row in module.run(seconds=seconds)]
@@ -230,19 +301,61 @@ def _try(file: IO[bytes], kind: int) -> bool:
     return True
 
 
-def _train(run: Run, lock: IO[bytes]) -> bool:
-    """Train in a process of its own; return whether a signal came that it did not need.
+def _demonstrated(entry: Entry) -> bool:
+    """Collect what an entry learns from, where it is not there; False where another process does.
 
-    A SIGINT or SIGTERM goes on to it, and it saves and ends. It inherits the lock: where this
-    process is killed alone, its run is still taken.
+    Who demonstrates may have to be trained first, also where what that gave is kept: its policy
+    is not.
     """
-    print(run.command, file=sys.stderr, flush=True)
+    demos = entry.demos
+    if demos is None or demos.folder.is_dir():
+        return True
+    with _locked(demos.folder.with_name(f'.{demos.name}')) as lock:
+        if lock is None or not (demos.policy or _trained(demos.of, demos.seed)):
+            return False
+        if not demos.folder.is_dir():
+            partial = demos.folder.with_name(f'{demos.name}.partial')
+            shutil.rmtree(partial, ignore_errors=True)
+            stopped = _execute(demos.command(entry.task, partial), lock)
+            partial.rename(demos.folder)
+            if stopped:
+                raise KeyboardInterrupt
+    return True
+
+
+def _trained(name: str, seed: int) -> bool:
+    """Train a seed of the entry called `name`, where its policy is not there.
+
+    False where another process is at it.
+    """
+    (entry,) = read_queue(name)
+    run = Run(entry, seed)
+    with _locked(run.folder) as lock:
+        if lock is None or not _demonstrated(entry):
+            return False
+        if not (run.folder / 'policy.onnx').exists():
+            stopped = _execute(run.command, lock)
+            if not run.done:
+                _keep(run)
+            if stopped:
+                raise KeyboardInterrupt
+    return True
+
+
+def _execute(command: str, lock: IO[bytes]) -> bool:
+    """Run one of our commands in a process of its own.
+
+    Returns whether a signal came that it did not need: SIGINT and SIGTERM go on to it, and it
+    saves and ends. It inherits the lock: where this process is killed alone, its folder is still
+    taken.
+    """
+    print(command, file=sys.stderr, flush=True)
     stopped = False
     with _signals() as received:
         # A session of its own: Ctrl-C in a terminal would reach it twice, and the second one does
         # not wait for the checkpoint. Its output goes to stderr: stdout is this command's.
         child = subprocess.Popen(
-            _argv(run),
+            _argv(command),
             stdout=2,
             env=os.environ | {'OMP_NUM_THREADS': '1'},
             pass_fds=(lock.fileno(),),
@@ -257,15 +370,17 @@ def _train(run: Run, lock: IO[bytes]) -> bool:
     if child.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if child.returncode:
-        raise RobotRLError(
-            f'{run.folder}: training ended with exit code {child.returncode}; the command was: '
-            f'{run.command}'
-        )
+        raise RobotRLError(f'exit code {child.returncode}; the command was: {command}')
     return stopped or bool(received)
 
 
-def _argv(run: Run) -> list[str]:
-    return [sys.executable, '-m', 'robot_rl.cli.main', *shlex.split(run.command)[1:]]
+def _argv(command: str) -> list[str]:
+    program, *words = shlex.split(command)
+    return [
+        sys.executable,
+        *(['-m', 'robot_rl.cli.main'] if program == 'robot-rl' else []),
+        *words,
+    ]
 
 
 @contextlib.contextmanager
@@ -286,10 +401,11 @@ def _signals() -> Iterator[list[int]]:
 
 def _keep(run: Run) -> None:
     """Keep what a finished run gave."""
-    revision, config = _made_by(run.folder)
+    revision, config = _made_by(run)
     rows = read_metrics(run.folder / METRICS)
     kept = Kept(
         command=run.command,
+        demos=_shown(run),
         git_revision=revision,
         cores=os.cpu_count(),
         samples_per_insert=config['learner'].get('samples_per_insert'),
@@ -301,13 +417,51 @@ def _keep(run: Run) -> None:
     write_text(run.path, json.dumps(kept.to_dict(), indent=1) + '\n')
 
 
-def _made_by(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the revision that trained the policy in a run's folder, and the run's config."""
+def _shown(run: Run) -> Shown | None:
+    """Return what is kept of the demonstrations that a finished run learned from."""
+    demos = run.entry.demos
+    if demos is None:
+        return None
+    import numpy as np
+
+    from robot_rl.storage.shards import ShardedSteps
+    from robot_rl.storage.steps import REWARD
+    from robot_rl.storage.store import Store
+    from robot_rl.training.loop import DEMOS
+
+    steps = ShardedSteps(run.folder / DEMOS)
+    # A LAST row has no reward: it is 0 there.
+    returns = [float(steps.flat[REWARD][slice(*span)].sum()) for span in steps.spans]
+    # Oldest first, as training takes them.
+    headers = Store(demos.folder, create=False).episodes(f'tag={demos.name}')[: len(returns)]
+    judged = [header.success for header in headers if header.success is not None]
+    return Shown(
+        command=demos.command(run.entry.task, demos.folder),
+        episodes=len(returns),
+        return_mean=round(float(np.mean(returns)), 2),
+        return_std=round(float(np.std(returns)), 2),
+        success_rate=sum(judged) / len(judged) if judged else None,
+    )
+
+
+def _made_by(run: Run) -> tuple[str, dict[str, Any]]:
+    """Return the revision that trained a run's policy, and the run's config."""
+    if run.entry.package:
+        return resources.git_revision(), {'learner': {}}
     # Here, and not above: torch takes seconds, and what is kept is read without it.
     from robot_rl.control.runtime import load_policy
     from robot_rl.training.loop import CONFIG, POLICY
 
-    return load_policy(folder / POLICY).card.git_revision, load_yaml(folder / CONFIG)
+    return load_policy(run.folder / POLICY).card.git_revision, load_yaml(run.folder / CONFIG)
+
+
+def steps_of(row: Mapping[str, Any]) -> int:
+    """Return what a row of metrics counts a run in: updates, where the agent does not act."""
+    return row['env_steps'] or row.get('learner_steps', 0)
+
+
+def _worded(flags: Mapping[str, Any]) -> str:
+    return ' '.join(f'--{name} {shlex.quote(str(value))}' for name, value in flags.items())
 
 
 def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

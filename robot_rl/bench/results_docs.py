@@ -14,6 +14,8 @@ from robot_rl.bench.results import BENCH, Entry, Kept, runs
 
 DOCS = Path('docs')
 PAGE = DOCS / 'results.md'
+# The success rate to reach, where a task says what success is.
+_SUCCESS = 0.95
 
 _HEAD = """# Results
 
@@ -56,9 +58,13 @@ def write_docs(queue: Sequence[Entry]) -> int:
         reference = reference_of(entry, published)
         if reference:
             rows.append(_compare(entry, list(seeds.values()), reference))
-        if seeds:
+        if seeds and not entry.group:
             sections += [_section(entry, seeds, reference)]
             _draw(entry, seeds, reference, means)
+    for group in dict.fromkeys(entry.group for entry in queue if entry.group):
+        members = [entry for entry in queue if entry.group == group]
+        if any(kept[entry.name] for entry in members):
+            sections += [_group(group, members, kept)]
     parts = [_HEAD, *([_COMPARED, table(rows)] if rows else []), *sections]
     if robustness.KEPT.exists():
         parts.append(_shifted(robustness.Robustness.from_json(robustness.KEPT.read_text())))
@@ -119,6 +125,70 @@ def _section(entry: Entry, seeds: dict[int, Kept], reference: Reference | None) 
     )
 
 
+def _group(name: str, entries: Sequence[Entry], kept: Mapping[str, dict[int, Kept]]) -> str:
+    """Return what is said of entries that stand in one table: a row each, and the commands."""
+    notes = [entry.note.strip() for entry in entries if entry.note]
+    done = [seed for entry in entries for seed in kept[entry.name].values()]
+    commands = [seed.demos.command for seed in done if seed.demos]
+    commands += [next(iter(kept[e.name].values())).command for e in entries if kept[e.name]]
+    revisions = dict.fromkeys(seed.git_revision or 'not known' for seed in done)
+    return '\n'.join(
+        [
+            f'## {name}',
+            '',
+            *(line for note in notes for line in (note, '')),
+            'Mean ± standard deviation over seeds of the last and of the best evaluation; of the '
+            'demonstrations over episodes.',
+            '',
+            table(_filled([_group_row(e, list(kept[e.name].values())) for e in entries])),
+            *(f'    {command}' for command in dict.fromkeys(commands)),
+            '',
+            f'Revision {", ".join(revisions)}.',
+            '',
+        ]
+    )
+
+
+def _filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows without the columns in which none says anything: success, say."""
+    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    return [{key: row[key] for key in filled} for row in rows]
+
+
+def _group_row(entry: Entry, seeds: Sequence[Kept]) -> dict[str, str]:
+    returns = [[row['eval_return_mean'] for row in seed.rows] for seed in seeds]
+    successes = [[row.get('eval_success_rate') for row in seed.rows] for seed in seeds]
+    judged = bool(seeds) and None not in (value for part in successes for value in part)
+    shown = seeds[0].demos if seeds else None
+    return {
+        'run': entry.title or entry.name,
+        'agent': entry.agent,
+        'demonstrations': str(shown.episodes) if shown else '',
+        'their return': f'{shown.return_mean:.0f} ± {shown.return_std:.0f}' if shown else '',
+        'their success': _percent([shown.success_rate] if shown else []),
+        'seeds': f'{len(seeds)} of {entry.seeds}' if seeds else 'in the queue',
+        'last return': _spread([part[-1] for part in returns]),
+        'best return': _spread([max(part) for part in returns]),
+        'last success': _percent([part[-1] for part in successes] if judged else []),
+        'best success': _percent([max(part) for part in successes] if judged else []),
+        'steps': str(entry.steps),
+        'wall [min]': f'{_mean_wall(seeds) / 60:.1f}' if seeds else '',
+        'cores': _all_of(seed.cores for seed in seeds),
+    }
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation; of one value, that."""
+    if len(values) < 2:
+        return ''.join(map(_number, values))
+    return f'{statistics.fmean(values):.0f} ± {statistics.pstdev(values):.0f}'
+
+
+def _percent(rates: Sequence[float | None]) -> str:
+    """Return the mean of some rates; nothing where the task does not tell success."""
+    return f'{statistics.fmean(rates):.0%}' if rates and None not in rates else ''
+
+
 def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
     curve = curve_of(seed.rows)
     first = {}
@@ -127,6 +197,7 @@ def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
     return {
         'seed': str(number),
         **first,
+        **_success(seed.rows),
         'best': f'{curve.returns.max():.1f}',
         'last': f'{curve.returns[-1]:.1f}',
         'updates': str(seed.updates),
@@ -134,6 +205,21 @@ def _seed_row(number: int, seed: Kept, wanted: float | None) -> dict[str, str]:
         'wall [s]': f'{seed.rows[-1]["wall_s"]:.0f}',
         'cores': str(seed.cores),
         'load': _load_of(seed.rows),
+    }
+
+
+def _success(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return when a run first succeeded as often as is asked for, and how often it did at last.
+
+    Nothing where the task does not say what success is.
+    """
+    if 'eval_success_rate' not in rows[-1]:
+        return {}
+    reached = next((row for row in rows if row['eval_success_rate'] >= _SUCCESS), None)
+    return {
+        f'{_SUCCESS:.0%} success at [env steps]': _step(reached and reached['env_steps']),
+        'after [min]': f'{reached["wall_s"] / 60:.1f}' if reached else '',
+        'success at last': f'{rows[-1]["eval_success_rate"]:.0%}',
     }
 
 
@@ -164,7 +250,8 @@ def _draw(
     wanted = _threshold(entry, reference)
     if wanted is not None:
         axes.axhline(wanted, color='grey', linewidth=0.8, linestyle=':')
-    axes.set(xlabel='environment steps', ylabel='return')
+    acts = any(row['env_steps'] for seed in seeds.values() for row in seed.rows)
+    axes.set(xlabel='environment steps' if acts else 'updates', ylabel='return')
     axes.legend(frameon=False)
     path = _figure(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,8 +280,7 @@ def _step(step: int | None) -> str:
 
 
 def _last(seeds: Sequence[Kept]) -> str:
-    returns = [seed.rows[-1]['eval_return_mean'] for seed in seeds]
-    return f'{statistics.fmean(returns):.0f} ± {statistics.pstdev(returns):.0f}'
+    return _spread([seed.rows[-1]['eval_return_mean'] for seed in seeds])
 
 
 def _mean_wall(seeds: Sequence[Kept]) -> float:

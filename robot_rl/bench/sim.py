@@ -13,7 +13,6 @@ import mujoco
 import numpy as np
 
 from robot_rl import registry
-from robot_rl.bench import workers
 from robot_rl.bench.turns import in_turns
 from robot_rl.control.actions import gripper_width
 from robot_rl.sim.arm import ArmEnvironment
@@ -33,12 +32,10 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
     calling mj_step(model, data, nstep = one decision's substeps) on its own MjData of the same
     model. It goes through an episode of the environment with the commands that were given there,
     so that as much touches as in the environment; no observation, reward, limits or drawn start.
-    Then what bench.workers measures.
     """
     for name, num_envs in itertools.product(TASKS, SIZES):
-        share = seconds / 2 / (len(TASKS) * len(SIZES))
+        share = seconds / (len(TASKS) * len(SIZES))
         yield _compare(registry.make_task(name), num_envs, share)
-    yield from workers.run(seconds / 2)
 
 
 def _compare(task: ArmTask, num_envs: int, seconds: float) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _compare(task: str, seconds: float) -> Iterator[dict[str, Any]]:
         (rates['apart'], f'{cores} processes apart'),
     ):
         yield {
-            'bench': 'sim',
+            'bench': 'workers',
             'metric': f'{task} steps/s, {cores} workers of {_EACH} environments, to {name}',
             'value': rates['together'],
             'unit': '1/s',

@@ -22,10 +22,11 @@ class Options(Spec):
     """Which benchmark to run and for how long."""
 
     name: Annotated[
-        Literal['learner', 'sim', 'deploy', 'index', 'storage'], tyro.conf.Positional
+        Literal['learner', 'sim', 'workers', 'deploy', 'index', 'storage'], tyro.conf.Positional
     ] = pydantic.Field(
-        description='learner: updates/s; sim: physics steps/s; deploy: latency through ROS; '
-        'index: queries of 100,000 episodes; storage: windows/s'
+        description='learner: updates/s; sim: physics steps/s of arm tasks; workers: steps/s of '
+        'other tasks in several processes; deploy: latency through ROS; index: queries of '
+        '100,000 episodes; storage: windows/s'
     )
     seconds: pydantic.PositiveFloat = pydantic.Field(
         20.0,

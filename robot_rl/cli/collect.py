@@ -47,16 +47,26 @@ class Options(common.TaskOptions):
         description='the folder of the episodes, made where it is missing; $ROBOT_RL_STORE, or '
         './episodes',
     )
+    show: tuple[str, ...] = pydantic.Field(
+        (),
+        description='what a task without an arm shows besides, as train --set takes it: '
+        "'cameras={overview: [32, 32]}', 'history={overview: 3}', 'constants={cue: 1}'",
+    )
     tag: tuple[str, ...] = pydantic.Field((), description='words to find them by')
 
 
 def main(argv: list[str]) -> int:
     """Collect, and print the episodes' ids and how many of them succeeded."""
     options = common.parse(Options, argv, 'collect', __doc__, EXAMPLE)
-    from robot_rl.registry import SCRIPTED
+    from robot_rl.registry import SCRIPTED, WITHOUT_STREAMS
 
     if options.noise and options.policy != SCRIPTED:
         raise RobotRLError(f'--noise is of the policy {SCRIPTED!r}, not of {options.policy!r}')
+    if options.show and not options.task.startswith(WITHOUT_STREAMS):
+        raise RobotRLError(
+            '--show is for a task without an arm; an arm task says itself what is seen: its name '
+            'with _vision, or --task FILE.yaml'
+        )
     if options.set and options.through == 'ros':
         raise RobotRLError(
             "--set is for --through process: the twin's nodes read a file: --task FILE.yaml"
@@ -86,10 +96,9 @@ def _in_process(options: Options) -> list[Any]:
 
     has_streams = not options.task.startswith(registry.WITHOUT_STREAMS)
     lanes = min(options.episodes, _AT_ONCE) if has_streams else 1
-    view = registry.view_for(options.policy, options.task)
-    environment = registry.make_environment(
-        options.task, num_envs=lanes, changes=options.set, **view
-    )
+    view = registry.view_for(options.policy, options.task) | _shown(options)
+    view.setdefault('changes', options.set)
+    environment = registry.make_environment(options.task, num_envs=lanes, **view)
     try:
         policy, about = _policy(options, environment.contract)
         seeds = np.random.default_rng(options.seed).integers(HELD_OUT, size=options.episodes)
@@ -103,6 +112,15 @@ def _in_process(options: Options) -> list[Any]:
         return record_episodes(Store(options.store), environment, policy, seeds.tolist(), about)
     finally:
         environment.close()
+
+
+def _shown(options: Options) -> dict[str, Any]:
+    """Return what is to be shown besides, as options of an environment."""
+    if not options.show:
+        return {}
+    from robot_rl.training.config import load_run_config
+
+    return load_run_config('bc', options.task, options.show).view()
 
 
 def _through_ros(options: Options) -> list[Any]:

@@ -18,10 +18,12 @@ from robot_rl.policies.agent import (
     Agent,
     Batch,
     LearnerConfig,
+    PictureConfig,
     SequenceBatch,
     as_tensors,
     descend,
 )
+from robot_rl.policies.encoders import randomly_moved
 from robot_rl.policies.networks import (
     DeterministicPolicy,
     GaussianPolicy,
@@ -32,7 +34,7 @@ from robot_rl.policies.policy import ObservationVector, Policy
 from robot_rl.specs import Contract
 
 
-class BCConfig(LearnerConfig):
+class BCConfig(PictureConfig, LearnerConfig):
     """What behaviour cloning lets one choose; rewards and what follows them are not read."""
 
     n_step: pydantic.PositiveInt = 1
@@ -65,13 +67,20 @@ class BCLearner:
         self.device = torch.device(device)
         self.steps = 0
         generator = torch.Generator().manual_seed(seed)
-        self._vector = ObservationVector(contract, config.normalize_observations).to(device)
+        # Not the stream that the weights come from.
+        shifts = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        self._generator = torch.Generator(device).manual_seed(shifts)
+        normalize = config.normalize_observations
+        self._vector = ObservationVector(contract, normalize, beside_encoder=True).to(device)
         size, memory = self._vector.size, None
+        encoder = config.encode(contract, generator)
+        if encoder is not None:
+            size += encoder.size
         if config.memory:
             memory = Memory(size, config.memory, generator)
             size = memory.feature_size
         network = self._network(size, generator)
-        self.policy = Policy(contract, self._vector, network, memory).to(device)
+        self.policy = Policy(contract, self._vector, network, memory, encoder).to(device)
         self._optimizer = torch.optim.AdamW(
             self.policy.parameters(),
             config.learning_rate,
@@ -101,6 +110,7 @@ class BCLearner:
             'steps': self.steps,
             'policy': self.policy.state_dict(),
             'optimizer': self._optimizer.state_dict(),
+            'generator': self._generator.get_state(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -108,6 +118,8 @@ class BCLearner:
         self.steps = saved['steps']
         self.restore_policy(saved)
         self._optimizer.load_state_dict(saved['optimizer'])
+        if 'generator' in saved:  # not of before there were pictures
+            self._generator.set_state(saved['generator'])
 
     def restore_policy(self, saved: dict[str, Any]) -> None:
         """Take back what acts."""
@@ -130,7 +142,10 @@ class BCLearner:
 
     def _features(self, batch: Batch | SequenceBatch) -> Tensor:
         """Return what the network sees at each step [M, F]: M = B, or T * B with a memory."""
-        joined, memory = self._vector(batch.observation), self.policy.memory
+        observation, memory = batch.observation, self.policy.memory
+        if self.policy.encoder is not None and self.config.random_shift:
+            observation = randomly_moved(observation, self.contract, self._generator)
+        joined = self.policy.see(observation)
         if memory is None:
             return joined
         burned, (length, lanes) = len(batch.real), batch.reward.shape

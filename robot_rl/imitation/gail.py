@@ -14,15 +14,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pydantic
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robot_rl.errors import RobotRLError
 from robot_rl.imitation import discriminator as d
 from robot_rl.policies.actor_critic import ActorCritic
 from robot_rl.policies.agent import Agent, Sizes, descend
 from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
+from robot_rl.policies.encoders import randomly_moved
 from robot_rl.policies.mpo import DMPOConfig, MPOLearner
-from robot_rl.policies.policy import ObservationVector
+from robot_rl.policies.policy import ObservationVector, beside
 from robot_rl.specs import Contract, Spec
 
 # Mean certainty from which a discriminator's rewards hardly differ any more.
@@ -91,10 +92,13 @@ class Adversarial(ActorCritic):
 
     def __init__(self, contract: Contract, config: Any, seed: int = 0, device: str = 'cpu'):
         super().__init__(contract, config, seed, device)
-        self._judged = ObservationVector(contract, normalize=True).to(device)
+        vector = ObservationVector(contract, normalize=True, beside_encoder=True)
+        self._judged = vector.to(device)
         weights = torch.Generator().manual_seed(seed)
         drops = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
         self._drops = torch.Generator(device).manual_seed(drops)
+        # Of its own: what tells experts apart is not what a critic looks for.
+        self._judge_encoder = config.encode(contract, weights)
         self.discriminator = d.Discriminator(
             self._judged_size(),
             config.discriminator_layers,
@@ -104,8 +108,11 @@ class Adversarial(ActorCritic):
             config.input_dropout,
             config.dropout,
         ).to(device)
+        networks = nn.ModuleList([self.discriminator])
+        if self._judge_encoder is not None:
+            networks.append(self._judge_encoder.to(device))
         self._judge_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(),
+            networks.parameters(),
             config.discriminator_learning_rate,
             weight_decay=config.discriminator_weight_decay,
         )
@@ -124,13 +131,14 @@ class Adversarial(ActorCritic):
         each []: its loss, and apart for experts and agent how often it is right and the mean of D.
         """
         self.discriminator.train()
-        samples = [self._blurred(self._sample(judged)) for judged in (expert, agent)]
+        samples = [self._blurred(judged) for judged in (expert, agent)]
         logits = [self._logits(x) for x in samples]
         config = self.config
         loss = self._divergence(logits, [self._absorbed(judged) for judged in (expert, agent)])
         penalty = torch.zeros((), device=self.device)
         if config.gradient_penalty:
             share = torch.rand(len(samples[0]), 1, generator=self._drops, device=self.device)
+            # Of pictures between their features: the encoder has no part in it.
             penalty = d.gradient_penalty(
                 self.discriminator, *samples, share, config.gradient_target
             )
@@ -171,6 +179,7 @@ class Adversarial(ActorCritic):
             'discriminator': self.discriminator.state_dict(),
             'judge_optimizer': self._judge_optimizer.state_dict(),
             'drops': self._drops.get_state(),
+            'judge_encoder': self._judge_encoder and self._judge_encoder.state_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -180,6 +189,8 @@ class Adversarial(ActorCritic):
         self.discriminator.load_state_dict(saved['discriminator'])
         self._judge_optimizer.load_state_dict(saved['judge_optimizer'])
         self._drops.set_state(saved['drops'])
+        if self._judge_encoder is not None:
+            self._judge_encoder.load_state_dict(saved['judge_encoder'])
 
     def remarks(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Say of a discriminator that is sure of everything what may help."""
@@ -248,6 +259,7 @@ class Adversarial(ActorCritic):
 
     def _judged_size(self) -> int:
         size, actions = self._judged.size, self.contract.action_size
+        size += self._judge_encoder.size if self._judge_encoder is not None else 0
         parts = {
             'observation_action': size + actions,
             'observation': size,
@@ -257,27 +269,38 @@ class Adversarial(ActorCritic):
 
     def _sample(self, judged: Judged) -> Tensor:
         """Return what the discriminator sees of each step [B, X], normalised."""
-        now, following = (
-            self._judged(
-                {
-                    name: torch.as_tensor(value, dtype=torch.float32, device=self.device)
-                    for name, value in seen.items()
-                }
-            )
-            for seen in (judged.observation, judged.next_observation)
-        )
-        action = torch.as_tensor(judged.action, dtype=torch.float32, device=self.device)
-        parts = {
-            'observation_action': (now, self.policy.scale.to_unit(action).clamp(-1, 1)),
-            'observation': (following,),
-            'transition': (now, following),
-        }[self.config.judges]
+        judges = self.config.judges
+        if judges == 'observation_action':
+            action = torch.as_tensor(judged.action, dtype=torch.float32, device=self.device)
+            unit = self.policy.scale.to_unit(action).clamp(-1, 1)
+            parts = (self._see(judged.observation), unit)
+        elif judges == 'observation':
+            parts = (self._see(judged.next_observation),)
+        else:
+            parts = (self._see(judged.observation), self._see(judged.next_observation))
         if self.config.horizon == 'absorbing':
-            parts = (*parts, torch.zeros_like(now[:, :1]))
+            parts = (*parts, torch.zeros_like(parts[0][:, :1]))
         return torch.cat(parts, dim=1)
 
-    def _blurred(self, x: Tensor) -> Tensor:
-        """Return what is judged [B, X] as it may also have looked; a hook for other kinds."""
+    def _see(self, observation: Mapping[str, Any]) -> Tensor:
+        """Return an observation's vector, normalised, with the features of its pictures [B, D]."""
+        fields = {field.name: field.dtype for field in self.contract.observation}
+        tensors = {
+            name: torch.as_tensor(
+                observation[name], dtype=getattr(torch, kind), device=self.device
+            )
+            for name, kind in fields.items()
+        }
+        vector = self._judged(tensors) if self._judged.size else None
+        if self._judge_encoder is None:
+            return vector
+        if self.discriminator.training and self.config.random_shift:
+            tensors = randomly_moved(tensors, self.contract, self._drops)
+        return beside(vector, self._judge_encoder(tensors))
+
+    def _blurred(self, judged: Judged) -> Tensor:
+        """Return what is judged in training [B, X]: as it may also have looked."""
+        x = self._sample(judged)
         if not self.config.augmentation:
             return x
         noise = torch.randn(x.shape, generator=self._drops, device=x.device)

@@ -86,12 +86,14 @@ def _require_finite(steps: Steps) -> None:
 
 
 def observations(steps: Steps) -> dict[str, np.ndarray]:
-    """Return observations as fields {name: [M, ...]}: all, or evenly spaced ones of many."""
+    """Return observations as fields {name: [M, ...]}, but for pictures.
+
+    All of them, or evenly spaced ones of many.
+    """
     count = len(steps.flat[STEP_TYPE])
     rows = np.arange(0, count, -(-count // _FITTED))
-    return {
-        name: steps.flat[OBSERVATION + name].take(rows, axis=0) for name in steps.observation_names
-    }
+    columns = {name: steps.flat[OBSERVATION + name] for name in steps.observation_names}
+    return {n: c.take(rows, axis=0) for n, c in columns.items() if c.dtype.kind == 'f'}
 
 
 def _fractions(sampler: WindowSampler) -> dict[str, float]:

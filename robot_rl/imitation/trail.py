@@ -51,7 +51,7 @@ class Constrained(Adversarial):
         The discriminator goes up G(E, A) = mean log D(E) + mean log(1 - D(A)) on all samples and,
         at the same time, down G(I_E, I_A).
         """
-        expert, agent = (self._logits(self._blurred(self._sample(part))) for part in early)
+        expert, agent = (self._logits(self._blurred(part)) for part in early)
         right = (expert.detach() > 0).float().mean(), (agent.detach() <= 0).float().mean()
         exceeds = ((right[0] + right[1]) / 2 > _CHANCE).float()
         loss = d.expert_loss(expert).mean() + d.agent_loss(agent).mean()

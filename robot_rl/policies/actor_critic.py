@@ -22,6 +22,7 @@ from robot_rl.policies.agent import (
     Batch,
     CriticConfig,
     OffPolicyConfig,
+    PictureConfig,
     SequenceBatch,
     as_tensors,
     copy_parameters,
@@ -29,7 +30,7 @@ from robot_rl.policies.agent import (
     require_same_shapes,
 )
 from robot_rl.policies.compiler import compiled
-from robot_rl.policies.encoders import PictureEncoder, largest_shift, shifted
+from robot_rl.policies.encoders import randomly_moved
 from robot_rl.policies.networks import CategoricalCritic, LayerNormMLP, Memory, ScalarCritic
 from robot_rl.policies.policy import CRITIC, STATE, ObservationVector, Policy, beside
 from robot_rl.policies.products import fast_products
@@ -41,8 +42,11 @@ _PRIORITY_OF_MAX = 0.9
 _LEAST_PRIORITY = 1e-4
 
 
-class ActorCriticConfig(OffPolicyConfig, CriticConfig):
-    """What an agent with a policy and a critic lets one choose."""
+class ActorCriticConfig(PictureConfig, OffPolicyConfig, CriticConfig):
+    """What an agent with a policy and a critic lets one choose.
+
+    An encoder learns with the critic.
+    """
 
     critic: Literal['categorical', 'scalar'] = 'categorical'
     """a distribution over returns between v_min and v_max, or their mean alone"""
@@ -50,14 +54,6 @@ class ActorCriticConfig(OffPolicyConfig, CriticConfig):
     """of Adam"""
     critic_learning_rate: pydantic.PositiveFloat = 3e-4
     """of Adam"""
-    encoder: Literal['conv', 'resnet'] = 'conv'
-    """of pictures, where there are any; it learns with the critic: DrQ-v2's layers, or IMPALA's"""
-    encoder_channels: tuple[pydantic.PositiveInt, ...] = ()
-    """of each layer of 'conv', or section of 'resnet'; []: as DrQ-v2 and IMPALA have them"""
-    encoder_features: pydantic.PositiveInt = 50
-    """that each picture becomes"""
-    random_shift: bool = True
-    """whether pictures move by up to 4 of 84 pixels each time they are learned from (DrQ)"""
     execution: Literal['plain', 'fused', 'compiled'] = 'fused'
     """plain: as usually written; fused: less time for the same; compiled: also torch.compile"""
 
@@ -128,7 +124,7 @@ class ActorCritic:
         self._generator = torch.Generator(device).manual_seed(noise_seed)
         normalize = config.normalize_observations
         self._vector = ObservationVector(contract, normalize, beside_encoder=True).to(device)
-        self._pictures = [field for field in contract.observation if field.is_picture]
+        self._pictures = any(field.is_picture for field in contract.observation)
         self._online = self._networks(torch.Generator().manual_seed(seed)).to(device)
         if config.execution == 'plain':
             for module in self._online.modules():
@@ -184,7 +180,7 @@ class ActorCritic:
         """
         require_same_shapes(policy, self.policy.state_dict(), 'init')
         self.policy.load_state_dict(policy)
-        for part in ('policy', 'policy_memory'):
+        for part in ('encoder', 'policy', 'policy_memory'):
             if part in self._online:
                 copy_parameters(self._target[part], self._online[part])
         self._started = True
@@ -247,10 +243,10 @@ class ActorCritic:
     def _networks(self, generator: torch.Generator) -> nn.ModuleDict:
         config, size = self.config, self._vector.size
         networks = nn.ModuleDict()
-        if self._pictures:
-            sizes = config.encoder_channels, config.encoder_features
-            networks['encoder'] = PictureEncoder(self.contract, config.encoder, *sizes, generator)
-            size += networks['encoder'].size
+        encoder = config.encode(self.contract, generator)
+        if encoder is not None:
+            networks['encoder'] = encoder
+            size += encoder.size
         feature_size = size
         if config.memory:
             for part in ('policy', 'critic'):
@@ -298,17 +294,7 @@ class ActorCritic:
         return batch._replace(observation=now, next_observation=following)
 
     def _moved(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return [..., B, *full_shape], each of B moved in its own way."""
-        moved = dict(observation)
-        for field in self._pictures:
-            pictures, most = observation[field.name], largest_shift(*field.shape[:2])
-            flat = pictures.reshape(-1, *field.full_shape)
-            lanes = pictures.shape[-len(field.full_shape) - 1]
-            shift = torch.randint(
-                -most, most + 1, (2, lanes), generator=self._generator, device=self.device
-            ).repeat(1, len(flat) // lanes)
-            moved[field.name] = shifted(flat, *shift).view(pictures.shape)
-        return moved
+        return randomly_moved(observation, self.contract, self._generator)
 
     def _vectors(self, batch: Batch | SequenceBatch) -> tuple[Tensor | None, ...]:
         """Return what needs no encoder: o_t and o_{t+k} [B, D], or sequences [L, B, D]."""

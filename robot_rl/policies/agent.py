@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import pydantic
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.errors import SpecError
+from robot_rl.policies.encoders import PictureEncoder
 from robot_rl.policies.policy import Behaviour, Policy
-from robot_rl.specs import Spec
+from robot_rl.specs import Contract, Spec
 
 Sizes = Annotated[tuple[pydantic.PositiveInt, ...], pydantic.Field(min_length=1)]
 
@@ -58,6 +59,26 @@ class CriticConfig(Spec):
         if known and self.v_min >= self.v_max:
             raise ValueError(f'v_min {self.v_min} must be below v_max {self.v_max}')
         return self
+
+
+class PictureConfig(Spec):
+    """What an agent that may see pictures lets one choose."""
+
+    encoder: Literal['conv', 'resnet'] = 'conv'
+    """of pictures, where there are any: DrQ-v2's layers, or IMPALA's"""
+    encoder_channels: tuple[pydantic.PositiveInt, ...] = ()
+    """of each layer of 'conv', or section of 'resnet'; []: as DrQ-v2 and IMPALA have them"""
+    encoder_features: pydantic.PositiveInt = 50
+    """that each picture becomes"""
+    random_shift: bool = True
+    """whether pictures move by up to 4 of 84 pixels each time they are learned from (DrQ)"""
+
+    def encode(self, contract: Contract, generator: torch.Generator) -> PictureEncoder | None:
+        """Return an encoder of the pictures that `contract` shows; None where it shows none."""
+        if not any(field.is_picture for field in contract.observation):
+            return None
+        sizes = self.encoder_channels, self.encoder_features
+        return PictureEncoder(contract, self.encoder, *sizes, generator)
 
 
 class OffPolicyConfig(LearnerConfig):

@@ -79,6 +79,24 @@ def largest_shift(height: int, width: int) -> int:
     return max(1, round(_SHIFT * min(height, width) / _OF_PIXELS))
 
 
+def randomly_moved(
+    observation: Mapping[str, Tensor], contract: Contract, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return fields [..., B, *full_shape], the pictures of each of B moved in its own way."""
+    moved = dict(observation)
+    for field in contract.observation:
+        if not field.is_picture:
+            continue
+        pictures, most = observation[field.name], largest_shift(*field.shape[:2])
+        flat = pictures.reshape(-1, *field.full_shape)
+        lanes = pictures.shape[-len(field.full_shape) - 1]
+        shift = torch.randint(
+            -most, most + 1, (2, lanes), generator=generator, device=pictures.device
+        ).repeat(1, len(flat) // lanes)
+        moved[field.name] = shifted(flat, *shift).view(pictures.shape)
+    return moved
+
+
 def shifted(pictures: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Return pictures [M, (S,) H, W, C] moved by `down` and `right` [M], in whole pixels.
 

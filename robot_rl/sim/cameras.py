@@ -72,13 +72,21 @@ def camera_names(model: mujoco.MjModel, robot: RobotSpec) -> list[str]:
     return [*own, *inside, CAMERA]
 
 
-def with_view(contract: Contract, cameras: Sizes, history: Mapping[str, int]) -> Contract:
-    """Return `contract` with a field for each camera, and fields that hold `history` steps.
+def with_view(
+    contract: Contract,
+    cameras: Sizes,
+    history: Mapping[str, int],
+    constants: Mapping[str, float] = {},
+) -> Contract:
+    """Return `contract` with a field for each camera and constant, and `history` steps of some.
 
     Raises SpecError for a history of a field that is not there.
     """
     pictures = [picture_field(name, size) for name, size in cameras.items()]
-    fields = [*contract.observation, *pictures]
+    numbers = [
+        ObservationField(name=name, source=f'constant.{name}', shape=(1,)) for name in constants
+    ]
+    fields = [*contract.observation, *pictures, *numbers]
     known = [field.name for field in fields]
     for name in history:
         if name not in known:

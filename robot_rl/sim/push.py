@@ -21,8 +21,11 @@ from robot_rl.sim.task import (
 CUBE_POSE = 'cube_pose'
 CUBE, TARGET = f'{CUBE_POSE}.position', f'{TARGET_POSE}.position'
 
-# What a reward pays for coming near the cube; the rest is for bringing it to the target.
-_APPROACH = 0.2
+# What a reward pays for coming to where the cube is to be pushed from; the rest is for bringing it
+# to the target.
+_APPROACH = 0.3
+# Half of what the closed fingers are thick: they push from so far behind the cube's side [m].
+_FINGERS = 0.012
 
 
 class PushConfig(TaskConfig):
@@ -54,8 +57,21 @@ class PushTask(ArmTask):
     def _dense(self, state: Columns) -> np.ndarray:
         """Pay 0.2 for the tool's distance from the cube, 0.8 for the distance."""
         reward = self.config.reward
-        apart = np.linalg.norm(np.asarray(state[TOOL]) - np.asarray(state[CUBE]), axis=-1)
-        return _APPROACH * reward.of(apart) + (1 - _APPROACH) * reward.of(self.distance(state))
+        apart = np.linalg.norm(np.asarray(state[TOOL]) - self._behind(state), axis=-1)
+        # Coming near pays, being exact does not: who pushes is not always exactly behind.
+        near = 1 - np.tanh(apart / reward.far)
+        return _APPROACH * near + (1 - _APPROACH) * reward.of(self.distance(state))
+
+    def _behind(self, state: Columns) -> np.ndarray:
+        """Return the place [..., 3] behind the cube, seen from the target.
+
+        Where the cube is done, behind is anywhere, and the place comes nearer to its middle.
+        """
+        way = np.asarray(state[TARGET]) - np.asarray(state[CUBE])
+        way = way * (1.0, 1.0, 0.0)
+        left = np.maximum(self.distance(state), self.config.success_distance)
+        far = self.config.cube.size[0] / 2 + _FINGERS
+        return np.asarray(state[CUBE]) - far * way / left[..., None]
 
     def _poses(self, rng: np.random.Generator) -> dict[str, Pose]:
         cube, target = self.config.cube.drawn(rng), self.config.target

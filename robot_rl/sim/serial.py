@@ -86,8 +86,9 @@ class SerialEnvironment(SeededEnvironment):
 
     A family of tasks says how one of them begins an episode (`_begin`) and takes an action
     (`_advance`), and fills the fields of `contract` by them. `cameras` {name: (height, width)}
-    of the models are fields beside those, uint8 [height, width, 3]; `history` {field: steps}
-    stacks the last steps of a field. Raises what sim.cameras does.
+    of the models are fields beside those, uint8 [height, width, 3]; so are `constants` {field:
+    number}, which say nothing; `history` {field: steps} stacks the last steps of a field. Raises
+    what sim.cameras does.
     """
 
     def __init__(
@@ -97,8 +98,14 @@ class SerialEnvironment(SeededEnvironment):
         seed: int,
         cameras: Sizes | None = None,
         history: Mapping[str, int] | None = None,
+        constants: Mapping[str, float] | None = None,
     ):
-        super().__init__(len(envs), with_view(contract, cameras or {}, history or {}), seed)
+        seen = with_view(contract, cameras or {}, history or {}, constants or {})
+        super().__init__(len(envs), seen, seed)
+        self._constants = {
+            name: np.full((len(envs), 1), value, np.float32)
+            for name, value in (constants or {}).items()
+        }
         self._envs, self._own = list(envs), contract.observation
         self._cameras = Cameras(cameras, len(envs), self.scene()[0]) if cameras else None
         self._history = History(self.contract)
@@ -118,6 +125,7 @@ class SerialEnvironment(SeededEnvironment):
         }
         if self._cameras is not None:
             observation |= self._cameras.draw(self.scene)
+        observation |= self._constants
         return TimeStep(
             step_type=np.array([step.step_type for step in last], dtype=np.int8),
             reward=np.array([step.reward for step in last], dtype=np.float32),

@@ -3,8 +3,9 @@
 The parent is one of them. Each other worker is a fresh interpreter: nothing is forked, and the
 user's own script is not run again. Actions, seeds, observations and rewards lie in one file in
 memory that all map; a socket for each worker says when a step is asked for and when it is done.
-Both sides sleep in a read until then. A process that ends, in whatever way, closes its end: the
-other one sees that at once, and nothing stays behind.
+Both sides look for that for a tenth of a millisecond, as long as it takes to be woken up, and
+sleep in a read from then on. A process that ends, in whatever way, closes its end: the other one
+sees that at once, and nothing stays behind.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import contextlib
 import itertools
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +43,7 @@ _ONE_THREAD = {
 }
 _STEP, _DONE, _FAILED = b'>', b'.', b'!'  # what is said on a socket while steps are taken
 _ALIGNMENT = 64  # bytes, a line of a cache: where an array may begin
+_AWAKE_S = 1e-4  # before who waits falls asleep: two wake-ups are a tenth of a light task's step
 _PATIENCE_S = 5.0  # with a worker that is to end and is in the middle of something
 
 
@@ -191,7 +195,7 @@ class _Team:
     def wait(self) -> None:
         """Wait until all are done. Raises what one failed with, and EOFError at its end."""
         for worker in self._workers:
-            said = os.read(worker.connection.fileno(), 1)
+            said = _heard(worker.connection.fileno())
             if not said:
                 raise EOFError
             if said == _FAILED:
@@ -249,6 +253,15 @@ def _start(file: int) -> _Worker:
     return _Worker(process, Connection(mine.detach()))
 
 
+def _heard(descriptor: int) -> bytes:
+    """Return the next byte from a socket, b'' at its end."""
+    ready, until = select.poll(), time.perf_counter() + _AWAKE_S
+    ready.register(descriptor, select.POLLIN)
+    while not ready.poll(0) and time.perf_counter() < until:
+        pass
+    return os.read(descriptor, 1)
+
+
 def _search_path() -> str:
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
@@ -272,7 +285,7 @@ def _work(connection: Connection, file: int) -> None:
     environment = registry.make_environment(job.task, last - first, **job.options)
     shared, mine = Shared(file, environment, job.num_envs), slice(first, last)
     os.write(descriptor, _DONE)
-    while os.read(descriptor, 1):
+    while _heard(descriptor):
         step = environment.take(shared.action[mine].copy(), shared.seed[mine].copy())
         shared.put(mine, step, environment.columns)
         os.write(descriptor, _DONE)

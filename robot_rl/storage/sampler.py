@@ -144,7 +144,6 @@ class WindowSampler:
         self.mixture = Mixture(parts, steps.lanes * steps.length, mixing)
         self._take = take or self._take_array
         self._rewards = rewards or self.steps.flat[REWARD].take
-        self._observations = steps.observation_names
 
     def transitions(self, batch_size: int) -> Transitions:
         """Return `batch_size` transitions, drawn independently.
@@ -231,12 +230,7 @@ class WindowSampler:
 
     def _see(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the observations of flat `rows` [...], {field: [..., *full_shape]}."""
-        histories = self.steps.histories
-        behind = {n: self.steps.behind(rows, n) for n in {*histories.values()}}
-        return {
-            name: self._take(OBSERVATION + name, behind.get(histories.get(name), rows))
-            for name in self._observations
-        }
+        return observed(self.steps, self._take, rows)
 
     def _draw(self, batch_size: int) -> tuple[Windows, np.ndarray]:
         """Draw each part's windows; return them with their importance weights [B] float32."""
@@ -319,6 +313,20 @@ class WindowSampler:
             returns = reward + factor * returns
             products = factor * products
         return returns.astype(np.float32), products.astype(np.float32)
+
+
+def observed(
+    steps: Steps, take: Callable[[str, np.ndarray], Any], rows: np.ndarray
+) -> dict[str, Any]:
+    """Return the observations of flat `rows` [...] of `steps`, {field: [..., *full_shape]}.
+
+    `take` is that of a WindowSampler.
+    """
+    behind = {n: steps.behind(rows, n) for n in {*steps.histories.values()}}
+    return {
+        name: take(OBSERVATION + name, behind.get(steps.histories.get(name), rows))
+        for name in steps.observation_names
+    }
 
 
 def _unbroken(joined: np.ndarray) -> np.ndarray:

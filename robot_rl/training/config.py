@@ -78,6 +78,8 @@ class RunConfig(Spec):
     """last steps that the policy sees of a field, {field: steps}, the newest among them"""
     randomisation: dict[str, Any] = pydantic.Field({})
     """of an arm task: what of its world differs from episode to episode; over the task's own"""
+    constants: dict[str, float] = pydantic.Field({})
+    """fields that always hold a number, {field: number}: what imitation is not to heed"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
@@ -93,6 +95,15 @@ class RunConfig(Spec):
     learner: dict[str, Any] = pydantic.Field({}, validate_default=True)
     """the agent's own config; what is not given is filled in"""
 
+    @pydantic.model_validator(mode='after')
+    def _constants_are_of_simulations_alone(self) -> Self:
+        if self.constants and not self.task.startswith(registry.WITHOUT_STREAMS):
+            raise ValueError(
+                'constants: the contract of an arm task says itself what is seen; use a task of '
+                f'{", ".join(registry.WITHOUT_STREAMS)}'
+            )
+        return self
+
     @pydantic.field_validator('randomisation')
     @classmethod
     def _can_be_drawn_from(cls, value: dict) -> dict[str, Any]:
@@ -107,7 +118,7 @@ class RunConfig(Spec):
 
     def view(self) -> dict[str, Any]:
         """Return the options of make_environment that say what is shown, and in which worlds."""
-        given = {'cameras': self.cameras, 'history': self.history}
+        given = {'cameras': self.cameras, 'history': self.history, 'constants': self.constants}
         drawn = self.randomisation.items()
         given['changes'] = [f'randomisation.{key}={json.dumps(value)}' for key, value in drawn]
         return {name: value for name, value in given.items() if value}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robot_rl.errors import StorageError
 from robot_rl.imitation.gail import Adversarial, Judged, require_fixed_horizon
-from robot_rl.storage.sampler import Transitions, Windows, WindowSampler
-from robot_rl.storage.steps import ACTION, DISCOUNT, FIRST, LAST, OBSERVATION, STEP_TYPE, Steps
+from robot_rl.storage.sampler import Transitions, Windows, WindowSampler, observed
+from robot_rl.storage.steps import ACTION, DISCOUNT, FIRST, LAST, STEP_TYPE, Steps
 
 Take = Callable[[str, np.ndarray], Any]
 
@@ -57,8 +57,7 @@ def rewards_by(
     def rewards(rows: np.ndarray) -> np.ndarray:
         flat = rows.reshape(-1)
         following = steps.following(flat)
-        names = steps.observation_names
-        now, then = ({n: take(OBSERVATION + n, r) for n in names} for r in (flat, following))
+        now, then = (observed(steps, take, r) for r in (flat, following))
         judged = Judged(now, take(ACTION, flat), then, steps.flat[DISCOUNT][flat])
         return learner.reward(judged).cpu().numpy().reshape(rows.shape)
 

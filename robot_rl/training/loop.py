@@ -410,6 +410,11 @@ def load_policy_state(path: Path) -> dict[str, torch.Tensor]:
 
     Of a run that keeps the best one it is that. Raises StorageError.
     """
+    if path.suffix == '.onnx':
+        raise StorageError(
+            f'{path}: a policy file acts and does not go on learning; the folder of the run that '
+            'made it, or its checkpoint.pt, is right'
+        )
     source = path / CHECKPOINT if path.is_dir() else path
     data = load_checkpoint(source)
     if data.get('best'):

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robot_rl.bench import curves, results, results_docs, sim
@@ -63,8 +64,9 @@ DRIVER = """
 import sys
 from robot_rl.bench import results
 from robot_rl.cli import main
-results._argv = lambda run: [sys.executable, 'training.py', str(run.folder)]
-results._made_by = lambda folder: ('abc', {'learner': {'samples_per_insert': 32}})
+results._argv = lambda command: [sys.executable, 'training.py', command.split()[-1]]
+results._shown = lambda run: None
+results._made_by = lambda run: ('abc', {'learner': {'samples_per_insert': 32}})
 sys.exit(main.main(['results', *sys.argv[1:]]))
 """
 
@@ -174,6 +176,14 @@ def test_a_command_quotes_what_is_set():
         ({'name': '../up'}, r'run 1: name: '),
         ({'seeds': 0}, r'run 1: seeds: must be greater than 0'),
         ({'beside': 'a-rnu'}, r"run 1: beside: no run 'a-rnu'; did you mean 'a-run'"),
+        (
+            {'demos': {'name': 'd', 'of': 'a-rnu', 'episodes': 1}},
+            r"run 1: demos: of: no run 'a-rnu'; did you mean 'a-run'",
+        ),
+        (
+            {'demos': {'name': 'd', 'of': 'a-run', 'policy': 'random', 'episodes': 1}},
+            'run 1: demos: .*one of policy and of',
+        ),
     ],
 )
 def test_a_bad_line_of_the_queue_names_the_run(folder, change, told):
@@ -195,7 +205,7 @@ def test_the_stored_queue_and_what_is_published_fit(monkeypatch):
     entries, published = results.read_queue(), curves.read_published()
     assert sum(curves.reference_of(entry, published) is not None for entry in entries) == 54
     for run in results.runs(entries):
-        assert not run.done or run.load().rows[-1]['env_steps'] >= run.entry.steps
+        assert not run.done or results.steps_of(run.load().rows[-1]) >= run.entry.steps
 
 
 def test_a_run_is_kept_and_the_next_call_takes_the_next(folder, start):
@@ -249,6 +259,44 @@ def test_a_signal_stops_training_cleanly_and_the_next_call_goes_on(folder, start
     assert [found['env_steps'] for found in kept.rows] == [10, 20, 30]
 
 
+def test_who_demonstrates_is_trained_and_recorded_first(folder, start):
+    (folder / 'go').touch()
+    shown = {'name': 'shown', 'of': 'a-run', 'episodes': 3}
+    learner = OTHER | {'demos': shown, 'set': ['demos.episodes=2']}
+    queue(learner, ENTRY)  # who learns stands before who demonstrates
+    _, err = start('run', '--next').communicate(timeout=30)
+    assert [line for line in err.splitlines() if line.startswith('robot-rl')] == [
+        'robot-rl train --task ur5e/reach --agent d4pg --steps 20 --seed 0 '
+        '--out runs/results/a-run/seed-0',
+        'robot-rl collect --task ur5e/reach --policy runs/results/a-run/seed-0/policy.onnx '
+        '--episodes 3 --tag shown --store runs/demonstrations/shown.partial',
+        'robot-rl train --task ur5e/reach --agent d4pg --steps 20 --seed 0 --demos tag=shown '
+        '--store runs/demonstrations/shown --set demos.episodes=2 --out runs/results/b-run/seed-0',
+    ]
+    assert states() == ['done', 'done', 'missing']
+    queue(learner | {'name': 'c-run'}, ENTRY)
+    _, err = start('run', '--next').communicate(timeout=30)
+    commands = [line for line in err.splitlines() if line.startswith('robot-rl')]
+    assert len(commands) == 1 and 'c-run' in commands[0]  # what it needs is there
+
+
+def test_demonstrations_of_one_name_are_the_same_ones(folder):
+    shown = {'name': 'shown', 'policy': 'random', 'episodes': 3}
+    queue(ENTRY | {'demos': shown}, OTHER | {'demos': shown | {'episodes': 4}})
+    with pytest.raises(SpecError, match="run 1: demos: other ones are called 'shown'"):
+        results.read_queue()
+
+
+def test_another_package_learns_with_the_same_flags(folder):
+    shown = {'name': 'shown', 'policy': 'random', 'episodes': 3}
+    queue(OTHER | {'demos': shown}, OTHER | {'demos': shown, 'package': 'imitation', 'name': 'p'})
+    ours, theirs = (run.command for run in results.runs(results.read_queue()))
+    assert theirs == ours.replace('robot-rl train', 'python -m robot_rl.bench.gail_peer').replace(
+        'b-run', 'p'
+    )
+    assert results._argv(theirs)[:3] == [sys.executable, '-m', 'robot_rl.bench.gail_peer']
+
+
 def test_a_killed_process_leaves_its_run_taken_while_training_lives(folder, start):
     process = start('run', '--next')
     pid = training('a-run', 0)
@@ -265,7 +313,8 @@ def test_failed_training_is_one_line_and_keeps_nothing(folder, start):
     process = start('run')
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert 'runs/results/a-run/seed-0: training ended with exit code 3' in err.splitlines()[-1]
+    told = err.splitlines()[-1]
+    assert 'exit code 3' in told and '--out runs/results/a-run/seed-0' in told
     assert states() == ['half-done', 'missing', 'missing']
 
 
@@ -288,6 +337,68 @@ def test_status_shows_every_run(folder, capsys):
     data = json.loads(capsys.readouterr().out)
     assert data['counts'] == {'done': 0, 'running': 0, 'half-done': 0, 'missing': 1}
     assert data['runs'][0]['last_return'] is None
+
+
+def test_a_run_that_does_not_act_is_counted_in_updates(folder):
+    queue(OTHER)
+    keep('b-run', 0, [row(0, 2.5, learner_steps=10), row(0, 1.25, learner_steps=20)])
+    (run,) = results.runs(results.read_queue())
+    assert results.status(run)['env_steps'] == 20
+    assert curves.curve_of(run.load().rows).steps.tolist() == [10, 20]
+    results_docs.write_docs(results.read_queue())
+    assert '| 0 | 2.5 | 1.2 | 7 |' in (folder / 'docs' / 'results.md').read_text()
+
+
+def test_entries_of_a_group_stand_in_one_table(folder):
+    queue(ENTRY | {'group': 'How many', 'note': 'Why.'}, OTHER | {'group': 'How many'})
+    shown = {'command': 'robot-rl collect --policy scripted', 'episodes': 4}
+    shown |= {'return_mean': 9.0, 'return_std': 1.0, 'success_rate': 0.75}
+    for seed, last in enumerate((2.0, 6.0)):
+        rows = [row(60, 8.0, eval_success_rate=0.5), row(120, last, eval_success_rate=0.25)]
+        keep('a-run', seed, rows, demos=shown)
+    results_docs.write_docs(results.read_queue())
+    text = (folder / 'docs' / 'results.md').read_text()
+    assert '## How many\n\nWhy.\n\n' in text
+    # 4 ± 2 of 2 and 6; 360 seconds each.
+    cells = 'd4pg | 4 | 9 ± 1 | 75% | 2 of 2 | 4 ± 2 | 8 ± 0 | 25% | 50% | 20 | 6.0 | 2 |'
+    assert f'| a-run | {cells}' in text
+    assert '| b-run | d4pg |  |  |  | in the queue |' in text
+    assert '    robot-rl collect --policy scripted\n    robot-rl train\n' in text
+    assert '## a-run' not in text
+    keep('a-run', 0, [row(120, 2.0)], demos=shown | {'success_rate': None})
+    queue(ENTRY | {'group': 'How many', 'seeds': 1})
+    results_docs.write_docs(results.read_queue())
+    text = (folder / 'docs' / 'results.md').read_text()
+    # One seed has no deviation; and nobody says anything of success.
+    assert '| a-run | d4pg | 4 | 9 ± 1 | 1 of 1 | 2 | 2 | 20 | 6.0 | 2 |' in text
+
+
+def test_what_a_run_learned_from_is_kept(folder):
+    """Returns of the two episodes that were used, of three that were shown."""
+    from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+    from robot_rl.storage.shards import ShardWriter
+
+    shown = {'name': 'shown', 'policy': 'scripted', 'episodes': 3}
+    queue(OTHER | {'demos': shown})
+    (run,) = results.runs(results.read_queue())
+    for success in (True, False, False):
+        header = EpisodeHeader(source='policy', tags=('shown',))
+        with EpisodeWriter(run.entry.demos.folder, header) as writer:
+            writer.commit(result='ended', success=success)
+    with ShardWriter(run.folder / '.demos') as shards:
+        for rewards in ([1.0, 2.0, 0.0], [4.0, 1.0, 0.0]):
+            column = np.array(rewards, np.float32)
+            kinds = np.array([0, 1, 2], np.int8)
+            shards.append(
+                {'action': column, 'reward': column, 'discount': column, 'step_type': kinds}
+            )
+    found = results._shown(run)
+    assert (found.episodes, found.return_mean, found.return_std) == (2, 4.0, 1.0)
+    assert found.success_rate == 0.5
+    assert found.command == (
+        'robot-rl collect --task ur5e/reach --policy scripted --episodes 3 --tag shown '
+        '--store runs/demonstrations/shown'
+    )
 
 
 def test_options_of_run_are_refused_elsewhere(folder, capsys):
@@ -325,6 +436,19 @@ def test_the_document_says_what_each_seed_gave(folder):
     assert '| sim | m | 0.5 | 1/s |  |  | 0.1 |' in text
     assert 'b-run' not in text  # it is neither run nor compared
     assert (folder / 'docs' / 'results' / 'a-run.png').stat().st_size < 40_000
+
+
+def test_the_document_says_when_a_run_first_succeeded(folder):
+    rates = {10: 0.2, 20: 0.96, 30: 0.94}
+    rows = [row(step, 1.0, eval_success_rate=rate) for step, rate in rates.items()]
+    rows[1]['wall_s'] = 90.0
+    keep('a-run', 0, rows)
+    keep('a-run', 1, rows[:1])
+    results_docs.write_docs(results.read_queue())
+    text = (folder / 'docs' / 'results.md').read_text()
+    assert '| seed | 95% success at [env steps] | after [min] | success at last |' in text
+    assert '| 0 | 20 | 1.5 | 94% |' in text
+    assert '| 1 | not reached |  | 20% |' in text
 
 
 def test_a_figure_shows_the_mean_of_the_entry_beside_it(folder):

@@ -37,6 +37,15 @@ def test_normalizer_takes_the_statistics_and_centres_what_never_varies():
     assert normalizer(torch.full((1, 3), 1e9)).max() == 10
 
 
+def test_what_hardly_varied_is_not_blown_up():
+    """A cube that lay still while the statistics were taken is lifted later."""
+    still = np.random.default_rng(0).normal(0.02, 1e-5, size=(500, 1))
+    normalizer = Normalizer(1)
+    normalizer.fit(torch.from_numpy(still))
+    heights = torch.tensor([[0.02], [0.03], [0.07]])
+    np.testing.assert_allclose(normalizer(heights), [[0], [1], [5]], atol=0.01)
+
+
 def test_scale_goes_to_the_bounds_and_back(contract):
     scale = ActionScale(contract)
     ends = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]])

@@ -170,3 +170,15 @@ def test_without_dm_control_the_arms_remain_and_the_rest_says_what_to_install(mo
             registry.make_environment('ur5e/rech')
     finally:
         adapter._package.cache_clear()
+
+
+def test_a_constant_is_a_field_that_stays():
+    environment = registry.make_environment('suite/cartpole-swingup', 2, constants={'cue': 0.5})
+    plain = registry.make_environment('suite/cartpole-swingup', 2)
+    assert environment.contract.observation_shapes['cue'] == (1,)
+    seen, without = environment.reset([3, 4]).observation, plain.reset([3, 4]).observation
+    action = np.full((2, 1), 0.3)
+    for _ in range(3):
+        np.testing.assert_array_equal(seen.pop('cue'), np.full((2, 1), 0.5, np.float32))
+        assert all((seen[name] == without[name]).all() for name in without)
+        seen, without = (e.step(action).observation for e in (environment, plain))

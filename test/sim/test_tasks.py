@@ -224,6 +224,20 @@ def test_a_cube_is_pushed_where_its_middle_is_at_the_target_on_the_table():
         assert task.distance(columns) == pytest.approx(distance)
 
 
+def test_a_push_is_paid_for_coming_behind_the_cube_and_for_every_part_of_the_way():
+    task = TASKS['ur5e/push']
+
+    def paid(tool, cube):
+        poses = pose_columns(cube=[0.5, cube, 0.025], target=[0.5, 0.2, 0.0])
+        return task.reward({'tool.position': np.array([*tool, 0.025])} | poses, None)
+
+    # Around a cube that is to go along y: behind, aside, before.
+    around = [paid(place, 0.0) for place in ([0.5, -0.04], [0.54, 0.0], [0.5, 0.04])]
+    assert around[0] > around[1] > around[2]
+    way = [paid([0.5, cube - 0.037], cube) for cube in np.linspace(-0.2, 0.2, 21)]
+    assert (np.diff(way) > 0.005).all() and way[-1] > 0.95
+
+
 def test_green_is_on_red_where_it_lies_there_and_is_let_go():
     task = TASKS['ur5e/stack']
     for green, red, width, done in (

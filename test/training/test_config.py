@@ -159,6 +159,8 @@ def test_cameras_and_histories_are_options_of_a_run():
     assert RunConfig(task='suite/walker-walk').view() == {}
     with pytest.raises(SpecError, match='cameras'):
         load_run_config('d4pg', 'suite/walker-walk', ['cameras={overview: [32, 0]}'])
+    with pytest.raises(SpecError, match='contract of an arm task says itself'):
+        load_run_config('d4pg', 'ur5e/reach', ['constants={cue: 1}'])
 
 
 def test_worlds_to_learn_in_are_part_of_a_run():

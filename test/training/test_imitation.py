@@ -397,6 +397,8 @@ def test_another_network_cannot_begin_as_the_cloned_policy(lines, build, tmp_pat
     assert '\n' not in str(refused.value)
     with pytest.raises(StorageError, match=r'nothing/checkpoint.pt|nothing: '):
         Trainer(build('d4pg', init=str(tmp_path / 'nothing')), tmp_path / 'run')
+    with pytest.raises(StorageError, match=r'policy\.onnx: a policy file acts .* checkpoint.pt'):
+        Trainer(build('d4pg', init=str(tmp_path / 'bc' / 'policy.onnx')), tmp_path / 'run')
 
 
 @pytest.mark.slow

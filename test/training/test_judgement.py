@@ -67,6 +67,25 @@ def test_every_early_step_is_shown_as_often():
     np.testing.assert_allclose(counts, 1000, rtol=0.15)
 
 
+def test_a_history_is_judged_as_it_is_seen():
+    """The ring keeps one step of it; the discriminator is to see all of them."""
+    steps = ring([6, 6], lanes=1, capacity=12)
+    steps.histories = {'at': 3}
+    shown = []
+
+    class Looks(Asked):
+        def reward(self, judged):
+            shown.append(judged)
+            return torch.zeros(len(judged.action))
+
+    rewards_by(Looks(), steps, lambda name, rows: steps.flat[name].take(rows, axis=0))(
+        np.array([1, 4])
+    )
+    (judged,) = shown
+    assert judged.observation['at'][:, :, 1].tolist() == [[0, 0, 1], [2, 3, 4]]
+    assert judged.next_observation['at'][:, :, 1].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_ring_in_which_no_episode_begins_is_one_line():
     steps = ring([50], lanes=1, capacity=20)
     with pytest.raises(StorageError, match='none of them begins among 20 rows; a replay_size'):

@@ -9,12 +9,16 @@ from robot_rl import registry
 from robot_rl.cli import main as command_line
 from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
 from robot_rl.errors import RobotRLError
+from robot_rl.imitation.bc import BCConfig
+from robot_rl.imitation.simulated import record_episodes, simulated_steps
+from robot_rl.imitation.trail import TRAILConfig
 from robot_rl.sim.rendering import Renderer
 from robot_rl.storage.store import Store
 from robot_rl.training.config import load_run_config
 from robot_rl.training.evaluation import evaluate, held_out_seeds
 from robot_rl.training.loop import Trainer
 
+LEARNERS = {'bc': BCConfig, 'trail': TRAILConfig}
 SMALL = [
     'cameras={overview: [32, 32]}',
     'training.num_envs=2',
@@ -111,6 +115,76 @@ def test_pictures_become_a_policy_by_configuration_alone(agent, ball, tmp_path, 
     assert json.loads(capsys.readouterr().out)['mean'] == pytest.approx(
         row['eval_return_mean'], abs=1e-3
     )
+
+
+class Centring:
+    """Pushes a ball that it is told the place of to the middle."""
+
+    def initial_state(self, batch):
+        return {}
+
+    def select(self, observation, state):
+        return np.clip(-4 * observation['observation'], -1, 1), state
+
+
+@pytest.fixture
+def shown(ball, tmp_path):
+    """A store with six episodes of an expert, that show what a camera saw besides."""
+    view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
+    environment = registry.make_environment(ball, 1, **view)
+    record_episodes(Store(tmp_path / 'store'), environment, Centring(), range(6))
+    environment.close()
+    return tmp_path / 'store'
+
+
+def test_pictures_of_recorded_episodes_come_back_as_bytes(ball, shown, tmp_path):
+    view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
+    environment = registry.make_environment(ball, 1, **view)
+    first = environment.reset([0]).observation
+    (header, *_) = Store(shown).episodes('')
+    columns = simulated_steps(Store(shown).open(header.id), environment.contract)
+    environment.close()
+    assert columns['observation/overview'].dtype == np.uint8
+    np.testing.assert_array_equal(columns['observation/overview'][0], first['overview'][0])
+    assert columns['observation/overview'].shape == (16, 3, 32, 32, 3)
+    assert len(np.unique(columns['observation/overview'])) > 5
+
+
+@pytest.mark.parametrize('agent', ['bc', 'trail'])
+def test_pictures_are_imitated_by_configuration_alone(agent, ball, shown, tmp_path):
+    keys = set(LEARNERS[agent].model_fields)
+    words = [w for w in SMALL if not w.startswith('learner.') or w.split('=')[0][8:] in keys]
+    words += ['training.evaluate_every=20']
+    if agent == 'trail':
+        words += ['learner.reward=airl', 'learner.v_min=-30', 'learner.v_max=30']
+        words += ['learner.discount=0.9', 'learner.patience=0', 'learner.samples_per_insert=4']
+    demos = {'query': 'source=policy', 'store': str(shown)}
+    config = load_run_config(f'{agent}_pixels', ball, words, demos, steps=100, seed=3)
+    trainer = Trainer(config, tmp_path / 'run')
+    assert trainer.run() and trainer.state.learner.steps > 10
+    contract = OnnxPolicy(tmp_path / 'run' / 'policy.onnx').contract
+    assert contract.observation_shapes == {'overview': (3, 32, 32, 3)}
+    again = Trainer(config.replace(steps=120), tmp_path / 'run')
+    assert again.run()
+
+
+@pytest.mark.slow
+def test_a_ball_is_brought_to_the_middle_as_was_shown(ball, tmp_path):
+    """As below, but cloned from twenty episodes."""
+    view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
+    environment = registry.make_environment(ball, 1, **view)
+    store = Store(tmp_path / 'store')
+    record_episodes(store, environment, Centring(), range(20))
+    environment.close()
+    words = ['cameras={overview: [32, 32]}', 'learner.encoder_channels=[16, 16, 16]']
+    words += ['learner.batch_size=64', 'learner.policy_layers=[64, 64]']
+    words += ['training.evaluate_every=400', 'training.evaluation_episodes=20']
+    demos = {'query': 'source=policy', 'store': str(store.root)}
+    config = load_run_config('bc_pixels', ball, words, demos, steps=400)
+    assert Trainer(config, tmp_path / 'run').run()
+    row = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
+    print(row['eval_return_mean'])
+    assert row['eval_return_mean'] > 12
 
 
 def test_a_run_from_pictures_goes_on_as_if_it_had_not_stopped(ball, tmp_path):

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl import registry
-from robot_rl.bench import gail_imitation
 from robot_rl.errors import RobotRLError
 from robot_rl.imitation.data import write_demonstrations
 from robot_rl.registry import GYMNASIUM
@@ -61,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     (given.out / 'spec.json').write_text(json.dumps(spec), encoding='utf-8')
     (given.out / CONFIG).write_text(config.to_yaml(), encoding='utf-8')
-    return subprocess.run([python, gail_imitation.__file__, given.out]).returncode
+    program = Path(__file__).with_name('gail_imitation.py')
+    return subprocess.run([python, program, given.out]).returncode
 
 
 def _lay_out(config: RunConfig, folder: Path) -> list[int]:

@@ -93,7 +93,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
     """Stand in for the registry's environments; the list holds all that were made."""
     made: list[Line] = []
 
-    def make_environment(task: str, num_envs: int = 1, seed: int = 0) -> Line:
+    def make_environment(task: str, num_envs: int = 1, seed: int = 0, changes: tuple = ()) -> Line:
         assert task == 'suite/line'
         made.append(Line(num_envs, seed))
         return made[-1]

@@ -132,7 +132,7 @@ def shown(ball, tmp_path):
     """A store with six episodes of an expert, that show what a camera saw besides."""
     view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
     environment = registry.make_environment(ball, 1, **view)
-    record_episodes(Store(tmp_path / 'store'), environment, Centring(), range(6))
+    record_episodes(Store(tmp_path / 'store'), environment, Centring(), range(6), {'task': ball})
     environment.close()
     return tmp_path / 'store'
 
@@ -174,7 +174,7 @@ def test_a_ball_is_brought_to_the_middle_as_was_shown(ball, tmp_path):
     view = {'cameras': {'overview': (32, 32)}, 'history': {'overview': 3}}
     environment = registry.make_environment(ball, 1, **view)
     store = Store(tmp_path / 'store')
-    record_episodes(store, environment, Centring(), range(20))
+    record_episodes(store, environment, Centring(), range(20), {'task': ball})
     environment.close()
     words = ['cameras={overview: [32, 32]}', 'learner.encoder_channels=[16, 16, 16]']
     words += ['learner.batch_size=64', 'learner.policy_layers=[64, 64]']

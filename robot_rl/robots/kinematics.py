@@ -12,7 +12,7 @@ import numpy as np
 
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.robots import quaternions
-from robot_rl.robots.mjcf import find, load_model, named, names
+from robot_rl.robots.mjcf import find_tool, load_model, named
 from robot_rl.specs import Box, RobotSpec
 
 _HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
@@ -277,16 +277,10 @@ def _walk(model: mujoco.MjModel, tool: str, root: int) -> tuple[list[np.ndarray]
 
 def _tool(model: mujoco.MjModel, name: str) -> tuple[int, np.ndarray]:
     """Return the body that carries the tool, and the tool's constant transform [4, 4] in it."""
-    site, body = find(model, 'site', name), find(model, 'body', name)
-    if site is not None:
-        pose = _transform(model.site_pos[site], model.site_quat[site])
-        return model.site_bodyid[site], pose
-    if body is not None:
+    body, site = find_tool(model, name)
+    if site is None:
         return body, np.eye(4)
-    raise SpecError(
-        f'the model has no site {name!r} and no body of that name; it has sites '
-        f'{names(model, "site")} and bodies {names(model, "body")}'
-    )
+    return body, _transform(model.site_pos[site], model.site_quat[site])
 
 
 def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:

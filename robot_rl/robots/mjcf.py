@@ -34,6 +34,22 @@ def find(model: mujoco.MjModel, kind: str, name: str) -> int | None:
     return index if index >= 0 else None
 
 
+def find_tool(model: mujoco.MjModel, name: str) -> tuple[int, int | None]:
+    """Return the body that carries the tool, and its site; None: the tool is the body itself.
+
+    Raises SpecError that lists the names there are.
+    """
+    site, body = find(model, 'site', name), find(model, 'body', name)
+    if site is not None:
+        return int(model.site_bodyid[site]), site
+    if body is not None:
+        return body, None
+    raise SpecError(
+        f'the model has no site {name!r} and no body of that name; it has sites '
+        f'{names(model, "site")} and bodies {names(model, "body")}'
+    )
+
+
 def named(model: mujoco.MjModel, kind: str, name: str) -> int:
     """Return the id of a named element. Raises SpecError that lists the names there are."""
     index = find(model, kind, name)

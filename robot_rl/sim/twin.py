@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from robot_rl import registry
 from robot_rl.errors import ContractMismatch
-from robot_rl.robots.mjcf import find, load_model, named
+from robot_rl.robots.mjcf import find_tool, load_model
 from robot_rl.sim.cameras import Sizes
 from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
@@ -90,7 +90,7 @@ class Twin:
         self._others = self._arm.others(self.model)
         self._others_qpos = self.model.jnt_qposadr[self._others].astype(int)
         self._others_qvel = self.model.jnt_dofadr[self._others].astype(int)
-        self._tool_body = _tool_body(self.model, self.robot.tool_site)
+        self._tool_body = find_tool(self.model, self.robot.tool_site)[0]
         self.reset(0)
 
     def tune(self, gain: np.ndarray, friction: np.ndarray) -> None:
@@ -306,9 +306,3 @@ class Twin:
         data.ctrl[actuators.ctrl[self._motor]] = ctrl[self._motor]
         effort = np.clip(force[dofs], -self._max_effort, self._max_effort)
         data.qfrc_applied[dofs[self._bare]] = effort[self._bare]
-
-
-def _tool_body(model: mujoco.MjModel, tool: str) -> int:
-    """Return the body that carries the tool, which is a site or else a body itself."""
-    site = find(model, 'site', tool)
-    return named(model, 'body', tool) if site is None else int(model.site_bodyid[site])

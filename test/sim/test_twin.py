@@ -99,6 +99,12 @@ def test_a_gripper_that_the_model_lacks_is_no_obstacle_and_a_passive_one_is_told
         twin('motors', gripper=jaw | {'joint': 'joint1'}, mjcf_joints=JOINTS)
 
 
+def test_a_tool_that_the_model_lacks_is_told_with_what_there_is(twin):
+    told = r"no site 'flange' and no body of that name; it has sites \[.*attachment_site.* bodies "
+    with pytest.raises(SpecError, match=told):
+        twin(tool_site='flange')
+
+
 def test_a_push_is_a_force_for_a_time(twin):
     """Free of its servos and of gravity the arm gains just the momentum that the push gives."""
     arm = twin('motors')

@@ -133,8 +133,8 @@ def _group(name: str, entries: Sequence[Entry], kept: Mapping[str, dict[int, Kep
             '',
             *(line for note in notes for line in (note, '')),
             'Mean ± standard deviation over seeds of the last and of the best evaluation; of the '
-            "demonstrations over episodes. Steps are the environment's; of bc, which does not act, "
-            'updates.',
+            "demonstrations over episodes. Steps are the environment's; of bc, which does not "
+            'act, updates.',
             '',
             _table(_filled([_group_row(e, list(kept[e.name].values())) for e in entries])),
             *(f'    {command}' for command in dict.fromkeys(commands)),

@@ -137,27 +137,35 @@ def test_the_page_of_tasks_is_current(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
-    """As the page has them, but shorter; the expert of the page is a policy that does nothing."""
-    commands = commands_of('imitation.md')
-    assert [command[:2] for command in commands].count(['robot-rl', 'train']) == 5
-    monkeypatch.chdir(tmp_path)
-    short = ['training.evaluate_every=1100', 'training.evaluation_episodes=1']
+def run_shortly(commands, steps):
+    """Run commands as a page has them, but shorter; its experts are a policy that does nothing."""
+    short = [f'training.evaluate_every={steps}', 'training.evaluation_episodes=1']
     for program, *words in commands:
         assert program == 'robot-rl'
         words = ['constant' if word.endswith('policy.onnx') else word for word in words]
         if words[0] == 'collect':
             words[words.index('--episodes') + 1] = '2'
         elif '--steps' in words:
-            words[words.index('--steps') + 1] = '1100'
+            words[words.index('--steps') + 1] = str(steps)
         else:
-            words += ['--steps', '1100']
+            words += ['--steps', str(steps)]
         if words[0] == 'train' and '--set' in words:
             place = words.index('--set') + 1
             words[place:place] = short
         elif words[0] == 'train':
             words += ['--set', *short]
         assert main(words) == 0, words
+
+
+def about_pictures(command):
+    return '--show' in command or 'bc_pixels' in command
+
+
+def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
+    commands = [c for c in commands_of('imitation.md') if not about_pictures(c)]
+    assert [command[:2] for command in commands].count(['robot-rl', 'train']) == 5
+    monkeypatch.chdir(tmp_path)
+    run_shortly(commands, 1100)
     assert sorted(path.parent.name for path in Path('runs').glob('*/policy.onnx')) == [
         'cloned',
         'from-cloned',
@@ -184,3 +192,11 @@ def test_the_page_about_randomising_has_every_quantity_and_its_episode_comes_aga
     collect[collect.index('--episodes') + 1] = '1'
     assert main(collect[1:]) == 0
     exec(compile(snippet, 'randomise_the_simulation.md', 'exec'), {})
+
+
+@pytest.mark.slow
+def test_the_commands_about_pictures_run(tmp_path, monkeypatch):
+    commands = [c for c in commands_of('imitation.md') if about_pictures(c)]
+    monkeypatch.chdir(tmp_path)
+    run_shortly(commands, 20)
+    assert Path('runs/cloned-by-sight/policy.onnx').is_file()

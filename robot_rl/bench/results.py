@@ -34,6 +34,7 @@ from robot_rl.training.logs import METRICS, read_metrics
 
 RESULTS, RUNS, SHOWN = Path('results'), Path('runs/results'), Path('runs/demonstrations')
 QUEUE, BENCH = RESULTS / 'queue.yaml', RESULTS / 'bench.jsonl'
+BENCHES = ('learner', 'sim', 'workers', 'deploy', 'index', 'storage')
 LOCK = 'lock'
 PEER = 'robot_rl.bench.gail_peer'
 # How many evaluations of a run are kept, about.
@@ -264,14 +265,20 @@ def status(run: Run) -> dict[str, Any]:
 
 
 def run_benches(seconds: float = 20.0) -> int:
-    """Run every benchmark and keep its rows, each with the machine's load; return how many."""
-    rows = []
-    for name in ('learner', 'sim', 'workers', 'deploy', 'index', 'storage'):
-        load = round(os.getloadavg()[0], 2)
-        module = importlib.import_module(f'robot_rl.bench.{name}')
-        rows += [row | {'load_average': load} for row in module.run(seconds=seconds)]
-    write_text(BENCH, ''.join(json.dumps(row) + '\n' for row in rows))
-    return len(rows)
+    """Run every benchmark and keep its rows; return how many."""
+    return sum(len(keep_bench(name, seconds=seconds)) for name in BENCHES)
+
+
+def keep_bench(name: str, **options: Any) -> list[dict[str, Any]]:
+    """Run a benchmark and keep its rows, each with the machine's load, in place of older ones."""
+    load = round(os.getloadavg()[0], 2)
+    module = importlib.import_module(f'robot_rl.bench.{name}')
+    rows = [row | {'load_average': load} for row in module.run(**options)]
+    kept = [json.loads(line) for line in BENCH.read_text().splitlines()] if BENCH.exists() else []
+    found = {bench: [row for row in kept if row['bench'] == bench] for bench in BENCHES}
+    lines = [json.dumps(row) + '\n' for part in (found | {name: rows}).values() for row in part]
+    write_text(BENCH, ''.join(lines))
+    return rows
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import tyro
 
+from robot_rl.bench import results
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError
 from robot_rl.specs import Spec
@@ -43,14 +44,21 @@ class Options(Spec):
     lerobot: str = pydantic.Field(
         '', description='storage: a Python that has the lerobot package, if this one has not'
     )
+    keep: bool = pydantic.Field(
+        False, description="keep the rows in results/bench.jsonl, in place of this benchmark's"
+    )
 
 
 def main(argv: list[str]) -> int:
     """Print one JSON object {bench, metric, value, unit, reference, ratio} a line."""
     options = common.parse(Options, argv, 'bench', __doc__, EXAMPLE)
     more = _more(options)
-    module = importlib.import_module(f'robot_rl.bench.{options.name}')
-    for row in module.run(seconds=options.seconds, **more):
+    if options.keep:
+        rows = results.keep_bench(options.name, seconds=options.seconds, **more)
+    else:
+        module = importlib.import_module(f'robot_rl.bench.{options.name}')
+        rows = module.run(seconds=options.seconds, **more)
+    for row in rows:
         print(json.dumps(row, allow_nan=False), flush=True)
     return 0
 

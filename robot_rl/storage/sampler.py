@@ -277,9 +277,11 @@ class WindowSampler:
         """Return what the `length` windows from each start (lane, age) [B] on are made of."""
         steps = self.steps
         ages = age + np.arange(-burn_in, length + self.n_step)[:, None]
-        rows = steps.rows(lane, np.maximum(np.minimum(ages, steps.size - 1), 0))
-        oldest = steps.first_whole()[lane] if steps.histories else 0
-        inside, types = (ages >= oldest) & (ages < steps.size), steps.flat[STEP_TYPE].take(rows)
+        nearest = np.maximum(np.minimum(ages, steps.size - 1), 0)
+        rows, inside = steps.rows(lane, nearest), nearest == ages
+        if steps.histories:
+            inside &= ages >= steps.first_whole()[lane]
+        types = steps.flat[STEP_TYPE].take(rows)
         # An episode ends at LAST, or before the FIRST of the next one where it was cut.
         ends = (types[:-1] == LAST) | ((types[1:] == FIRST) & inside[1:])
         joined = inside[:-1] & inside[1:] & ~ends
@@ -292,7 +294,7 @@ class WindowSampler:
         inside = started = joined[:length]
         count, ended = inside.astype(np.int64), np.zeros_like(inside)
         for step in range(1, self.n_step):
-            ended = ended | (inside & block.ends[step : step + length])
+            ended |= inside & block.ends[step : step + length]
             inside = inside & joined[step : step + length]
             count += inside
         return count, started & (inside | ended)
@@ -304,9 +306,9 @@ class WindowSampler:
         """
         steps = np.arange(self.n_step)[:, None]
         inside, windows = steps[..., None] < count, steps + np.arange(len(count))
-        rewards = np.where(inside, self._rewards(rows)[windows], np.float32(0))
+        rewards = np.where(inside, self._rewards(rows).take(windows, axis=0), np.float32(0))
         discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
-        factors = np.where(inside, discounts[windows], np.float32(1))
+        factors = np.where(inside, discounts.take(windows, axis=0), np.float32(1))
         # From the last step to the first: R_t = r_t + d_t R_{t+1}.
         returns, products = rewards[-1].astype(np.float32), factors[-1].astype(np.float32)
         for reward, factor in zip(rewards[-2::-1], factors[-2::-1], strict=True):

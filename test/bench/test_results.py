@@ -5,6 +5,7 @@ there is none, and saves and ends at SIGINT and SIGTERM as training does.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -493,3 +495,21 @@ def test_the_document_compares_with_what_is_published(folder):
     assert short[8:10] == ['', '']
     assert waiting[:4] == ['in the queue', '', '8', '']
     assert not any('waiting' in line for line in lines)
+
+
+def test_rows_of_a_benchmark_take_the_place_of_its_older_ones_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('results').mkdir()
+    given = {'learner': [{'bench': 'learner', 'metric': 'a'}], 'storage': []}
+    for name in given:
+        run = functools.partial(lambda name, seconds: given[name], name)
+        module = types.SimpleNamespace(run=run)
+        monkeypatch.setitem(sys.modules, f'robot_rl.bench.{name}', module)
+    results.keep_bench('learner', seconds=1)
+    given['storage'] = [{'bench': 'storage', 'metric': 'b'}, {'bench': 'storage', 'metric': 'c'}]
+    results.keep_bench('storage', seconds=1)
+    given['learner'] = [{'bench': 'learner', 'metric': 'd'}]
+    results.keep_bench('learner', seconds=1)
+    rows = [json.loads(line) for line in results.BENCH.read_text().splitlines()]
+    assert [row['metric'] for row in rows] == ['d', 'b', 'c']
+    assert all(row['load_average'] >= 0 for row in rows)

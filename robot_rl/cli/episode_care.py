@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +90,7 @@ class GcOptions(common.StoreOptions):
 def find(store: Store, query: tuple[str, ...]) -> Episodes:
     """Return the episodes that match; names that no episode has are told on stderr."""
     found = store.episodes(query)
-    _tell(store.hints(query))
+    tell(store.hints(query))
     return found
 
 
@@ -137,7 +138,7 @@ def recover(options: RecoverOptions) -> int:
         except StorageError as error:
             refused.append(str(error))
     data = {'recovered': [path.name for path in recovered], 'refused': refused}
-    _tell(refused)
+    tell(refused)
     lines = [*map(str, recovered), f'{_episodes(len(recovered))} recovered']
     common.emit(data, options.as_json, '\n'.join(lines))
     return 1 if refused else 0
@@ -154,18 +155,24 @@ def export(options: ExportOptions) -> int:
     """Write the episodes that match."""
     store = options.open()
     paths = [store.root / id for id in store.episodes(options.query).ids]
+    if str(options.target) in store.episodes().ids:
+        raise RobotRLError(
+            f'export: {options.target} is an episode; name the file first: '
+            f'robot-rl episodes export FILE id={options.target}'
+        )
+    tell(store.damaged.values())
     if not paths:
         why = ''.join(f'; {hint}' for hint in store.hints(options.query))
         raise RobotRLError(f'{store.root}: no episode matches; nothing to export{why}')
     refused: list[str] = []
     ids = doors.export_to(paths, options.target, options.format, refused.append, common.chain_of)
-    _tell(refused)
+    tell(refused)
     files = [options.target, *options.target.rglob('*')]
     size = sum(file.stat().st_size for file in files if file.is_file())
     data = {'target': str(options.target), 'bytes': size, 'episodes': ids, 'refused': refused}
     text = f'{_episodes(len(ids))} ({size / 1e6:.1f} MB) in {options.target}'
     common.emit(data, options.as_json, text)
-    return 1 if refused else 0
+    return 1 if refused or (store.damaged and not options.query) else 0
 
 
 def import_(options: ImportOptions) -> int:
@@ -192,7 +199,7 @@ def gc(options: GcOptions) -> int:
     summary = f'{len(listed)} to delete, {size / 1e6:.1f} MB'
     agreed = bool(listed) and (options.yes or (not options.as_json and _asked(summary)))
     left = garbage.delete(store, listed) if agreed else []
-    _tell(left)
+    tell(left)
     data = {
         'listed': [
             {'path': str(item.path), 'kind': item.kind, 'files': list(item.files)}
@@ -233,7 +240,7 @@ def _asked(summary: str) -> bool:
 
 def _taken(options: common.StoreOptions, done: transfer.Transfer) -> int:
     """Tell what an import or a merge did."""
-    _tell(done.refused)
+    tell(done.refused)
     lines = [
         f'{old} is another episode here; it became {new}' for old, new in done.renamed.items()
     ]
@@ -246,7 +253,8 @@ def _taken(options: common.StoreOptions, done: transfer.Transfer) -> int:
     return 1 if done.refused else 0
 
 
-def _tell(problems: list[str]) -> None:
+def tell(problems: Iterable[str]) -> None:
+    """Say on stderr what is wrong, a line each."""
     for problem in problems:
         print(f'robot-rl: {problem}', file=sys.stderr)
 

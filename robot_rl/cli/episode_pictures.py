@@ -226,6 +226,8 @@ def _contact_sheet(
 ) -> np.ndarray | None:
     """Return a row of pictures for each camera, uint8 [H, W, 3] BGR; None without cameras."""
     if episode.is_steps_only:
+        if not columns:  # what is wrong with them has been told
+            return None
         cameras = {name: c for name, c in sorted(columns.items()) if isinstance(c, Pictures)}
         seconds = columns['time'] - episode.header.start_time_ns * 1e-9
         rows = [_column_row(name, column, seconds) for name, column in cameras.items()]

@@ -140,7 +140,9 @@ def _show(options: ShowOptions) -> None:
 
 
 def _stats(options: StatsOptions) -> None:
-    headers = episode_care.find(options.open(), options.query)
+    store = options.open()
+    headers = episode_care.find(store, options.query)
+    episode_care.tell(store.damaged.values())
     groups = statistics.by_task_and_source(headers)
     total = statistics.count(headers)
     rows = [_counted({'task': key[0], 'source': key[1]}, groups[key]) for key in groups]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
     nearest valid one, and QueryError for the rest.
     """
     try:
-        words = shlex.split(query) if isinstance(query, str) else list(query)
+        words = shlex.split(query) if isinstance(query, str) else _apart(query)
     except ValueError as error:
         raise QueryError(f'query {query!r}: {error}') from None
     pairs = [_pair(word) for word in words]
@@ -60,6 +61,12 @@ def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
         parameters += added
     asked = tuple((key, value) for key, values in pairs if key in _NAMES for value in values)
     return Query(' AND '.join(conditions), tuple(parameters), asked)
+
+
+def _apart(words: Iterable[str]) -> list[str]:
+    """Return words of a command line, those that were quoted together apart."""
+    another = rf'\s+(?=(?:{"|".join(KEYS)})=)'
+    return [part for word in words for part in re.split(another, word)]
 
 
 def _pair(word: str) -> tuple[str, list[str]]:

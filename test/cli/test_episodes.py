@@ -338,3 +338,36 @@ def test_an_archive_with_a_pipe_is_refused(store, run, at_once, tmp_path):
         tar.addfile(member)
     code, _, err = run('import', str(archive), '--store', str(tmp_path / 'other'))
     assert code == 2 and "'e1/note' is no file of an episode" in err
+
+
+def test_a_query_that_is_quoted_as_a_whole_is_read_as_one(store, run):
+    code, out, err = run('ls', 'task=ur5e/reach success=false', '--json')
+    assert (code, err, [e['id'] for e in json.loads(out)['episodes']]) == (0, '', ['e1'])
+
+
+def test_what_is_left_out_because_it_is_damaged_is_told(store, run, tmp_path):
+    (store / 'e1' / 'episode.json').write_text('')
+    (store / INDEX_FILE).unlink(missing_ok=True)
+    code, out, err = run('stats')
+    assert code == 0 and 'e1/episode.json' in err
+    code, out, err = run('export', str(tmp_path / 'all.tar'))
+    assert code == 1 and 'e1/episode.json' in err and out.startswith('2 episodes')
+    code, out, err = run('export', str(tmp_path / 'one.tar'), 'id=e0')
+    assert code == 0 and out.startswith('1 episode ')
+
+
+def test_an_episode_s_id_is_no_name_of_an_export(store, run):
+    code, _, err = run('export', 'e1')
+    assert code == 2 and 'export FILE id=e1' in err
+
+
+def test_columns_that_are_damaged_are_told_by_show(tmp_path, run):
+    assert main(['collect', '--task', 'ur5e/reach', '--policy', 'constant', '--episodes', '1',
+                 '--store', str(tmp_path / 'store')]) == 0  # fmt: skip
+    (header,) = Store(tmp_path / 'store').episodes()
+    file = tmp_path / 'store' / header.id / 'steps.npz'
+    file.write_bytes(file.read_bytes()[:5000])
+    code, out, err = run(
+        'show', header.id, '--out', str(tmp_path / 'out'), '--store', str(tmp_path / 'store')
+    )
+    assert code in (0, 1) and 'steps.npz' in out + err

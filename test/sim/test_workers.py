@@ -179,8 +179,10 @@ def test_a_worker_that_hangs_is_killed(team, monkeypatch):
 
 
 SCRIPT = """
-import numpy as np, sys
+import signal
+import numpy as np
 from robot_rl import registry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 environment = registry.make_environment('gym/Pendulum-v1', 3, workers=3)
 environment.reset()
 print(*[worker.process.pid for worker in environment._team._workers], flush=True)
@@ -201,8 +203,11 @@ def test_workers_end_with_their_parent_however_it_ends(number):
     )
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
-    os.killpg(parent.pid, number)
-    _, errors = parent.communicate(timeout=20)
+    try:
+        os.killpg(parent.pid, number)
+        _, errors = parent.communicate(timeout=20)
+    finally:
+        parent.kill()
     until = time.monotonic() + 10
     while any(Path(f'/proc/{pid}').exists() for pid in workers) and time.monotonic() < until:
         time.sleep(0.05)

@@ -56,7 +56,7 @@ def garbage(store: Store) -> list[Garbage]:
 
 def episodes(store: Store, ids: Iterable[str]) -> list[Garbage]:
     """Return whole episodes as what is to be deleted. Raises UnknownName."""
-    return [_listed(store.open(id).path, 'episode') for id in ids]
+    return [_listed(store.path(id), 'episode') for id in ids]
 
 
 def delete(store: Store, listed: Iterable[Garbage]) -> list[str]:

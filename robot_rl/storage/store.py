@@ -18,12 +18,14 @@ from robot_rl.storage.claims import Claim
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import (
     DISCARDED,
+    HEADER_FILE,
     PARTIAL,
     EpisodeHeader,
     EpisodeReader,
     read_header,
     write_header,
 )
+from robot_rl.storage.files import read_bytes, seal_problem
 from robot_rl.storage.index import Entry, Index, IndexUnwritable
 from robot_rl.storage.rewards import RewardInfo
 
@@ -120,10 +122,14 @@ class Store:
 
         Raises UnknownName, with the nearest known ids, where there is none.
         """
+        return EpisodeReader(self.path(id))
+
+    def path(self, id: str) -> Path:
+        """Return the directory of one episode, whole or damaged. Raises UnknownName as `open`."""
         path = self.root / id
         if Path(id).name != id or not path.is_dir():
             raise UnknownName('episode', id, self._names())
-        return EpisodeReader(path)
+        return path
 
     def unfinished(self) -> list[Path]:
         """Return the directories of recordings in progress, cut short or discarded."""
@@ -134,8 +140,12 @@ class Store:
         )
 
     def label(self, id: str, success: bool | None) -> EpisodeHeader:
-        """Set whether an episode succeeded (None: not judged) and return its header."""
-        return self._edit(id, lambda header: header.replace(success=success))
+        """Set whether an episode succeeded (None: not judged) and return its header.
+
+        Who says so has looked at the episode: a header that differs from its checksum, as one
+        that was changed by hand does, is taken as it is.
+        """
+        return self._edit(id, lambda header: header.replace(success=success), as_it_is=True)
 
     def tag(self, id: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> EpisodeHeader:
         """Add and remove tags of an episode and return its header.
@@ -176,10 +186,21 @@ class Store:
         index.clear()
         return len(self._updated(index).ids())
 
-    def _edit(self, id: str, change: Callable[[EpisodeHeader], EpisodeHeader]) -> EpisodeHeader:
-        """Rewrite an episode's header, one process at a time."""
+    def _edit(
+        self,
+        id: str,
+        change: Callable[[EpisodeHeader], EpisodeHeader],
+        as_it_is: bool = False,
+    ) -> EpisodeHeader:
+        """Rewrite an episode's header, one process at a time; a damaged one only `as_it_is`."""
         path, index = self.open(id).path, self._open_index()
         with _claimed(path), index.edit(id):
+            problem = seal_problem(read_bytes(path / HEADER_FILE))
+            if problem and not as_it_is:
+                raise StorageError(
+                    f'{path / HEADER_FILE}: {problem}; look at it, and say by robot-rl episodes '
+                    'label that it is right'
+                )
             header = change(read_header(path))
             try:
                 write_header(path, header)

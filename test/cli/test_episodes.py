@@ -371,3 +371,9 @@ def test_columns_that_are_damaged_are_told_by_show(tmp_path, run):
         'show', header.id, '--out', str(tmp_path / 'out'), '--store', str(tmp_path / 'store')
     )
     assert code in (0, 1) and 'steps.npz' in out + err
+
+
+def test_an_episode_without_a_readable_header_can_be_cleared_away(store, run):
+    (store / 'e1' / 'episode.json').write_text('{')
+    code, _, _ = run('gc', '--episodes', 'e1', '--yes')
+    assert code == 0 and not (store / 'e1').exists() and (store / 'e0').is_dir()

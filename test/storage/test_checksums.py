@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robot_rl.errors import StorageError
 from robot_rl.storage.checksums import check, derived_files, primary_files
 from robot_rl.storage.columns import CACHE_FILE
 from robot_rl.storage.episode import read_header, write_header
@@ -135,6 +136,15 @@ def test_a_success_that_was_turned_over_is_damage_until_somebody_says_it(annotat
     assert str(damage) == f'{file}: differs from its own checksum: damaged, or changed by hand'
     Store(tmp_path).label('e', True)
     assert check(annotated).damaged == ()
+
+
+def test_a_tag_does_not_make_good_what_is_damaged(annotated, tmp_path):
+    file = annotated / 'episode.json'
+    turned = file.read_bytes().replace(b'"success": null', b'"success": true')
+    file.write_bytes(turned)
+    with pytest.raises(StorageError, match=r'differs from its own checksum.*episodes label'):
+        Store(tmp_path).tag('e', add=['x'])
+    assert file.read_bytes() == turned and len(check(annotated).damaged) == 1
 
 
 def test_a_header_without_a_checksum_of_its_own_is_one_of_before(annotated):

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from robot_rl.errors import RobotRLError
 from robot_rl.specs import Contract, PolicyCard, RobotSpec, StateField
 
 
@@ -28,6 +29,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='session')
+def offscreen() -> None:
+    """Skip where no picture can be drawn, and say why."""
+    from robot_rl.sim.rendering import Renderer  # here: it loads graphics
+
+    try:
+        Renderer(32, 32).close()
+    except RobotRLError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

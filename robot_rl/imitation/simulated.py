@@ -97,13 +97,15 @@ def _episode(
     header = EpisodeHeader(**about)
     contract = environment.contract
     timestep, state = environment.reset([header.seed]), policy.initial_state(1)
-    shown, seen, actions = [timestep], [environment.columns], []
+    shown, actions = [timestep], []
+    seen = [environment.columns] if judge else []
     while timestep.step_type[0] != StepType.LAST:
         action, state = policy.select(timestep.observation, state)
         timestep = environment.step(action)
         shown.append(timestep)
-        seen.append(environment.columns)
         actions.append(action[0])
+        if judge:
+            seen.append(environment.columns)
     requested, success = np.stack(actions), None
     if judge:
         success = bool(judge({name: np.stack([row[name][0] for row in seen]) for name in seen[0]}))

@@ -310,7 +310,7 @@ class WindowSampler:
         discounts = self.gamma * self.steps.flat[DISCOUNT].take(rows)
         factors = np.where(inside, discounts.take(windows, axis=0), np.float32(1))
         # From the last step to the first: R_t = r_t + d_t R_{t+1}.
-        returns, products = rewards[-1].astype(np.float32), factors[-1].astype(np.float32)
+        returns, products = rewards[-1], factors[-1]
         for reward, factor in zip(rewards[-2::-1], factors[-2::-1], strict=True):
             returns = reward + factor * returns
             products = factor * products

@@ -7,11 +7,9 @@ import pytest
 
 from robot_rl import registry
 from robot_rl.cli.main import main
-from robot_rl.errors import RobotRLError
 from robot_rl.imitation.collect import collect_episodes
 from robot_rl.imitation.data import write_demonstrations
 from robot_rl.sim.arm import ArmEnvironment
-from robot_rl.sim.rendering import Renderer
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.store import Store
@@ -101,12 +99,8 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, words, line):
     assert code == 2 and line in err and err.count('\n') == 1
 
 
-def test_a_demonstrator_s_episodes_hold_what_cameras_showed(tmp_path):
+def test_a_demonstrator_s_episodes_hold_what_cameras_showed(tmp_path, offscreen):
     """It sees poses; the contract of its episodes has pictures, which are kept without losses."""
-    try:
-        Renderer(32, 32).close()
-    except RobotRLError as error:
-        pytest.skip(str(error))
     task = registry.make_task('ur5e/reach').with_cameras({'overview': (32, 40)})
     path = tmp_path / 'reach.yaml'
     path.write_text(task.config.to_yaml())

@@ -23,7 +23,6 @@ from robot_rl import registry
 from robot_rl.control.observation import Observer, with_history
 from robot_rl.control.runtime import load_policy
 from robot_rl.control.shared_frame import FOLDER
-from robot_rl.errors import RobotRLError
 from robot_rl.nodes.camera import State
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim import rendering
@@ -267,12 +266,8 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
 
 
 @pytest.fixture
-def cameras(supervisor, observer):
+def cameras(supervisor, observer, offscreen):
     """Return `start(**parameters)`, which starts the twin and its cameras."""
-    try:
-        rendering.Renderer(16, 16).close()
-    except RobotRLError as error:
-        pytest.skip(str(error))
 
     def start(clock=False, **parameters):
         twin = {'seed': 3, 'publish_state': True, 'publish_clock': clock}

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 
 from robot_rl import registry
-from robot_rl.errors import ContractMismatch, RobotRLError, SpecError
-from robot_rl.sim.rendering import Renderer
+from robot_rl.errors import ContractMismatch, SpecError
+
+pytestmark = pytest.mark.usefixtures('offscreen')
 
 NAMES = registry.arm_task_names()
 SMALL = {'overview': (32, 32)}
-
-
-@pytest.fixture(autouse=True, scope='module')
-def offscreen():
-    try:
-        Renderer(32, 32).close()
-    except RobotRLError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize('name', NAMES)

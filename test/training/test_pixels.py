@@ -8,15 +8,15 @@ import pytest
 from robot_rl import registry
 from robot_rl.cli import main as command_line
 from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
-from robot_rl.errors import RobotRLError
 from robot_rl.imitation.bc import BCConfig
 from robot_rl.imitation.simulated import record_episodes, simulated_steps
 from robot_rl.imitation.trail import TRAILConfig
-from robot_rl.sim.rendering import Renderer
 from robot_rl.storage.store import Store
 from robot_rl.training.config import load_run_config
 from robot_rl.training.evaluation import evaluate, held_out_seeds
 from robot_rl.training.loop import Trainer
+
+pytestmark = pytest.mark.usefixtures('offscreen')
 
 LEARNERS = {'bc': BCConfig, 'trail': TRAILConfig}
 SMALL = [
@@ -32,14 +32,6 @@ SMALL = [
     'learner.min_replay_size=40',
     'learner.v_min=0',
 ]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def offscreen():
-    try:
-        Renderer(32, 32).close()
-    except RobotRLError as error:
-        pytest.skip(str(error))
 
 
 BALL = '''

@@ -96,8 +96,10 @@ def _beginning(commands: list[tuple[int, np.ndarray]], robot: RobotSpec) -> int:
     if robot.controller.kind == 'forward_velocity':
         return 0
     times, positions = _series(commands, 0)
-    # A late tick of the guard makes up for some of the time that it missed.
-    seconds = np.diff(times)[:, None] + 2 * robot.controller.period_s
+    # However long the guard said nothing, one step of it makes up for two periods at most; a
+    # publication may be as late again.
+    two_s = 2 * robot.controller.period_s
+    seconds = np.minimum(np.diff(times)[:, None], two_s) + two_s
     jumps = (np.abs(np.diff(positions, axis=0)) > robot.max_velocity * seconds).any(axis=1)
     return int(np.flatnonzero(jumps)[-1]) + 1 if jumps.any() else 0
 

@@ -15,7 +15,7 @@ TOLD = [[0.5, 0.0], [0.53, -0.02], [0.56, -0.04]]
 
 @pytest.fixture
 def episode(tmp_path, header, ros, robot):
-    """Return `write(kind, namespace='', joints=..., count=3, told=..., epoch_ns=...)`."""
+    """Return `write(kind, namespace='', joints=..., count=3, told=..., epoch_ns=..., paused_ns=...)`."""
     from std_msgs.msg import Float64MultiArray
 
     def write(
@@ -25,6 +25,7 @@ def episode(tmp_path, header, ros, robot):
         count=3,
         told=TOLD,
         epoch_ns=START_NS,
+        paused_ns=0,
     ):
         topic = 'arm_controller/commands'
         controller = {'kind': kind, 'topic': topic, 'driver_timeout_s': 0.1}
@@ -48,7 +49,7 @@ def episode(tmp_path, header, ros, robot):
                 command = Float64MultiArray(data=told[tick])
                 if kind == 'joint_trajectory':
                     command = ros.trajectory(0, ['left_shoulder', 'left_elbow'], told[tick])
-                now = START_NS + tick * 10**7 + 5 * 10**6
+                now = START_NS + tick * 10**7 + 5 * 10**6 + (paused_ns if tick else 0)
                 ros.write(writer, f'{namespace}/{topic}', command, now)
             return EpisodeReader(writer.commit())
 
@@ -73,6 +74,13 @@ def test_commands_of_the_episode_before_are_left_out(episode):
     np.testing.assert_allclose(found.time, [0.0, 0.01], atol=1e-9)
     np.testing.assert_allclose(found.command_time, [0.005, 0.015], atol=1e-9)
     np.testing.assert_allclose(found.position, [[0.2, 0.1], [2.2, 2.1]])
+
+
+def test_commands_of_the_episode_before_are_left_out_after_a_pause(episode):
+    """A guard on a busy machine was silent for longer than the arm would have taken there."""
+    told = [[2.0, 0.0], *TOLD[1:]]
+    found = recorded_motion(episode('forward_position', told=told, paused_ns=5 * 10**9))
+    np.testing.assert_allclose(found.command, TOLD[1:])
 
 
 def test_what_is_missing_is_one_clear_line(episode, tmp_path, header):

@@ -13,6 +13,15 @@ import torch._inductor.config
 
 M = TypeVar('M', bound=types.MethodType)
 
+# No look at the strides of what our own graph has just made; and no patterns sought in it, which
+# would join a product and its bias again (see networks.Linear) and find nothing else.
+_OPTIONS = {
+    'size_asserts': False,
+    'alignment_asserts': False,
+    'scalar_asserts': False,
+    'pattern_matcher': False,
+}
+
 
 def compiled(method: M) -> M:
     """Return an object's `method` of tensors compiled for the shapes it is called with.
@@ -31,7 +40,9 @@ def compiled(method: M) -> M:
             file=sys.stderr,
         )
         return method
-    options = {}
+    options = {
+        name: value for name, value in _OPTIONS.items() if hasattr(torch._inductor.config, name)
+    }
     if hasattr(torch.compiler, 'keep_tensor_guards_unsafe'):  # from torch 2.9 on
         options['guard_filter_fn'] = torch.compiler.keep_tensor_guards_unsafe
     return torch.compile(_with_own_code(method), dynamic=False, options=options)

@@ -21,12 +21,22 @@ _TRUNCATED_STD = 0.87962566103423978
 State = tuple[Tensor, Tensor]  # an LSTM's hidden and cell state, each [B, H]
 
 
+class Linear(nn.Linear):
+    """As torch's; a compiled graph adds the bias in the kernel that reads the sum next."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input [..., fan_in] times the weights, plus the bias: [..., fan_out]."""
+        if torch.compiler.is_dynamo_compiling():
+            return input @ self.weight.t() + self.bias
+        return super().forward(input)
+
+
 def linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
     """Return Linear with weights U(+-sqrt(3 * 0.333 / fan_out)) and zero bias.
 
     Acme's `uniform_initializer` (acme/tf/networks/continuous.py).
     """
-    layer = nn.Linear(fan_in, fan_out)
+    layer = Linear(fan_in, fan_out)
     bound = math.sqrt(3 * 0.333 / fan_out)
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     nn.init.zeros_(layer.bias)
@@ -40,7 +50,7 @@ def scaled_linear(
 
     With scale 1e-4 it is Acme's NearZeroInitializedLinear: actions start near the middle.
     """
-    layer = nn.Linear(fan_in, fan_out)
+    layer = Linear(fan_in, fan_out)
     std = math.sqrt(scale / fan_in) / _TRUNCATED_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
     nn.init.zeros_(layer.bias)

@@ -26,6 +26,7 @@ from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
 from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.streams import Required
 
 DRAIN_PERIOD_S = 0.02
 # What was on its way when the episode ended belongs to it.
@@ -137,8 +138,10 @@ class EpisodeRecorder(Node):
                     self._open(info)
                 elif info.state == 'running' and self._writes(info):
                     self._has_run = True
+                    self._writer.run_from(time.time_ns(), self._rates(info))
                 elif info.state == 'ended' and self._writes(info):
                     self._waiting = False
+                    self._writer.run_until(time.time_ns())
                     self._end = time.monotonic() + GRACE_S, info.result, info.reason
             except RobotRLError as error:
                 self._give_up(error)
@@ -201,6 +204,30 @@ class EpisodeRecorder(Node):
             if grips and info.source == 'policy':  # a person may leave the gripper alone
                 names |= {support.gripper_topic('policy'), self._robot.gripper.topic}
         return {self.resolve_topic_name(name) for name in names}
+
+    def _rates(self, info: SessionInfo) -> dict[str, Required]:
+        """Return the rates that the robot and the contract ask of required topics, by topic."""
+        robot = self._robot
+        rates = {robot.joint_states_topic: (robot.joint_states_rate_hz, False)}
+        rates[support.APPLIED] = rates[robot.controller.topic] = robot.controller.rate_hz, True
+        if robot.controller.kind == 'forward_velocity':  # at rest it is told nothing
+            del rates[robot.controller.topic]
+        if info.contract:
+            contract = Contract.parse(info.contract)
+            if info.source == 'policy':
+                rates[support.POLICY_ACTION] = rates[support.POLICY_COMMAND] = (
+                    contract.rate_hz,
+                    False,
+                )
+            for field in contract.observation:
+                if field.kind == 'image' and (camera := robot.camera(field.stream)):
+                    rates[robot.topic(field)] = camera.rate_hz, False
+        topics = {self.resolve_topic_name(name): rate for name, rate in rates.items()}
+        return {
+            name: Required(self._topics[name].type, *rate)
+            for name, rate in topics.items()
+            if name in self._topics
+        }
 
     def _answer_when_ready(self) -> None:
         # Until its publishers have seen a new subscription as well, messages pass it by.

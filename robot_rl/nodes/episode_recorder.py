@@ -25,6 +25,7 @@ from robot_rl.nodes.main import End
 from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.recent import RecentSizes
 from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.streams import Required
 
@@ -91,6 +92,7 @@ class EpisodeRecorder(Node):
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
+        self._sizes = RecentSizes(self._root)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
         self._worker: support.Worker | None = None
@@ -303,6 +305,8 @@ class EpisodeRecorder(Node):
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
         path = _commit(writer, result, termination)
+        if result != 'discarded':
+            self._sizes.add(writer.header)
         report = writer.report()
         about = {
             'path': str(path),
@@ -334,6 +338,17 @@ class EpisodeRecorder(Node):
         folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
         return shutil.disk_usage(folder).free / 1e9
 
+    def _episodes_left(self) -> int | str:
+        """Return how many episodes of the kind in hand still fit on the disk; '': not known yet.
+
+        As long as there was none, the one in hand counts as far as it has come.
+        """
+        info = self._participant.info
+        size = self._sizes.mean(info.task, info.source) if info.task else None
+        size = size or (self._writer.bytes if self._writer else 0)
+        room = max(0.0, self._free_gb() - self._given.min_free_gb) * 1e9
+        return int(room / size) if size else ''
+
     def _watch(self, now: float) -> None:
         """Once a second: say which topics are silent or lose messages, and how the disk is."""
         about = {
@@ -341,6 +356,7 @@ class EpisodeRecorder(Node):
             'episode': self._participant.info.episode,
             'disk_free_gb': round(self._free_gb(), 1),
             'min_free_gb': self._given.min_free_gb,
+            'episodes_left': self._episodes_left(),
         }
         if self._writer is None:
             try:

@@ -25,7 +25,9 @@ from robot_rl.nodes.main import End
 from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.recent import RecentSizes
 from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.streams import Required
 
 DRAIN_PERIOD_S = 0.02
 # What was on its way when the episode ended belongs to it.
@@ -90,6 +92,7 @@ class EpisodeRecorder(Node):
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
+        self._sizes = RecentSizes(self._root)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
         self._worker: support.Worker | None = None
@@ -137,8 +140,10 @@ class EpisodeRecorder(Node):
                     self._open(info)
                 elif info.state == 'running' and self._writes(info):
                     self._has_run = True
+                    self._writer.run_from(time.time_ns(), self._rates(info))
                 elif info.state == 'ended' and self._writes(info):
                     self._waiting = False
+                    self._writer.run_until(time.time_ns())
                     self._end = time.monotonic() + GRACE_S, info.result, info.reason
             except RobotRLError as error:
                 self._give_up(error)
@@ -201,6 +206,30 @@ class EpisodeRecorder(Node):
             if grips and info.source == 'policy':  # a person may leave the gripper alone
                 names |= {support.gripper_topic('policy'), self._robot.gripper.topic}
         return {self.resolve_topic_name(name) for name in names}
+
+    def _rates(self, info: SessionInfo) -> dict[str, Required]:
+        """Return the rates that the robot and the contract ask of required topics, by topic."""
+        robot = self._robot
+        rates = {robot.joint_states_topic: (robot.joint_states_rate_hz, False)}
+        rates[support.APPLIED] = rates[robot.controller.topic] = robot.controller.rate_hz, True
+        if robot.controller.kind == 'forward_velocity':  # at rest it is told nothing
+            del rates[robot.controller.topic]
+        if info.contract:
+            contract = Contract.parse(info.contract)
+            if info.source == 'policy':
+                rates[support.POLICY_ACTION] = rates[support.POLICY_COMMAND] = (
+                    contract.rate_hz,
+                    False,
+                )
+            for field in contract.observation:
+                if field.kind == 'image' and (camera := robot.camera(field.stream)):
+                    rates[robot.topic(field)] = camera.rate_hz, False
+        topics = {self.resolve_topic_name(name): rate for name, rate in rates.items()}
+        return {
+            name: Required(self._topics[name].type, *rate)
+            for name, rate in topics.items()
+            if name in self._topics
+        }
 
     def _answer_when_ready(self) -> None:
         # Until its publishers have seen a new subscription as well, messages pass it by.
@@ -276,6 +305,8 @@ class EpisodeRecorder(Node):
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
         path = _commit(writer, result, termination)
+        if result != 'discarded':
+            self._sizes.add(writer.header)
         report = writer.report()
         about = {
             'path': str(path),
@@ -307,6 +338,17 @@ class EpisodeRecorder(Node):
         folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
         return shutil.disk_usage(folder).free / 1e9
 
+    def _episodes_left(self) -> int | str:
+        """Return how many episodes of the kind in hand still fit on the disk; '': not known yet.
+
+        As long as there was none, the one in hand counts as far as it has come.
+        """
+        info = self._participant.info
+        size = self._sizes.mean(info.task, info.source) if info.task else None
+        size = size or (self._writer.bytes if self._writer else 0)
+        room = max(0.0, self._free_gb() - self._given.min_free_gb) * 1e9
+        return int(room / size) if size else ''
+
     def _watch(self, now: float) -> None:
         """Once a second: say which topics are silent or lose messages, and how the disk is."""
         about = {
@@ -314,6 +356,7 @@ class EpisodeRecorder(Node):
             'episode': self._participant.info.episode,
             'disk_free_gb': round(self._free_gb(), 1),
             'min_free_gb': self._given.min_free_gb,
+            'episodes_left': self._episodes_left(),
         }
         if self._writer is None:
             try:

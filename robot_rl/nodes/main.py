@@ -27,8 +27,9 @@ NODES = {
     'camera': 'robot_rl.nodes.camera:CameraNode',
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     'replay': 'robot_rl.nodes.replay:Replay',
-    # For robot-rl bench deploy.
+    # For robot-rl bench deploy and bench record.
     'echo': 'robot_rl.nodes.echo:Echo',
+    'generator': 'robot_rl.nodes.generator:Generator',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
     'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
 }

@@ -11,6 +11,7 @@ import signal
 import time
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
@@ -296,6 +297,51 @@ def test_a_file_that_cannot_be_written_any_more_ends_the_episode_as_truncated(
     recorder.episode('e3')
     recorder.end()
     assert EpisodeReader(recorder.root / 'e3').damage() is None
+
+
+def test_what_came_is_held_against_what_is_required(recorder, observer, arm):
+    recorder = recorder()
+    fields = registry.make_task('ur5e/reach').contract().to_dict()
+    recorder.graph()
+    recorder.arm.stop()
+    arm(rate_hz=60.0)  # of the 100 Hz that the robot's file tells
+    recorder.session.say('prepare', episode='e1', contract=fields)
+    recorder.session.hears('ready')
+    recorder.session.say('running')
+    for _ in range(40):  # at the contract's 20 Hz
+        recorder.actions.publish(JointTrajectory())
+        time.sleep(0.05)
+    recorder.end()
+    header = EpisodeReader(recorder.root / 'e1').header
+    states, actions = header.topics['/joint_states'], header.topics['/policy/action']
+    assert (states.required_hz, actions.required_hz) == (100, 20)
+    assert 190 < states.expected and states.got < states.count
+    assert actions.count == 40 and 38 <= actions.got and 38 <= actions.expected
+    # Nobody commanded: what the guard tells is asked for from its first message on.
+    assert header.topics['/command_guard/applied'].expected == 0
+    flagged = [line.split(':')[0] for line in header.flags]
+    assert '/joint_states' in flagged and '/policy/command' in flagged
+    assert '/command_guard/applied' not in flagged and '/target_pose' not in flagged
+    assert 0 <= states.delay_s <= states.longest_delay_s < 5
+
+
+def test_diagnostics_tell_how_many_episodes_still_fit(recorder, observer):
+    recorder = recorder()
+    heard = observer.listen(DiagnosticArray, '/diagnostics')
+
+    def left():
+        about = [s for array in heard for s in array.status if s.name == 'episode_recorder']
+        return {v.key: v.value for v in about[-1].values}['episodes_left'] if about else None
+
+    observer.until(lambda: left() == '')  # none of any kind
+    recorder.graph()
+    recorder.episode('e1', actions=30)
+    recorder.end()
+    del heard[:]
+    observer.until(lambda: left())
+    free = shutil.disk_usage(recorder.root).free - 10**9
+    size = (recorder.root / 'e1' / 'streams.mcap').stat().st_size
+    assert int(left()) == pytest.approx(free / size, rel=0.05)
 
 
 def test_a_folder_that_cannot_be_written_is_an_answer_not_an_end(recorder, tmp_path):

@@ -153,7 +153,7 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
     require_kinds(contract, robot, str(episode.path))
     recorded = _read(episode, contract)
     ticks = header.contract is not None and math.isclose(header.contract.rate_hz, contract.rate_hz)
-    rows = (_tick_rows if ticks and _by_policy(header) else _grid_rows)(
+    rows = (_tick_rows if ticks and sources.by_policy(header.source) else _grid_rows)(
         episode, recorded, contract
     )
     shown = {
@@ -170,7 +170,9 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
         columns['gripper.width'] = columns.pop(f'{_JOINT_STATES}.width')
     answers = _answers(recorded[_APPLIED], rows)
     columns['source'] = _sources(header, recorded[_APPLIED], answers)
-    led = _by_policy(header) & (columns['source'] == sources.PERSON)  # a person overruled it
+    led = sources.by_policy(header.source) & (
+        columns['source'] == sources.PERSON
+    )  # a person overruled it
     commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows, answers)
     commanded[1:][led] = _asked_by_person(applied, recorded, rows)[led]
     columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)
@@ -187,10 +189,6 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
         by_person = columns['action/requested']
         columns['action/requested'] = np.where(led[:, None], by_person, asked[:, order])
     return columns
-
-
-def _by_policy(header: EpisodeHeader) -> bool:
-    return header.source in ('', 'policy')
 
 
 def _same_actions(recorded: Contract, contract: Contract) -> bool:
@@ -227,7 +225,7 @@ def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     late: nothing in a row is from after its moment.
     """
     states, period_ns = recorded[_JOINT_STATES], contract.period_s * 1e9
-    if _by_policy(episode.header):
+    if sources.by_policy(episode.header.source):
         start, last = recorded[_ACTION].stamps_ns[[0, -1]]
         own = episode.header.contract or contract
         end = last + own.period_s * 1e9
@@ -428,7 +426,7 @@ def _problem(
 def _read(episode: EpisodeReader, contract: Contract) -> dict[str, Series]:
     """Read what columns are made of: {stream: samples}, the actions and commands too."""
     recorded = samples.read_series(episode, _topics(episode, contract))
-    required = [_JOINT_STATES, _ACTION if _by_policy(episode.header) else _COMMAND]
+    required = [_JOINT_STATES, _ACTION if sources.by_policy(episode.header.source) else _COMMAND]
     for stream in required:
         series = recorded[stream]
         if not len(series) or (stream == _ACTION and series.refusal):
@@ -462,7 +460,7 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
         _APPLIED: (_APPLIED, functools.partial(_applied, names=robot.joints, own=header.source)),
         robot.joint_states_topic: (_JOINT_STATES, arm_state),
     }
-    if _by_policy(header):
+    if sources.by_policy(header.source):
         asked = (header.contract or contract).action_names
         wanted[_ACTION] = _ACTION, functools.partial(_positions, names=asked)
     topics = {_resolved(namespace, name): part for name, part in wanted.items()}
@@ -494,7 +492,7 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
 def _later_topics(header: EpisodeHeader, whole: Take) -> dict[str, tuple[str, Take]]:
     """Return, as _topics does, the topics of which an episode may have none."""
     found: dict[str, tuple[str, Take]] = {}
-    if _by_policy(header):
+    if sources.by_policy(header.source):
         found[_PERSON] = _PERSON, whole
     if gripper := header.robot_spec.gripper:
         found[f'{header.source or "policy"}/gripper'] = _ASKED_WIDTH, samples.width
@@ -504,7 +502,9 @@ def _later_topics(header: EpisodeHeader, whole: Take) -> dict[str, tuple[str, Ta
 
 def _namespace(episode: EpisodeReader, types: Mapping[str, str]) -> str:
     """Return what stands before the topics of the episode's robot, '/arm1/', say."""
-    anchor = _ACTION if _by_policy(episode.header) else _command_topic(episode.header)
+    anchor = (
+        _ACTION if sources.by_policy(episode.header.source) else _command_topic(episode.header)
+    )
     found = [topic for topic in types if f'/{topic}'.endswith(f'/{anchor}')]
     if len(found) != 1:
         raise StorageError(

@@ -48,13 +48,14 @@ RESERVE_FILE, RESERVE_BYTES = 'episode.json.reserve', 2**16
 # What turns the fields that version N of the header has into those of N + 1.
 _MIGRATIONS: dict[int, Migration] = {
     1: lambda fields: fields,  # 2 has git_revision besides
+    2: lambda fields: fields,  # and 3 interventions
 }
 
 
 class EpisodeHeader(Spec):
     """episode.json: what an episode is, how it went and what its directory holds."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     # Unique everywhere; it names the directory.
     id: str = pydantic.Field(default_factory=new_id, pattern=ID_PATTERN)
     # The task's name, e.g. 'ur5e/reach'.
@@ -81,6 +82,8 @@ class EpisodeHeader(Spec):
     success: bool | None = None
     # Why it ended, in words.
     termination: str = ''
+    # How often a person took over from the policy; None: nobody has counted.
+    interventions: Int64 | None = None
     tags: tuple[str, ...] = ()
     # The version of robot_rl that recorded it, and the revision where it ran from a checkout.
     code_version: str = ''

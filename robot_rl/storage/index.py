@@ -18,10 +18,10 @@ from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.query import REWARDS, Query
 from robot_rl.storage.rewards import RewardInfo
 
-_VERSION = 2
+_VERSION = 3
 _COLUMNS = dict.fromkeys(
     ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result'), 'TEXT'
-) | dict.fromkeys(('seed', 'success'), 'INTEGER')
+) | dict.fromkeys(('seed', 'success', 'interventions'), 'INTEGER')
 # Long, and the same in many episodes: stored once.
 _SPECS: dict[str, type[Spec]] = {'contract': Contract, 'robot_spec': RobotSpec}
 # A query walks the narrow table `episodes`, which lies in the order of the answer.

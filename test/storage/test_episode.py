@@ -59,25 +59,26 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     (tmp_path / 'episode.json').write_bytes(OLD.read_bytes())
     header = read_header(tmp_path)
     told = json.loads(OLD.read_text())
-    assert (told['schema_version'], header.schema_version) == (1, 2)
-    assert header.git_revision == ''
-    assert header.to_dict() == told | {'schema_version': 2, 'git_revision': ''}
+    assert (told['schema_version'], header.schema_version) == (1, 3)
+    assert (header.git_revision, header.interventions) == ('', None)
+    new = {'schema_version': 3, 'git_revision': '', 'interventions': None}
+    assert header.to_dict() == told | new
     assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
     # A change writes the present version, which reads back as the same.
     write_header(tmp_path, header.replace(success=False))
-    assert json.loads((tmp_path / 'episode.json').read_text())['schema_version'] == 2
+    assert json.loads((tmp_path / 'episode.json').read_text())['schema_version'] == 3
     assert read_header(tmp_path) == header.replace(success=False)
 
 
-@pytest.mark.parametrize('version', [3, 99, 0, -1, '1', None, True, [1]])
+@pytest.mark.parametrize('version', [4, 99, 0, -1, '1', None, True, [1]])
 def test_a_header_of_no_known_version_is_refused_and_tells_which_is_read(tmp_path, version):
     data = json.loads(OLD.read_text()) | {'schema_version': version, 'of_the_future': 1}
     (tmp_path / 'episode.json').write_text(json.dumps(data))
     with pytest.raises(StorageError, match=r'episode\.json: schema_version: ') as caught:
         read_header(tmp_path)
     assert '\n' not in str(caught.value)
-    newer = isinstance(version, int) and version > 2
-    assert ('newer than 2' if newer else 'this robot_rl reads 2, found') in str(caught.value)
+    newer = isinstance(version, int) and version > 3
+    assert ('newer than 3' if newer else 'this robot_rl reads 3, found') in str(caught.value)
 
 
 def test_a_committed_episode_reads_back_with_every_message_and_its_times(tmp_path, ros, header):

@@ -1,7 +1,7 @@
 """List, show, judge, check, mend and carry what was recorded.
 
 ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
-show ID --out FOLDER           one episode: header, topics, damage; and its pictures and plots
+show ID --out FOLDER           one episode: header, topics, damage, who led; its pictures and plots
 open ID                        see it in Foxglove or rerun
 replay ID                      give its commands again, through the guard, to the twin or the arm
 stats [key=value ...]          counts, hours and success by task and source
@@ -31,9 +31,10 @@ import yaml
 
 from robot_rl.cli import common, episode_care, episode_play
 from robot_rl.cli.episode_care import EpisodeOptions, QueryOptions
-from robot_rl.errors import RobotRLError
-from robot_rl.storage import statistics
-from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.errors import ContractMismatch, RobotRLError, StorageError
+from robot_rl.storage import sources, statistics
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader
 from robot_rl.storage.store import Store
 
 EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
@@ -128,7 +129,7 @@ def _show(options: ShowOptions) -> None:
             {name: getattr(info, name) for name in _OF_REWARDS} for info in reader.rewards(broken)
         ],
         'damaged_rewards': broken,
-    }
+    } | _led(reader)
     if options.out:
         from robot_rl.cli import episode_pictures
 
@@ -138,6 +139,21 @@ def _show(options: ShowOptions) -> None:
     told = _summary(store, reader.header)
     text = yaml.safe_dump(told | found, sort_keys=False, allow_unicode=True, width=99).rstrip()
     common.emit(reader.header.to_dict() | told | found, options.as_json, text)
+
+
+def _led(episode: EpisodeReader) -> dict[str, Any]:
+    """Return how many steps each source led, and a person's share of a policy's episode."""
+    try:
+        column = aligned_columns(episode, kinematics=common.chain_of).get('source')
+    except (StorageError, ContractMismatch):
+        return {}  # no columns; what is damaged is told already
+    if column is None:
+        return {}
+    steps = sources.count_steps(column)
+    if not sources.by_policy(episode.header.source):
+        return {'steps': steps}
+    share = round(steps.get('person', 0) / len(column), 3)
+    return {'steps': steps, 'intervened_steps': share}
 
 
 def _stats(options: StatsOptions) -> None:

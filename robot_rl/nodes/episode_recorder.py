@@ -16,6 +16,7 @@ import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
 
 import robot_rl
 from robot_rl.control.session import SessionInfo
@@ -27,6 +28,7 @@ from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
 from robot_rl.storage.recent import RecentSizes
 from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.sources import by_policy, count_interventions, number
 from robot_rl.storage.streams import Required
 
 DRAIN_PERIOD_S = 0.02
@@ -93,6 +95,8 @@ class EpisodeRecorder(Node):
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
         self._sizes = RecentSizes(self._root)
+        self._led_by: list[str] = []  # who commanded in turn, since the episode runs
+        self.create_subscription(String, support.SOURCE, self._on_source, support.LATCHED_READER)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
         self._worker: support.Worker | None = None
@@ -141,12 +145,17 @@ class EpisodeRecorder(Node):
                 elif info.state == 'running' and self._writes(info):
                     self._has_run = True
                     self._writer.run_from(time.time_ns(), self._rates(info))
+                    del self._led_by[:-1]
                 elif info.state == 'ended' and self._writes(info):
                     self._waiting = False
                     self._writer.run_until(time.time_ns())
                     self._end = time.monotonic() + GRACE_S, info.result, info.reason
             except RobotRLError as error:
                 self._give_up(error)
+
+    def _on_source(self, message: String) -> None:
+        with self._lock:
+            self._led_by.append(message.data)
 
     def _writes(self, info: SessionInfo) -> bool:
         return self._writer is not None and self._writer.header.id == info.episode
@@ -304,7 +313,7 @@ class EpisodeRecorder(Node):
         """Commit or discard the episode, and say where it lies and what it lacks."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        path = _commit(writer, result, termination)
+        path = _commit(writer, result, termination, self._interventions(writer.header))
         if result != 'discarded':
             self._sizes.add(writer.header)
         report = writer.report()
@@ -321,8 +330,14 @@ class EpisodeRecorder(Node):
         self._end, self._waiting = None, False
         if writer is not None:
             with contextlib.suppress(StorageError):  # which is told below
-                _commit(writer, *self._cut(str(error)))
+                _commit(writer, *self._cut(str(error)), self._interventions(writer.header))
         self._participant.report('error', f'episode_recorder: {error}')
+
+    def _interventions(self, header: EpisodeHeader) -> int:
+        """Count how often a person took over from the policy of the episode in hand."""
+        if not (by_policy(header.source) and self._has_run):
+            return 0
+        return count_interventions(map(number, self._led_by))
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""
@@ -388,12 +403,12 @@ class EpisodeRecorder(Node):
         self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
 
 
-def _commit(writer: EpisodeWriter, result: str, termination: str) -> Path:
+def _commit(writer: EpisodeWriter, result: str, termination: str, interventions: int) -> Path:
     """Commit or discard an episode and return its directory.
 
     Where that cannot be written, what could be is committed as truncated, and StorageError raised.
     """
-    fields = {'result': result, 'termination': termination}
+    fields = {'result': result, 'termination': termination, 'interventions': interventions}
     fields['success'] = {'success': True, 'failure': False}.get(result)
     try:
         return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)

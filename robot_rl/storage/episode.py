@@ -51,7 +51,8 @@ _MEASURED = 'sensor_msgs/', 'geometry_msgs/'
 # What turns the fields that version N of the header has into those of N + 1.
 _MIGRATIONS: dict[int, Migration] = {
     1: lambda fields: fields,  # 2 has git_revision besides
-    2: lambda fields: fields,  # 3 has what is required of a topic, and delays, besides
+    # and 3 what is required of a topic, delays, and interventions
+    2: lambda fields: fields,
 }
 
 
@@ -85,6 +86,8 @@ class EpisodeHeader(Spec):
     success: bool | None = None
     # Why it ended, in words.
     termination: str = ''
+    # How often a person took over from the policy; None: nobody has counted.
+    interventions: Int64 | None = None
     tags: tuple[str, ...] = ()
     # The version of robot_rl that recorded it, and the revision where it ran from a checkout.
     code_version: str = ''

@@ -21,7 +21,7 @@ from robot_rl.storage.rewards import RewardInfo
 _VERSION = 3
 _COLUMNS = dict.fromkeys(
     ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result'), 'TEXT'
-) | dict.fromkeys(('seed', 'success', 'flagged'), 'INTEGER')
+) | dict.fromkeys(('seed', 'success', 'flagged', 'interventions'), 'INTEGER')
 # Long, and the same in many episodes: stored once.
 _SPECS: dict[str, type[Spec]] = {'contract': Contract, 'robot_spec': RobotSpec}
 # A query walks the narrow table `episodes`, which lies in the order of the answer.

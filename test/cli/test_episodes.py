@@ -146,7 +146,7 @@ def test_stats_counts_by_task_and_source(store, run):
         ('ur5e/reach', 2, 0.0),
     ]
     lines = run('stats', 'success=unknown')[1].splitlines()
-    assert lines[1].split() == ['ur5e/reach', 'policy', '1', '0.001', '0', '0', 'unknown']
+    assert lines[1].split() == ['ur5e/reach', 'policy', '1', '0.001', '0', '0', '0', 'unknown']
     assert json.loads(run('stats', 'task=none', '--json')[1])['groups'] == []
 
 

@@ -315,8 +315,8 @@ def test_what_came_is_held_against_what_is_required(recorder, observer, arm):
     header = EpisodeReader(recorder.root / 'e1').header
     states, actions = header.topics['/joint_states'], header.topics['/policy/action']
     assert (states.required_hz, actions.required_hz) == (100, 20)
-    assert 190 < states.expected and states.got < states.count
-    assert actions.count == 40 and 38 <= actions.got and 38 <= actions.expected
+    assert states.expected > 190 and states.got < states.count
+    assert actions.count == 40 and actions.got >= 38 and actions.expected >= 38
     # Nobody commanded: what the guard tells is asked for from its first message on.
     assert header.topics['/command_guard/applied'].expected == 0
     flagged = [line.split(':')[0] for line in header.flags]

@@ -61,11 +61,11 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     header = read_header(tmp_path)
     told = json.loads(OLD.read_text())
     assert (told['schema_version'], header.schema_version) == (1, 3)
-    assert header.git_revision == ''
+    assert (header.git_revision, header.interventions) == ('', None)
     unknown = dict.fromkeys(('required_hz', 'expected', 'got', 'delay_s', 'longest_delay_s'))
     topics = {name: topic | unknown for name, topic in told['topics'].items()}
-    since = {'schema_version': 3, 'git_revision': '', 'topics': topics}
-    assert header.to_dict() == told | since and header.flags == [] and header.skew_s is None
+    new = {'schema_version': 3, 'git_revision': '', 'interventions': None, 'topics': topics}
+    assert header.to_dict() == told | new and header.flags == [] and header.skew_s is None
     assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
     # A change writes the present version, which reads back as the same.
     write_header(tmp_path, header.replace(success=False))

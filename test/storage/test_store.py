@@ -46,6 +46,9 @@ QUERIES = [
     'after=1970-01-02 before=1970-01-04 tag=b',
     'id=e4',
     'id=e4,e5,e99 source=policy,teleop',
+    'intervened=true',
+    'intervened=false,unknown',
+    'intervened=unknown source=policy',
     'reward=sketch',
     'reward=sketch:anna',
     'reward=sketch:bob,predicted:model-1',
@@ -92,6 +95,9 @@ def matches(header, query, rewards):
             good = header.start_time_ns < days[value] * DAY_NS
         elif key == 'success':
             good = header.success in [truth[value] for value in values]
+        elif key == 'intervened':
+            said = None if header.interventions is None else header.interventions > 0
+            good = said in [truth[value] for value in values]
         else:
             good = str(getattr(header, key)) in values
         if not good:
@@ -125,6 +131,7 @@ def store(tmp_path, header, rng):
             result=str(rng.choice(['success', 'truncated'])),
             success=[True, False, None][number % 3],
             seed=number % 5,
+            interventions=[None, 0, 2, 1][number % 4],
             tags=[['a'], ['a', 'b'], ['b'], []][number % 4],
             start_time_ns=number * DAY_NS // 6,
         )

@@ -1,7 +1,7 @@
 """Perturbations: what is done to the twin's scene to see how robust a policy is.
 
-What comes in an episode is drawn from its seed, each quantity by itself: the same seed is perturbed
-in the same way, and its initial condition is what it is without.
+What comes in an episode is drawn from its seed by itself: the same seed is perturbed in the same
+way, and its initial condition is what it is without.
 """
 
 from __future__ import annotations

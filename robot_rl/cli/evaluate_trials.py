@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,7 +176,9 @@ class Person:
         self._unjudged: list[str] = []
         self._waits = False
         self._caller: Any = None
-        self._hears = judges or starts
+        at_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._hears = (judges or starts) and at_terminal
+        self._begun = ''  # a line without its end
 
     def may_start(self, number: int, count: int) -> None:
         """Ask for the start of a trial."""
@@ -189,27 +193,33 @@ class Person:
             self._ask_for_judgement()
 
     def listen(self, supervisor: Supervisor) -> None:
-        """Do what a line says that has come, if any."""
+        """Do what lines say that have come, if any."""
         if self._hears and self._caller is None:
             from robot_rl.nodes.calls import Caller
 
             self._caller = Caller(supervisor.environment)
         if self._hears and select.select([sys.stdin], [], [], 0)[0]:
-            line = sys.stdin.readline()
-            self._hears = bool(line)  # '': whoever was there has gone
-            self._take(line.strip().lower())
+            self._read()
 
     def finish(self) -> None:
-        """Wait for the judgements that are still to be given."""
-        while self._unjudged and self._hears:
-            line = sys.stdin.readline()
-            self._hears = bool(line)
-            self._take(line.strip().lower())
+        """Wait for the judgements that are still to be given, or for Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._unjudged and self._hears:
+                self._read()
 
     def close(self) -> None:
         """Leave the graph."""
         if self._caller is not None:
             self._caller.close()
+
+    def _read(self) -> None:
+        # Not by sys.stdin: what it keeps for later nobody can wait for.
+        data = os.read(sys.stdin.fileno(), 4096)
+        self._hears = bool(data)  # nothing: whoever was there has gone
+        *lines, self._begun = (self._begun + data.decode(errors='replace')).split('\n')
+        for line in lines:
+            self._take(line.strip().lower())
 
     def _take(self, word: str) -> None:
         if word in ('y', 'n') and self._unjudged:

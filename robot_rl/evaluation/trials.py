@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -63,6 +64,7 @@ def read_trial(
     about = (id, header.seed, header.result)
     try:
         (episode,) = _read(store, task, id, by)
+        stepped_in = interventions(reader)
     except StorageError as error:
         return Trial(*about, str(error), header.success), None
     columns = episode.columns
@@ -73,7 +75,7 @@ def read_trial(
         length_s(columns),
         done_after_s(task, columns),
         float(task.final_distance(columns)),
-        interventions(reader),
+        stepped_in,
     ), columns
 
 
@@ -106,6 +108,8 @@ def interventions(episode: EpisodeReader) -> Interventions:
     """
     own, who = episode.header.source or 'policy', ''
     topics = {topic for topic in episode.types() if f'/{topic}'.endswith(f'/{_APPLIED}')}
+    if not topics:
+        return Interventions(0, 0.0)
     count, time_ns, since_ns = 0, 0, 0
     for item in episode.messages(topics):
         source = item.message.header.frame_id
@@ -116,14 +120,6 @@ def interventions(episode: EpisodeReader) -> Interventions:
             who = source
         since_ns = item.publish_time_ns
     return Interventions(count, time_ns * 1e-9)
-
-
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Return median and quartiles; None of nothing."""
-    if not len(values):
-        return None
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {'lower_quartile': float(low), 'median': float(median), 'upper_quartile': float(high)}
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -141,7 +137,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
         'successes': len(good),
         'success_rate': len(good) / len(judged) if judged else None,
         'success_interval': list(wilson(len(good), len(judged))),
-        **_times(good),
+        **_times([trial.length_s for trial in good], [trial.done_after_s for trial in good]),
         'interventions': count,
         'intervened_s': sum(trial.interventions.seconds for trial in known),
         'interventions_per_hour': count / hours if hours else None,
@@ -158,13 +154,23 @@ def teleoperators(store: Store, task: ArmTask) -> dict[str, Any]:
     shown = store.episodes(task=task.name, source='teleop', success=True)
     trials = set(store.episodes(task=task.name, tag=TAG).ids)
     ids = [id for id in shown.ids if id not in trials]
-    read = [read_trial(store, task, id, 'human')[0] for id in ids[-_MOST:]]
-    return {'episodes': len(ids), **_times([trial for trial in read if trial.length_s])}
+    lengths, after = [], []
+    for id in ids[-_MOST:]:
+        with contextlib.suppress(StorageError):  # one that cannot be read has no times
+            ((_, columns),) = _read(store, task, id, 'human')
+            lengths.append(length_s(columns))
+            after.append(done_after_s(task, columns))
+    return {'episodes': len(ids), **_times(lengths, after)}
 
 
-def _times(trials: Sequence[Trial]) -> dict[str, Any]:
-    done = [trial.done_after_s for trial in trials if trial.done_after_s is not None]
-    return {
-        'length_s': spread([trial.length_s for trial in trials if trial.length_s is not None]),
-        'done_after_s': spread(done),
-    }
+def _times(lengths: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any]:
+    return {'length_s': _spread(lengths), 'done_after_s': _spread(after)}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Return median and quartiles of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, median, high = np.percentile(known, [25, 50, 75])
+    return {'lower_quartile': float(low), 'median': float(median), 'upper_quartile': float(high)}

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.evaluation.interval import wilson
@@ -29,6 +29,7 @@ from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.store import Store
 
 
+@settings(deadline=None)  # the first call imports
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_interval_is_wilson_s(counts):
     stats = pytest.importorskip('scipy.stats')

@@ -1,0 +1,306 @@
+"""Trials of a policy through ROS, on the twin or on the arm, and the report of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from robot_rl import registry, resources
+from robot_rl.cli import common, up
+from robot_rl.cli.episode_pictures import contact_sheet
+from robot_rl.control.runtime import BUILT_IN, identify, load_policy
+from robot_rl.errors import RobotRLError, UnknownName
+from robot_rl.evaluation.pictures import EpisodePictures
+from robot_rl.evaluation.report import HEADER, rows, write_report
+from robot_rl.evaluation.trials import TAG, Trial, read_trial, summary, teleoperators
+from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.sim.environment import HELD_OUT
+from robot_rl.sim.perturbation import Event, Kind, drawn, perturbed
+from robot_rl.sim.task import ArmTask, Columns
+from robot_rl.specs import RobotSpec
+from robot_rl.storage.files import new_id
+from robot_rl.storage.store import Store
+
+if TYPE_CHECKING:
+    from robot_rl.cli.evaluate import Options
+
+_NONE = 'none'
+_PICTURE = 240, 180  # [pixels]
+_READY = 'ready: call ~/start'  # what session says where it waits for a person
+
+
+def run(options: Options) -> int:
+    """Run the trials, judge them, write the report and print what was reached."""
+    from robot_rl.cli.evaluate import task_of
+
+    task = registry.make_task(task_of(options))
+    kinds = _kinds(options, task)
+    given, id = _arguments(options, task), f'{TAG}-{new_id()}'
+    file, digest = identify(options.policy)
+    out = options.out or Path('runs/evaluations') / id.removeprefix(f'{TAG}-')
+    common.require_folder('--out', out)
+    store, code, columns, pictures = Store(options.store), 0, [], {}
+    for kind in kinds:
+        tags = [TAG, id, f'perturbed-{kind}', *options.tag]
+        arguments = given | {'perturbation': kind, 'tags': ','.join(tags)}
+        found, code = _trials(options, arguments, store, out / 'logs' / kind)
+        column = [read_trial(store, task, episode, options.judge) for episode in found]
+        columns.append(_column(kind, task, [trial for trial, _ in column]))
+        pictures |= _pictures(store, task, column)
+        if code or len(found) < options.episodes:
+            break
+    if not columns[0]['trials']:
+        raise RobotRLError(f'evaluate: no trial was recorded; see the logs in {out / "logs"}')
+    header = store.open(columns[0]['each'][0]['episode']).header
+    data = {
+        'policy': header.policy,
+        'policy_file': file,
+        'policy_sha256': digest,
+        'task': task.name,
+        'robot': options.robot,
+        'world': header.world,
+        'judge': options.judge,
+        'run': id,
+        'store': str(options.store),
+        'git_revision': resources.git_revision(),
+        'columns': columns,
+        'teleoperators': teleoperators(store, task),
+        'report': str(out / 'report.html'),
+    }
+    _write(out, data, store, pictures)
+    common.emit(data, options.as_json, _text(data))
+    return 1 if code or len(columns) < len(kinds) else 0
+
+
+def _kinds(options: Options, task: ArmTask) -> list[Kind]:
+    """Return the perturbations to evaluate with, none first. Raises RobotRLError."""
+    known = [kind for kind in get_args(Kind) if kind != _NONE]
+    asked = [kind for word in options.perturb for kind in word.split(',') if kind]
+    for kind in asked:
+        if kind not in known:
+            raise UnknownName('perturbation', kind, known)
+        if options.real:
+            raise RobotRLError(f'--perturb {kind} is of the twin: a real arm has its own')
+        if kind == 'camera' and not _sees(options, task):
+            raise RobotRLError(
+                f'--perturb camera: {options.policy} sees no pictures: it would not notice'
+            )
+        perturbed(task, kind)
+    return [_NONE, *dict.fromkeys(asked)]
+
+
+def _sees(options: Options, task: ArmTask) -> bool:
+    """Tell whether the policy sees pictures. Raises what control.runtime.load_policy does."""
+    policy = options.policy
+    if policy == registry.SCRIPTED:
+        return False
+    contract = task.contract() if policy in BUILT_IN else load_policy(policy).contract
+    return any(field.encoding for field in contract.observation)
+
+
+def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
+    """Return the arguments of the graph that runs the trials. Raises RobotRLError."""
+    if options.set:
+        raise RobotRLError(
+            "--set is for simulation in this process; the twin's nodes read a file: --task F.yaml"
+        )
+    if options.real and options.reset == 'seeds':
+        raise RobotRLError(
+            '--reset seeds: no seed puts the things beside a real arm back; ask does'
+        )
+    robot = RobotSpec.load(options.robot)
+    if robot.name != task.robot.name:
+        raise RobotRLError(
+            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give --task'
+        )
+    asks = options.real or options.reset == 'ask'
+    return {
+        'sim': 'false' if options.real else 'true',
+        'robot': options.robot,
+        'task': options.task or task.name,
+        'policy': options.policy,
+        'seed': str(options.seed),
+        'episodes': str(options.episodes),
+        'first_seed': '-1' if options.real else str(HELD_OUT),
+        'manual': 'true' if asks else 'false',
+        'operator': options.operator,
+        'storage': str(options.store),
+        'cameras': 'true' if task.cameras or _sees(options, task) else 'false',
+        'params_file': options.params_file,
+    }
+
+
+def _trials(
+    options: Options, arguments: dict[str, str], store: Store, logs: Path
+) -> tuple[list[str], int]:
+    """Run the graph; return the episodes that were recorded, and the graph's exit code."""
+    person = Person(store, options.judge == 'human', arguments['manual'] == 'true')
+    episodes: list[str] = []
+
+    def show(node: str, line: str) -> None:
+        print(f'[{node}] {line}', file=sys.stderr, flush=True)
+        if node == 'session' and line.startswith('{'):
+            told = json.loads(line)
+            if told['result'] != 'discarded' and 'path' in told:
+                episodes.append(told['episode'])
+                person.has_ended(told['episode'], told['result'])
+        elif node == 'session' and _READY in line:
+            person.may_start(len(episodes) + 1, options.episodes)
+
+    try:
+        code = up.run('deploy', arguments, logs, show, person.listen)
+        person.finish()
+    finally:
+        person.close()
+    return episodes, code
+
+
+class Person:
+    """Who judges trials, or puts things back between them, at this terminal, a line each.
+
+    While a trial runs 'y' or 'n' ends it, as a success or a failure; after one that ended by
+    itself they say what it was. Enter starts the next one. The session's services do the same.
+    """
+
+    def __init__(self, store: Store, judges: bool, starts: bool):
+        self._store, self._judges, self._starts = store, judges, starts
+        self._unjudged: list[str] = []
+        self._waits = False
+        self._caller: Any = None
+        at_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._hears = (judges or starts) and at_terminal
+        self._begun = ''  # a line without its end
+
+    def may_start(self, number: int, count: int) -> None:
+        """Ask for the start of a trial."""
+        self._waits = True
+        _ask(f'trial {number} of {count}: put everything in its place, then Enter')
+
+    def has_ended(self, episode: str, result: str) -> None:
+        """Ask for a judgement of a trial that nobody has judged."""
+        self._waits = False
+        if self._judges and result not in ('success', 'failure'):
+            self._unjudged.append(episode)
+            self._ask_for_judgement()
+
+    def listen(self, supervisor: Supervisor) -> None:
+        """Do what lines say that have come, if any."""
+        if self._hears and self._caller is None:
+            from robot_rl.nodes.calls import Caller
+
+            self._caller = Caller(supervisor.environment)
+        if self._hears and select.select([sys.stdin], [], [], 0)[0]:
+            self._read()
+
+    def finish(self) -> None:
+        """Wait for the judgements that are still to be given, or for Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._unjudged and self._hears:
+                self._read()
+
+    def close(self) -> None:
+        """Leave the graph."""
+        if self._caller is not None:
+            self._caller.close()
+
+    def _read(self) -> None:
+        # Not by sys.stdin: what it keeps for later nobody can wait for.
+        data = os.read(sys.stdin.fileno(), 4096)
+        self._hears = bool(data)  # nothing: whoever was there has gone
+        *lines, self._begun = (self._begun + data.decode(errors='replace')).split('\n')
+        for line in lines:
+            self._take(line.strip().lower())
+
+    def _take(self, word: str) -> None:
+        if word in ('y', 'n') and self._unjudged:
+            self._store.label(self._unjudged.pop(0), word == 'y')
+        elif word in ('y', 'n') and self._judges:
+            self._call('success' if word == 'y' else 'failure')
+        elif not word and self._waits and not self._unjudged:
+            self._waits = False
+            self._call('start')
+        if self._unjudged:
+            self._ask_for_judgement()
+
+    def _call(self, name: str) -> None:
+        problem = self._caller.call(f'session/{name}')
+        if problem:
+            _ask(problem)
+
+    def _ask_for_judgement(self) -> None:
+        _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
+
+
+def _ask(text: str) -> None:
+    print(f'robot-rl: {text}', file=sys.stderr, flush=True)
+
+
+def _column(kind: Kind, task: ArmTask, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return plain data of the trials of one perturbation."""
+    each = []
+    for trial in trials:
+        data = trial._asdict()
+        if trial.interventions is not None:
+            data['interventions'] = trial.interventions._asdict()
+        if trial.seed is not None:
+            data['event'] = _told(drawn(task, kind, trial.seed))
+        each.append(data)
+    return {'perturbation': kind} | summary(trials) | {'each': each}
+
+
+def _told(event: Event) -> str:
+    """Return what perturbed an episode, in words."""
+    moved = [f'{goal} moved by {_vector(way)} m' for goal, way in event.moved.items()]
+    knocked = [f'{thing} knocked by {_vector(v)} m/s' for thing, v in event.knocked.items()]
+    return ', '.join(f'{words} after {event.at_s:.2f} s' for words in (*moved, *knocked))
+
+
+def _vector(values: np.ndarray) -> str:
+    return '({})'.format(', '.join(f'{value:.2f}' for value in values))
+
+
+def _pictures(
+    store: Store, task: ArmTask, trials: Sequence[tuple[Trial, Columns | None]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return {episode: {caption: picture}}: drawn of what was recorded, and by the cameras."""
+    draw, pictures = EpisodePictures(task, _PICTURE), {}
+    for trial, columns in trials:
+        if columns is not None:
+            pictures[trial.episode] = draw.of(columns)
+            shown = contact_sheet(store.open(trial.episode), columns)
+            if shown is not None:
+                pictures[trial.episode]['as cameras showed it'] = shown[..., ::-1]
+    return pictures
+
+
+def _write(out: Path, data: Mapping[str, Any], store: Store, pictures: Mapping[str, Any]) -> None:
+    """Write report.html and report.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(data, indent=1, allow_nan=False)
+    (out / 'report.json').write_text(text + '\n', encoding='utf-8')
+    episodes = [trial['episode'] for column in data['columns'] for trial in column['each']]
+    folders = {id: os.path.relpath(store.path(id), out) for id in episodes}
+    write_report(out / 'report.html', data, pictures, folders)
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    where = 'its twin' if data['world'] == 'sim' else 'the arm'
+    lines = [f'{data["task"]}: {data["policy"]} on {data["robot"]}, {where}; {data["run"]}']
+    found = rows(data['columns'], data['teleoperators'])
+    lines += common.table([dict(zip(HEADER, row, strict=True)) for row in found])
+    for column in data['columns']:
+        for name in ('failures', 'not_judged'):
+            if column[name]:
+                words = f'{name.replace("_", " ")}, perturbed by {column["perturbation"]}'
+                lines.append(f'{words}: {" ".join(column[name])}')
+    return '\n'.join([*lines, f'report: {data["report"]}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
@@ -237,6 +238,37 @@ def test_keys_of_a_terminal_move_the_arm_and_its_gripper(supervisor, observer):
     os.write(master, b'Z')
     observer.until(lambda: not arm.stopped[-1].data, 'it is not released')
     supervisor.stop()
+    assert termios.tcgetattr(slave) == former
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize('end', ['ctrl-c', signal.SIGTERM])
+def test_the_terminal_it_runs_on_is_given_back_however_it_ends(domain_id, tmp_path, end):
+    words = ['-m', 'robot_rl.nodes', 'teleop', '--ros-args', '-p', 'device:=keyboard']
+    master, slave = pty.openpty()
+    former = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env=os.environ | {'ROS_DOMAIN_ID': str(domain_id), 'ROS_LOG_DIR': str(tmp_path)},
+        stdin=slave,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # /dev/tty is this one
+    )
+    until = time.monotonic() + 20
+    while termios.tcgetattr(slave)[3] & termios.ECHO and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not termios.tcgetattr(slave)[3] & termios.ECHO, process.poll()
+    os.write(master, b'\x1c\x1a')  # Ctrl-\ and Ctrl-Z are no ends
+    time.sleep(0.1)
+    if end == 'ctrl-c':
+        os.write(master, b'\x03')
+    else:
+        process.send_signal(end)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 0 and 'Traceback' not in told
     assert termios.tcgetattr(slave) == former
     os.close(master)
     os.close(slave)

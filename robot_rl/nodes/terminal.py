@@ -24,7 +24,8 @@ class Terminal:
     """Keys of a terminal, without echo. Nothing is written to it.
 
     Ctrl-C stays what it is. Ctrl-Z and Ctrl-\\ are no keys: a reader that they suspend or kill
-    would leave the terminal to a shell that cannot use it. Raises RobotRLError where `path` is no terminal that can be opened.
+    would leave the terminal to a shell that cannot use it. Raises RobotRLError where `path` is no
+    terminal that can be opened.
     """
 
     def __init__(self, path: str = '/dev/tty'):

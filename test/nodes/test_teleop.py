@@ -150,6 +150,14 @@ def test_a_button_stops_and_what_is_asked_then_moves_nothing(supervisor, observe
     observer.until(lambda: arm.stopped[-1].data, 'no emergency stop')
     observer.until(lambda: arm.moves_within(0.2) < 1e-3, 'the arm does not rest')
     assert arm.moves_within(0.5) < 1e-3
+    # Nor does it go on by itself: what has been held all the time has to be let go first.
+    assert observer.call('command_guard/estop_reset').success
+    assert arm.moves_within(1.0) < 1e-3
+    assert 'let go, and hold again' in supervisor.log('teleop')
+    hand.hold()
+    time.sleep(0.2)
+    hand.hold(DEAD_MAN, forward=-1.0)
+    arm.waits_for_motion()
 
 
 def test_a_twist_in_the_tools_frame_and_a_speed_that_is_set_meanwhile(supervisor, observer):

@@ -27,6 +27,7 @@ NODES = {
     'camera': 'robot_rl.nodes.camera:CameraNode',
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     'replay': 'robot_rl.nodes.replay:Replay',
+    'teleop': 'robot_rl.nodes.teleop:Teleop',
     # For robot-rl bench deploy.
     'echo': 'robot_rl.nodes.echo:Echo',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
@@ -157,6 +158,11 @@ def image_feed() -> int:
 def replay() -> int:
     """What gives the commands of an episode again."""
     return run('replay')
+
+
+def teleop() -> int:
+    """What a person commands the arm by."""
+    return run('teleop')
 
 
 def main() -> int:

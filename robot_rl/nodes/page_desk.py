@@ -28,6 +28,25 @@ Free = Literal['take', 'release', 'estop']
 Controlled = Literal['start', 'success', 'failure', 'discard', 'estop_reset']
 
 
+class PageConfig(Spec):
+    """Where the page is. The descriptions are those of the node's parameters."""
+
+    page_host: str = pydantic.Field(
+        '127.0.0.1',
+        description='address that the page is served on; 0.0.0.0: to all machines that reach '
+        'this one, who then need a token',
+    )
+    page_port: int = pydantic.Field(
+        8500, ge=0, le=65535, description='port of the page; 0: any free one'
+    )
+    page_token: str = pydantic.Field(
+        '',
+        pattern='^([A-Za-z0-9_-]{8,})?$',
+        description='what the address of the page ends in where others reach it: 8 or more of '
+        'A-Z a-z 0-9 _ -; empty: a new one each time',
+    )
+
+
 class Refused(RobotRLError):
     """What a browser said was not taken; its page says why."""
 

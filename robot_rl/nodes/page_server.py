@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from robot_rl.errors import RobotRLError, SpecError
-from robot_rl.nodes.page_desk import Desk
+from robot_rl.nodes.page_desk import Desk, PageConfig
 
 try:
     import uvicorn
@@ -136,11 +136,10 @@ class PageServer:
     to be had.
     """
 
-    def __init__(
-        self, desk: Desk, pictures: Pictures, about: dict, host: str, port: int, token: str = ''
-    ):
+    def __init__(self, desk: Desk, pictures: Pictures, about: dict, given: PageConfig):
+        host, token = given.page_host, given.page_token
         self._desk, self._pictures, self._about = desk, pictures, about
-        self._socket = _listening(host, port)
+        self._socket = _listening(host, given.page_port)
         self.port = self._socket.getsockname()[1]
         if not _is_loopback(host):
             token = token or secrets.token_urlsafe(16)

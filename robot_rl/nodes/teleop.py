@@ -23,6 +23,7 @@ from robot_rl.control.jog import Jog, JogConfig, Target, Wish
 from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
+from robot_rl.nodes.page_desk import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
 
@@ -45,8 +46,8 @@ CALLS = {
 KNOWN_FOR_S = 0.2
 
 
-class Parameters(JogConfig):
-    """The ROS parameters of teleop: JogConfig's, and which device leads which arm."""
+class Parameters(JogConfig, PageConfig):
+    """The ROS parameters of teleop: those of jog and page, and which device leads which arm."""
 
     robot: str = pydantic.Field(
         'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
@@ -116,7 +117,7 @@ class Teleop(Node):
                 Float64MultiArray, support.gripper_topic(SOURCE_NAME), support.COMMAND
             )
         self._estop = self.create_publisher(Empty, support.ESTOP, support.COMMAND)
-        self._services = {
+        self._callers = {
             name: self.create_client(Trigger, service) for name, service in CALLS.items()
         }
 
@@ -148,7 +149,7 @@ class Teleop(Node):
         if call == 'estop':
             self._estop.publish(Empty())
             return
-        client = self._services[call]
+        client = self._callers[call]
         if not client.service_is_ready():
             self.get_logger().error(f'{call}: nobody offers {client.srv_name}')
             return

@@ -16,7 +16,7 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.images import unpacked
 from robot_rl.nodes import support, wiring
-from robot_rl.nodes.page_desk import Desk
+from robot_rl.nodes.page_desk import Desk, PageConfig
 from robot_rl.nodes.page_server import PageServer, Pictures
 from robot_rl.specs import RobotSpec
 
@@ -35,11 +35,11 @@ class Page:
     Raises RobotRLError where a package is missing or the address is not to be had.
     """
 
-    def __init__(self, node: Node, robot: RobotSpec, host: str, port: int, token: str = ''):
+    def __init__(self, node: Node, robot: RobotSpec, given: PageConfig):
         self._node, self._robot = node, robot
         self._desk, pictures = Desk(len(robot.joints)), Pictures()
         self._cameras = Cameras(node, pictures)
-        self._server = PageServer(self._desk, pictures, _about(robot), host, port, token)
+        self._server = PageServer(self._desk, pictures, _about(robot), given)
         self._joint_states = support.JointStates(node, robot)
         self._measured: tuple[float, dict[str, float]] = -float('inf'), {}
         self._source, self._stopped, self._guarded = '', False, False

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from robot_rl.errors import SpecError
-from robot_rl.nodes.page_desk import SILENT_S, Desk
+from robot_rl.nodes.page_desk import SILENT_S, Desk, PageConfig
 from robot_rl.nodes.page_server import PageServer, Pictures
 
 ABOUT = {'robot': 'arm', 'joints': [{'name': 'a', 'lower': -1, 'upper': 1}], 'gripper': False}
@@ -24,12 +24,17 @@ TOKEN = 'a-token-of-the-test'
 DEADLINE_S = 10.0
 
 
+def serving(desk: Desk, pictures: Pictures, host: str, port: int, token: str = '') -> PageServer:
+    given = PageConfig(page_host=host, page_port=port, page_token=token)
+    return PageServer(desk, pictures, ABOUT, given)
+
+
 class Served:
     """A server, and what it serves."""
 
     def __init__(self, host: str = '127.0.0.1', token: str = ''):
         self.desk, self.pictures = Desk(1), Pictures()
-        self.server = PageServer(self.desk, self.pictures, ABOUT, host, 0, token)
+        self.server = serving(self.desk, self.pictures, host, 0, token)
         self.host = f'127.0.0.1:{self.server.port}'
 
     def ask(self, path: str = '/', method: str = 'GET', **headers: str) -> tuple[int, str, dict]:
@@ -217,7 +222,7 @@ def test_an_address_that_is_not_to_be_had_is_one_line(serve):
     served = serve()
     for host, port in (('127.0.0.1', served.server.port), ('198.51.100.1', 0)):
         with pytest.raises(SpecError, match=f'page_host {host}, page_port {port}: '):
-            PageServer(Desk(1), Pictures(), ABOUT, host, port)
+            serving(Desk(1), Pictures(), host, port)
 
 
 def test_a_slow_reader_gets_the_newest_picture(serve):
@@ -240,5 +245,5 @@ def test_a_closed_server_frees_its_address(serve):
     with served.socket() as socket:
         heard(socket, 'view')
         served.server.close()
-    again = PageServer(Desk(1), Pictures(), ABOUT, '127.0.0.1', served.server.port)
+    again = serving(Desk(1), Pictures(), '127.0.0.1', served.server.port)
     again.close()

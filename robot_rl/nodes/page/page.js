@@ -3,7 +3,7 @@
 
 const BEAT_MS = 50; // the node takes 250 ms of silence for letting go
 const LOST_MS = 1000; // without news, what is shown is no longer true
-const CONFIRM_MS = 1500; // within which the guard says that it has stopped
+const CONFIRM_MS = 1500; // within which the guard says that it has stopped, or is released
 const ADDRESS = location.origin.replace('http', 'ws');
 const AXES = ['x', 'y', 'z'];
 
@@ -420,7 +420,10 @@ $('stop').addEventListener('pointerdown', stop);
 $('stop').addEventListener('click', stop);
 $('reset').addEventListener('click', () => $('confirm').show());
 $('confirm').addEventListener('close', () => {
-  if ($('confirm').returnValue === 'yes') tell({ ask: 'estop_reset' });
+  if ($('confirm').returnValue === 'yes') {
+    tell({ ask: 'estop_reset' });
+    setTimeout(() => view?.estop && say('The guard has not released the stop: the log says why.', 'bad'), CONFIRM_MS);
+  }
   $('confirm').returnValue = '';
 });
 for (const button of document.querySelectorAll('[data-call]')) {

@@ -21,6 +21,7 @@ COMMANDS = (
     'policies',
     'play',
     'collect',
+    'record',
     'episodes',
     'calibrate',
     'retrain',

@@ -111,7 +111,7 @@ def _watch(
             code = child.poll()
             if code is None:
                 continue
-            print(f'[{name}] has ended with code {code}', file=sys.stderr)
+            show(name, f'has ended with code {code}')
             if name not in respawned or code == WRONG_INPUT_CODE:
                 return code if code >= 0 else 1
             time.sleep(RESPAWN_AFTER_S)

@@ -22,6 +22,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.jog import Jog, JogConfig, Target, Wish
 from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
+from robot_rl.nodes.desk import Desk
 from robot_rl.nodes.main import End
 from robot_rl.nodes.page_desk import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
@@ -55,6 +56,37 @@ class Parameters(JogConfig, PageConfig):
     device: str = pydantic.Field('keyboard', description=f'one of {", ".join(DEVICES)}')
     rate_hz: float = pydantic.Field(
         50.0, ge=25.0, le=200.0, description='how often the arm is told where to go [Hz]'
+    )
+    stale_s: pydantic.PositiveFloat = pydantic.Field(
+        0.25, le=1.0, description='a device that is silent for longer is not held any more [s]'
+    )
+    terminal: str = pydantic.Field(
+        '/dev/tty', description='where keys are read and the screen is drawn, if it can be opened'
+    )
+    screen: bool = pydantic.Field(
+        True, description='draw a screen in the terminal; else lines on standard output'
+    )
+    episodes: pydantic.NonNegativeInt = pydantic.Field(
+        0, description='how many episodes the screen counts to; 0: it is not known'
+    )
+    mapping: str = pydantic.Field(
+        'gamepad', description='joy: mapping in config/teleop, or a YAML file'
+    )
+    joy_topic: str = pydantic.Field('joy', description='joy: topic of sensor_msgs/Joy')
+    twist_topic: str = pydantic.Field('teleop/twist', description='twist: topic of the twists')
+    twist_stamped: bool = pydantic.Field(
+        False, description='twist: geometry_msgs/TwistStamped, not Twist'
+    )
+    leader_topic: str = pydantic.Field(
+        'leader/joint_states', description="leader: topic of the leader's joint states"
+    )
+    leader_joints: tuple[str, ...] = pydantic.Field(
+        (), description="leader: its joints, in the order of the robot's; empty: named as these"
+    )
+    switch_topic: str = pydantic.Field(
+        'leader/enabled',
+        description='leader: topic of the dead-man switch, std_msgs/Bool, said again while it is '
+        'held; empty: a leader that can be heard leads',
     )
 
 
@@ -93,6 +125,8 @@ class Teleop(Node):
         self._device: Device = getattr(importlib.import_module(module), name)(
             self, self._robot, given
         )
+        jog_keys = getattr(self._device, 'keys', None)
+        self._desk = Desk(self, self._robot, given, jog_keys)
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -104,6 +138,7 @@ class Teleop(Node):
         """Command nothing more, and give the device back."""
         if self._worker:
             self._worker.stop()
+        self._desk.close()
         self._device.close()
 
     def _create_topics(self) -> None:
@@ -129,12 +164,13 @@ class Teleop(Node):
     def _work(self, stop: threading.Event) -> None:
         for now in support.every(self._period_s, stop):
             self._here.look(now)
+            self._desk.look(now)
             wish = self._device.wish(now)
             target = self._jog.tick(now, wish, self._here.command(now), self._here.width)
             self._publish(target)
             if self._jog.waits:
                 self.get_logger().warning(self._jog.waits, throttle_duration_sec=2.0)
-            for call in self._device.calls():
+            for call in (*self._device.calls(), *self._desk.calls()):
                 self._call(call)
 
     def _publish(self, target: Target) -> None:

@@ -25,13 +25,16 @@ _DRAWN_EVERY_S = 0.25
 class Desk:
     """Reads keys, and shows session, guard, recorder and warnings: as a screen, or as lines.
 
-    `jog_keys` are given the keys that are none of the session's. Without a terminal there are
-    lines on standard output, and no keys; who jogs by keys needs one: RobotRLError.
+    `device` is what the person leads with, or where that is found. `jog_keys` are given the keys
+    that are none of the session's. Without a terminal there are lines on standard output, and no
+    keys; who jogs by keys needs one: RobotRLError.
     """
 
-    def __init__(self, node: Node, robot: RobotSpec, given: Spec, jog_keys: JogKeys | None):
+    def __init__(
+        self, node: Node, robot: RobotSpec, given: Spec, device: str, jog_keys: JogKeys | None
+    ):
         self._keys, self._calls = jog_keys, []
-        self._board = Board(f'{robot.name}: {given.device}', given.episodes)
+        self._board = Board(f'{robot.name}: {device}', given.episodes)
         self._lock = threading.Lock()  # the thread that draws and the one that closes
         self._terminal = None
         try:

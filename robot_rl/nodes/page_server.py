@@ -1,4 +1,4 @@
-"""The web server of the teleop page: who may reach it, and the two ways between browser and desk.
+"""The web server of the teleop page: who may reach it, and what goes between browser and helm.
 
 It runs in a thread with an event loop of its own, so that no browser is in the node's way.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from robot_rl.errors import RobotRLError, SpecError
-from robot_rl.nodes.page_desk import Desk, PageConfig
+from robot_rl.nodes.page_helm import Helm, PageConfig
 
 try:
     import uvicorn
@@ -136,9 +136,9 @@ class PageServer:
     to be had.
     """
 
-    def __init__(self, desk: Desk, pictures: Pictures, about: dict, given: PageConfig):
+    def __init__(self, helm: Helm, pictures: Pictures, about: dict, given: PageConfig):
         host, token = given.page_host, given.page_token
-        self._desk, self._pictures, self._about = desk, pictures, about
+        self._helm, self._pictures, self._about = helm, pictures, about
         self._socket = _listening(host, given.page_port)
         self.port = self._socket.getsockname()[1]
         if not _is_loopback(host):
@@ -179,7 +179,7 @@ class PageServer:
             routes=[
                 Route('/', self._index),
                 Route('/stop', self._stop, methods=['POST']),
-                WebSocketRoute('/desk', self._at_desk),
+                WebSocketRoute('/helm', self._at_helm),
                 WebSocketRoute('/camera/{name:path}', self._at_camera),
                 Mount('/page', StaticFiles(directory=FILES)),
             ]
@@ -189,33 +189,33 @@ class PageServer:
         return FileResponse(FILES / 'index.html')
 
     async def _stop(self, _: Request) -> Response:
-        """Stop for a page whose way to the desk is broken."""
-        self._desk.stop()
+        """Stop for a page whose way to the helm is broken."""
+        self._helm.stop()
         return PlainTextResponse('stopping\n')
 
-    async def _at_desk(self, socket: WebSocket) -> None:
+    async def _at_helm(self, socket: WebSocket) -> None:
         """Tell a page what the arm does, and hear what it says, until it is closed."""
         await socket.accept()
-        page = self._desk.join()
+        page = self._helm.join()
         telling = asyncio.create_task(self._tell(socket, page))
         try:
             await socket.send_json({'about': self._about})
             while True:
                 said = await _heard(socket)
                 try:
-                    self._desk.hear(page, said, time.monotonic())
+                    self._helm.hear(page, said, time.monotonic())
                 except RobotRLError as error:
                     await socket.send_json({'refused': ' '.join(str(error).split())})
         except WebSocketDisconnect:
             pass
         finally:
-            self._desk.leave(page)
+            self._helm.leave(page)
             telling.cancel()
 
     async def _tell(self, socket: WebSocket, page: int) -> None:
         with contextlib.suppress(WebSocketDisconnect):
             while True:  # one that is slow to read is told less often: nothing is queued
-                await socket.send_json({'view': self._desk.view(page, time.monotonic())})
+                await socket.send_json({'view': self._helm.view(page, time.monotonic())})
                 await asyncio.sleep(_VIEW_EVERY_S)
 
     async def _at_camera(self, socket: WebSocket) -> None:

@@ -24,7 +24,7 @@ from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
 from robot_rl.nodes.desk import Desk
 from robot_rl.nodes.main import End
-from robot_rl.nodes.page_desk import PageConfig
+from robot_rl.nodes.page_helm import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
 
@@ -126,7 +126,8 @@ class Teleop(Node):
             self, self._robot, given
         )
         jog_keys = getattr(self._device, 'keys', None)
-        self._desk = Desk(self, self._robot, given, jog_keys)
+        where = getattr(self._device, 'url', given.device)
+        self._desk = Desk(self, self._robot, given, where, jog_keys)
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:

@@ -7,6 +7,8 @@ from collections import Counter
 from typing import Any
 
 import cv2
+from rcl_interfaces.msg import Log
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Bool, String
@@ -16,7 +18,7 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.images import unpacked
 from robot_rl.nodes import support, wiring
-from robot_rl.nodes.page_desk import Desk, PageConfig
+from robot_rl.nodes.page_helm import Helm, PageConfig
 from robot_rl.nodes.page_server import PageServer, Pictures
 from robot_rl.specs import RobotSpec
 
@@ -37,29 +39,34 @@ class Page:
 
     def __init__(self, node: Node, robot: RobotSpec, given: PageConfig):
         self._node, self._robot = node, robot
-        self._desk, pictures = Desk(len(robot.joints)), Pictures()
+        self._helm, pictures = Helm(len(robot.joints)), Pictures()
         self._cameras = Cameras(node, pictures)
-        self._server = PageServer(self._desk, pictures, _about(robot), given)
         self._joint_states = support.JointStates(node, robot)
         self._measured: tuple[float, dict[str, float]] = -float('inf'), {}
         self._source, self._stopped, self._guarded = '', False, False
         self._session = SessionInfo()
         self._counts: Counter[str] = Counter()  # of ended episodes, by result
+        self._warnings, self._warning = 0, ''  # how many, and the last
         reader = support.LATCHED_READER
         node.create_subscription(String, support.SOURCE, self._on_source, reader)
         node.create_subscription(Bool, 'command_guard/estop_active', self._on_estop, reader)
         node.create_subscription(String, support.SESSION_STATE, self._on_session, reader)
-        node.create_timer(_TELL_EVERY_S, self._tell)
-        node.create_timer(_LOOK_EVERY_S, self._look)
-        print(f'page: {self._server.url}', flush=True)
+        node.create_subscription(Log, '/rosout', self._on_log, 10)
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        node.create_timer(_TELL_EVERY_S, self._tell, clock=clock)
+        node.create_timer(_LOOK_EVERY_S, self._look, clock=clock)
+        self._tell()  # before the first page asks
+        self._server = PageServer(self._helm, pictures, _about(robot), given)
+        self.url = self._server.url
+        print(f'page: {self.url}', flush=True)
 
     def wish(self, now: float) -> Wish:
         """Return what the page in control asks of the arm at steady time `now` [s]."""
-        return self._desk.wish(now)
+        return self._helm.wish(now)
 
     def calls(self) -> list[str]:
         """Return what was asked for since the last call."""
-        return self._desk.calls()
+        return self._helm.calls()
 
     def close(self) -> None:
         """Close all pages."""
@@ -83,6 +90,13 @@ class Page:
         ):
             self._counts[info.result] += 1
         self._session = info
+
+    def _on_log(self, message: Log) -> None:
+        """Take what a node of this arm warns of: why a call or a command is refused, say."""
+        space, _, name = message.name.rpartition('.')
+        if message.level >= Log.WARN and space == self._node.get_namespace().strip('/'):
+            self._warnings += 1
+            self._warning = f'{name}: {message.msg}'
 
     def _look(self) -> None:
         """See who is there: a latched topic outlives nobody, but its last word does."""
@@ -110,8 +124,9 @@ class Page:
                 'counts': dict(self._counts),
             },
             'cameras': self._cameras.names,
+            'warning': {'number': self._warnings, 'line': self._warning},
         }
-        self._desk.tell(news)
+        self._helm.tell(news)
         self._cameras.hear()
 
     def _width(self, by_name: dict[str, float]) -> float | None:

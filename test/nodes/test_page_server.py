@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import runpy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +17,9 @@ pytest.importorskip('uvicorn', reason='needs uvicorn (extra `page`)')
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from robot_rl.errors import SpecError
-from robot_rl.nodes.page_desk import SILENT_S, Desk, PageConfig
+from robot_rl.errors import RobotRLError, SpecError
+from robot_rl.nodes import page_server
+from robot_rl.nodes.page_helm import SILENT_S, Helm, PageConfig
 from robot_rl.nodes.page_server import PageServer, Pictures
 
 ABOUT = {'robot': 'arm', 'joints': [{'name': 'a', 'lower': -1, 'upper': 1}], 'gripper': False}
@@ -24,17 +27,17 @@ TOKEN = 'a-token-of-the-test'
 DEADLINE_S = 10.0
 
 
-def serving(desk: Desk, pictures: Pictures, host: str, port: int, token: str = '') -> PageServer:
+def serving(helm: Helm, pictures: Pictures, host: str, port: int, token: str = '') -> PageServer:
     given = PageConfig(page_host=host, page_port=port, page_token=token)
-    return PageServer(desk, pictures, ABOUT, given)
+    return PageServer(helm, pictures, ABOUT, given)
 
 
 class Served:
     """A server, and what it serves."""
 
     def __init__(self, host: str = '127.0.0.1', token: str = ''):
-        self.desk, self.pictures = Desk(1), Pictures()
-        self.server = serving(self.desk, self.pictures, host, 0, token)
+        self.helm, self.pictures = Helm(1), Pictures()
+        self.server = serving(self.helm, self.pictures, host, 0, token)
         self.host = f'127.0.0.1:{self.server.port}'
 
     def ask(self, path: str = '/', method: str = 'GET', **headers: str) -> tuple[int, str, dict]:
@@ -47,7 +50,7 @@ class Served:
             return response.status, response.read().decode(), dict(response.getheaders())
 
     @contextmanager
-    def socket(self, path: str = '/desk', origin: str | None = None, **headers: str) -> Iterator:
+    def socket(self, path: str = '/helm', origin: str | None = None, **headers: str) -> Iterator:
         with connect(
             f'ws://{self.host}{path}',
             origin=origin,
@@ -103,24 +106,24 @@ def test_the_page_and_its_files_are_served(serve):
 
 def test_a_page_is_told_and_heard(serve):
     served = serve()
-    served.desk.tell({'joints': [0.5]})
+    served.helm.tell({'joints': [0.5]})
     with served.socket() as socket:
         assert heard(socket, 'about') == ABOUT
         view = heard(socket, 'view')
         assert (view['joints'], view['control'], view['pages']) == ([0.5], 'yours', 1)
         socket.send(json.dumps({'hold': {'seen': view['time'], 'joints': [0.5]}}))
-        until(lambda: served.desk.wish(time.monotonic()).enabled)
+        until(lambda: served.helm.wish(time.monotonic()).enabled)
         socket.send(json.dumps({'ask': 'start'}))
-        until(lambda: served.desk.calls() == ['start'])
-    assert not served.desk.wish(time.monotonic()).enabled
+        until(lambda: served.helm.calls() == ['start'])
+    assert not served.helm.wish(time.monotonic()).enabled
 
 
 def test_a_page_that_falls_silent_has_let_go(serve):
     served = serve()
     with served.socket() as socket:
         socket.send(json.dumps({'hold': {'seen': heard(socket, 'view')['time'], 'joints': [1]}}))
-        until(lambda: served.desk.wish(time.monotonic()).enabled)
-        until(lambda: not served.desk.wish(time.monotonic()).enabled)
+        until(lambda: served.helm.wish(time.monotonic()).enabled)
+        until(lambda: not served.helm.wish(time.monotonic()).enabled)
         assert heard(socket, 'view')['control'] == 'yours'
         assert SILENT_S == 0.25
 
@@ -134,7 +137,7 @@ def test_what_is_no_message_gets_one_line_and_the_page_goes_on(serve, said):
         assert refused.startswith('page: ')
         assert '\n' not in refused
         socket.send(json.dumps({'ask': 'estop'}))
-        until(lambda: served.desk.calls() == ['estop'])
+        until(lambda: served.helm.calls() == ['estop'])
 
 
 def test_what_is_too_long_closes_the_page(serve):
@@ -151,7 +154,7 @@ def test_what_is_too_long_closes_the_page(serve):
 def test_anybody_on_the_page_stops_also_without_a_socket(serve):
     served = serve()
     assert served.ask('/stop', 'POST', origin=f'http://{served.host}')[0] == 200
-    assert served.desk.calls() == ['estop']
+    assert served.helm.calls() == ['estop']
     assert served.ask('/stop')[0] == 405
 
 
@@ -163,7 +166,7 @@ def test_a_name_that_points_here_is_not_this_machine(serve, host):
     for method, path in (('GET', '/'), ('POST', '/stop')):
         status, text, _ = served.ask(path, method, host=host)
         assert status in (400, 403), text
-    assert served.desk.calls() == []
+    assert served.helm.calls() == []
 
 
 @pytest.mark.parametrize('name', ['localhost', '127.0.0.1', '[::1]', '192.168.1.5', 'LOCALHOST'])
@@ -184,7 +187,7 @@ def test_another_page_of_the_same_browser_has_no_way_in(serve, origin):
     with pytest.raises(InvalidStatus), served.socket('/camera/front', origin=origin):
         pass
     assert served.ask('/stop', 'POST', origin=origin)[0] == 403
-    assert served.desk.calls() == []
+    assert served.helm.calls() == []
     with served.socket(origin=f'http://{served.host}') as socket:
         assert heard(socket, 'view')['control'] == 'yours'
 
@@ -222,7 +225,13 @@ def test_an_address_that_is_not_to_be_had_is_one_line(serve):
     served = serve()
     for host, port in (('127.0.0.1', served.server.port), ('198.51.100.1', 0)):
         with pytest.raises(SpecError, match=f'page_host {host}, page_port {port}: '):
-            serving(Desk(1), Pictures(), host, port)
+            serving(Helm(1), Pictures(), host, port)
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    with pytest.raises(RobotRLError, match=r"needs uvicorn: pip install 'robot_rl\[page\]'"):
+        runpy.run_path(page_server.__file__)
 
 
 def test_a_slow_reader_gets_the_newest_picture(serve):
@@ -245,5 +254,5 @@ def test_a_closed_server_frees_its_address(serve):
     with served.socket() as socket:
         heard(socket, 'view')
         served.server.close()
-    again = serving(Desk(1), Pictures(), '127.0.0.1', served.server.port)
+    again = serving(Helm(1), Pictures(), '127.0.0.1', served.server.port)
     again.close()

@@ -14,8 +14,9 @@ pytest.importorskip('uvicorn', reason='needs uvicorn (extra `page`)')
 pytest.importorskip('playwright', reason='needs playwright (extra `dev`)')
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from sensor_msgs.msg import CompressedImage, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
 
 from robot_rl.nodes.support import LATCHED_READER as READER
 from robot_rl.robots.kinematics import KinematicChain
@@ -33,6 +34,16 @@ PHONE = {
     'color_scheme': 'dark',
 }
 
+# The colour in the middle of a canvas of 64 x 48 pixels, RGBA.
+MIDDLE = "canvas => [...canvas.getContext('2d').getImageData(32, 24, 1, 1).data]"
+
+
+def page_url(supervisor) -> str:
+    """Return the address that the node has printed."""
+    said = (supervisor.log_dir / 'teleop.out').read_text()
+    (line,) = [line for line in said.splitlines() if line.startswith('page: ')]
+    return line.removeprefix('page: ')
+
 
 class Twin:
     """The twin behind guard and teleop, as the test sees it."""
@@ -49,8 +60,7 @@ class Twin:
         source = observer.listen(String, 'command_guard/source', READER)
         self.until(lambda: source and source[-1].data != 'starting', 'the guard listens still')
         self.until(lambda: self._states, 'no joint states')
-        said = (supervisor.log_dir / 'teleop.out').read_text()
-        (self.url,) = [line[6:] for line in said.splitlines() if line.startswith('page: ')]
+        self.url = page_url(supervisor)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         self._observer.until(condition, what)
@@ -189,9 +199,10 @@ def test_a_phone(twin, visit, observer):
     timer = observer.node.create_timer(0.1, lambda: camera.publish(CompressedImage(data=jpeg)))
     canvas = phone.get_by_label('camera front')
     expect(canvas).to_have_attribute('width', '64')
-    middle = "c => [...c.getContext('2d').getImageData(32, 24, 1, 1).data]"
-    assert np.allclose(canvas.evaluate(middle), (255, 0, 0, 255), atol=8)
+    assert np.allclose(canvas.evaluate(MIDDLE), (255, 0, 0, 255), atol=8)
     timer.cancel()
+    phone.get_by_role('button', name='front').click()
+    expect(canvas).to_have_count(0)
 
     # A finger on the pad for z, up to its end: up is up.
     pad = phone.locator('#z')
@@ -211,6 +222,51 @@ def test_a_phone(twin, visit, observer):
     expect(pad).to_have_attribute('aria-valuenow', '0')
     phone.locator('#stop').tap()
     twin.until(twin.is_stopped, 'the guard has not stopped')
+
+
+def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, conductor, visit):
+    supervisor.start('teleop', {'device': 'page', 'robot': 'ur5e', 'page_port': 0})
+    supervisor.wait_ready()
+    asked = []
+
+    def answer(name: str) -> Callable[..., Trigger.Response]:
+        def call(_, response: Trigger.Response) -> Trigger.Response:
+            asked.append(name)
+            response.success, response.message = name != 'discard', f'no {name} now'
+            return response
+
+        return call
+
+    for name in ('start', 'success', 'failure', 'discard', 'rerecord'):
+        observer.node.create_service(Trigger, f'session/{name}', answer(name))
+    session, page = conductor('teleop'), visit(page_url(supervisor))
+    button = lambda name: page.get_by_role('button', name=name, exact=True)  # noqa: E731
+    expect(button('Start')).to_be_disabled()
+    session.say('ready', index=4)
+    expect(page.locator('#episode')).to_have_text('Episode 5: ready')
+    button('Start').click()
+    observer.until(lambda: asked == ['start'])
+    session.say('running')
+    expect(button('Start')).to_be_disabled()
+    button('Record again').click()
+    observer.until(lambda: asked == ['start', 'rerecord'])
+    button('Discard').click()
+    expect(page.locator('#said')).to_have_text('teleop: discard: no discard now')
+    session.say('ended', 'success')
+    expect(page.locator('#counts')).to_have_text('1 success')
+    expect(page.locator('#guard')).to_have_text('guard: not heard')
+
+
+def test_a_camera_that_compresses_nothing_is_seen(supervisor, observer, visit):
+    supervisor.start('teleop', {'device': 'page', 'robot': 'ur5e', 'page_port': 0})
+    supervisor.wait_ready()
+    camera = observer.node.create_publisher(Image, 'wrist/image_raw', 1)
+    blue = np.full((48, 64, 3), (0, 0, 255), np.uint8).tobytes()
+    message = Image(height=48, width=64, encoding='rgb8', step=192, data=blue)
+    observer.node.create_timer(0.1, lambda: camera.publish(message))
+    canvas = visit(page_url(supervisor)).get_by_label('camera wrist')
+    expect(canvas).to_have_attribute('width', '64')
+    assert np.allclose(canvas.evaluate(MIDDLE), (0, 0, 255, 255), atol=8)
 
 
 def test_a_hidden_tab_has_let_go(twin, visit):

@@ -3,7 +3,7 @@
 
 const BEAT_MS = 50; // the node takes 250 ms of silence for letting go
 const LOST_MS = 1000; // without news, what is shown is no longer true
-const CONFIRM_MS = 1500; // within which the guard says that it has stopped, or is released
+const CONFIRM_MS = 1500; // within which the guard says that it has stopped
 const ADDRESS = location.origin.replace('http', 'ws');
 const AXES = ['x', 'y', 'z'];
 
@@ -175,7 +175,7 @@ function onHeld(element, down, move, up) {
 // ---- Between this page and the node
 
 function connect() {
-  socket = new WebSocket(`${ADDRESS}/desk`);
+  socket = new WebSocket(`${ADDRESS}/helm`);
   socket.addEventListener('message', (event) => {
     const { about, view: news, refused } = JSON.parse(event.data);
     if (about) build(about);
@@ -275,6 +275,7 @@ function show(news) {
   } else if (view?.estop && !news.estop) {
     say('Released.');
   }
+  if (view && view.warning.number !== news.warning.number) say(news.warning.line, 'bad');
   view = news;
   viewedAt = performance.now();
   if (news.estop) stopAskedAt = null;
@@ -335,6 +336,7 @@ function showSession() {
     success: mine && state === 'running',
     failure: mine && state === 'running',
     discard: mine && ['prepare', 'ready', 'running'].includes(state),
+    rerecord: mine && state === 'running',
   };
   for (const button of document.querySelectorAll('[data-call]')) {
     button.disabled = !possible[button.dataset.call];
@@ -420,10 +422,7 @@ $('stop').addEventListener('pointerdown', stop);
 $('stop').addEventListener('click', stop);
 $('reset').addEventListener('click', () => $('confirm').show());
 $('confirm').addEventListener('close', () => {
-  if ($('confirm').returnValue === 'yes') {
-    tell({ ask: 'estop_reset' });
-    setTimeout(() => view?.estop && say('The guard has not released the stop: the log says why.', 'bad'), CONFIRM_MS);
-  }
+  if ($('confirm').returnValue === 'yes') tell({ ask: 'estop_reset' });
   $('confirm').returnValue = '';
 });
 for (const button of document.querySelectorAll('[data-call]')) {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robot_rl.errors import RobotRLError, SpecError
-from robot_rl.nodes.page_desk import LATE_S, SILENT_S, Desk, Refused
+from robot_rl.nodes.page_helm import LATE_S, SILENT_S, Helm, Refused
 
 JOINTS = 3
 # What a page may say, as plain data; not all of it is right.
@@ -47,86 +47,86 @@ def asked(what: str) -> str:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk(JOINTS)
+def helm() -> Helm:
+    return Helm(JOINTS)
 
 
-def test_what_is_held_is_wished_until_it_is_let_go(desk):
-    page = desk.join()
-    assert not desk.wish(10.0).enabled
-    desk.hear(page, held(10.0, joints=[0, -0.5, 1], grip=-1), 10.0)
-    wish = desk.wish(10.0)
+def test_what_is_held_is_wished_until_it_is_let_go(helm):
+    page = helm.join()
+    assert not helm.wish(10.0).enabled
+    helm.hear(page, held(10.0, joints=[0, -0.5, 1], grip=-1), 10.0)
+    wish = helm.wish(10.0)
     assert wish.enabled
     np.testing.assert_array_equal(wish.joints, [0, -0.5, 1])
     assert (wish.twist, wish.grip) == (None, -1)
-    desk.hear(page, held(10.1, twist=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], frame='tool'), 10.1)
-    wish = desk.wish(10.1)
+    helm.hear(page, held(10.1, twist=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], frame='tool'), 10.1)
+    wish = helm.wish(10.1)
     np.testing.assert_array_equal(wish.twist, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert (wish.joints, wish.frame) == (None, 'tool')
-    desk.hear(page, asked('release'), 10.2)
-    assert not desk.wish(10.2).enabled
+    helm.hear(page, asked('release'), 10.2)
+    assert not helm.wish(10.2).enabled
 
 
-def test_silence_is_letting_go(desk):
-    page = desk.join()
-    desk.hear(page, held(10.0, grip=1), 10.0)
-    assert desk.wish(10.0 + SILENT_S - 1e-6).enabled
-    assert not desk.wish(10.0 + SILENT_S + 1e-6).enabled
+def test_silence_is_letting_go(helm):
+    page = helm.join()
+    helm.hear(page, held(10.0, grip=1), 10.0)
+    assert helm.wish(10.0 + SILENT_S - 1e-6).enabled
+    assert not helm.wish(10.0 + SILENT_S + 1e-6).enabled
 
 
-def test_a_closed_page_has_let_go(desk):
-    page = desk.join()
-    desk.hear(page, held(10.0, grip=1), 10.0)
-    desk.leave(page)
-    assert not desk.wish(10.0).enabled
+def test_a_closed_page_has_let_go(helm):
+    page = helm.join()
+    helm.hear(page, held(10.0, grip=1), 10.0)
+    helm.leave(page)
+    assert not helm.wish(10.0).enabled
 
 
 @pytest.mark.parametrize('seen', [10.0 - LATE_S - 1e-3, 10.001, -1e9])
-def test_what_answers_an_old_picture_lets_go(desk, seen):
-    page = desk.join()
-    desk.hear(page, held(10.0, grip=1), 10.0)
+def test_what_answers_an_old_picture_lets_go(helm, seen):
+    page = helm.join()
+    helm.hear(page, held(10.0, grip=1), 10.0)
     with pytest.raises(Refused, match='slow'):
-        desk.hear(page, held(seen, grip=1), 10.0)
-    assert not desk.wish(10.0).enabled
+        helm.hear(page, held(seen, grip=1), 10.0)
+    assert not helm.wish(10.0).enabled
 
 
-def test_one_page_has_control_and_the_others_may_stop(desk):
-    first, second = desk.join(), desk.join()
+def test_one_page_has_control_and_the_others_may_stop(helm):
+    first, second = helm.join(), helm.join()
     for words in (held(10.0, grip=1), asked('start'), asked('estop_reset')):
         with pytest.raises(Refused, match='control'):
-            desk.hear(second, words, 10.0)
-    desk.hear(first, held(10.0, grip=1), 10.0)
-    desk.hear(second, asked('release'), 10.0)
-    assert desk.wish(10.0).enabled
-    desk.hear(second, asked('estop'), 10.0)
-    assert not desk.wish(10.0).enabled
-    assert desk.calls() == ['estop']
-    assert desk.calls() == []
+            helm.hear(second, words, 10.0)
+    helm.hear(first, held(10.0, grip=1), 10.0)
+    helm.hear(second, asked('release'), 10.0)
+    assert helm.wish(10.0).enabled
+    helm.hear(second, asked('estop'), 10.0)
+    assert not helm.wish(10.0).enabled
+    assert helm.calls() == ['estop']
+    assert helm.calls() == []
 
 
-def test_control_is_given_over_when_nothing_is_held(desk):
-    first, second = desk.join(), desk.join()
-    desk.hear(first, held(10.0, grip=1), 10.0)
+def test_control_is_given_over_when_nothing_is_held(helm):
+    first, second = helm.join(), helm.join()
+    helm.hear(first, held(10.0, grip=1), 10.0)
     with pytest.raises(Refused, match='lets go'):
-        desk.hear(second, asked('take'), 10.0)
-    assert desk.view(second, 10.0)['control'] == 'taken'
-    desk.hear(second, asked('take'), 11.0)
-    assert desk.view(second, 11.0)['control'] == 'yours'
+        helm.hear(second, asked('take'), 10.0)
+    assert helm.view(second, 10.0)['control'] == 'taken'
+    helm.hear(second, asked('take'), 11.0)
+    assert helm.view(second, 11.0)['control'] == 'yours'
     with pytest.raises(Refused):
-        desk.hear(first, held(11.0, grip=1), 11.0)
-    desk.leave(second)
-    assert desk.view(first, 11.0) == {'time': 11.0, 'control': 'free', 'pages': 1}
-    desk.hear(first, asked('take'), 11.0)
-    desk.hear(first, asked('success'), 11.0)
-    assert desk.calls() == ['success']
+        helm.hear(first, held(11.0, grip=1), 11.0)
+    helm.leave(second)
+    assert helm.view(first, 11.0) == {'time': 11.0, 'control': 'free', 'pages': 1}
+    helm.hear(first, asked('take'), 11.0)
+    helm.hear(first, asked('success'), 11.0)
+    assert helm.calls() == ['success']
 
 
-def test_nothing_is_held_while_the_arm_is_stopped(desk):
-    page = desk.join()
-    desk.tell({'estop': True})
+def test_nothing_is_held_while_the_arm_is_stopped(helm):
+    page = helm.join()
+    helm.tell({'estop': True})
     with pytest.raises(Refused, match='reset'):
-        desk.hear(page, held(10.0, grip=1), 10.0)
-    assert not desk.wish(10.0).enabled
+        helm.hear(page, held(10.0, grip=1), 10.0)
+    assert not helm.wish(10.0).enabled
 
 
 @pytest.mark.parametrize(
@@ -145,25 +145,25 @@ def test_nothing_is_held_while_the_arm_is_stopped(desk):
         ('[' * 4000, 'not valid JSON'),
     ],
 )
-def test_what_is_no_message_gets_one_line(desk, said, words):
-    page = desk.join()
+def test_what_is_no_message_gets_one_line(helm, said, words):
+    page = helm.join()
     with pytest.raises(SpecError, match=words):
-        desk.hear(page, said, 10.0)
+        helm.hear(page, said, 10.0)
 
 
 @given(st.text() | JSON.map(json.dumps) | LIKE_HOLDS.map(json.dumps))
 def test_whatever_comes_is_taken_or_changes_nothing(said):
-    desk = Desk(JOINTS)
-    page = desk.join()
-    desk.hear(page, held(10.0, joints=[1, 1, 1]), 10.0)
+    helm = Helm(JOINTS)
+    page = helm.join()
+    helm.hear(page, held(10.0, joints=[1, 1, 1]), 10.0)
     try:
-        desk.hear(page, said, 10.0)
+        helm.hear(page, said, 10.0)
     except SpecError:
-        np.testing.assert_array_equal(desk.wish(10.0).joints, [1, 1, 1])
-        assert desk.calls() == []
+        np.testing.assert_array_equal(helm.wish(10.0).joints, [1, 1, 1])
+        assert helm.calls() == []
     except RobotRLError:  # too late
-        assert not desk.wish(10.0).enabled
-    wish = desk.wish(10.0)
+        assert not helm.wish(10.0).enabled
+    wish = helm.wish(10.0)
     shares = [wish.grip, *(wish.joints if wish.joints is not None else [])]
     shares += list(wish.twist) if wish.twist is not None else []
     assert all(math.isfinite(share) and abs(share) <= 1 for share in shares)

@@ -25,7 +25,7 @@ LATE_S = 0.5
 Share = Annotated[float, pydantic.Field(ge=-1.0, le=1.0)]
 # What everybody may ask for, and what only the one who has control may.
 Free = Literal['take', 'release', 'estop']
-Controlled = Literal['start', 'success', 'failure', 'discard', 'estop_reset']
+Controlled = Literal['start', 'success', 'failure', 'discard', 'rerecord', 'estop_reset']
 
 
 class PageConfig(Spec):
@@ -93,10 +93,10 @@ class Message(Spec):
         return self
 
 
-class Desk:
+class Helm:
     """The pages that are open, by number. One at a time has control, the others watch.
 
-    Whoever comes to a desk without anybody in control has it; it is given over when another
+    Whoever comes to a helm without anybody in control has it; it is given over when another
     one asks for it and nothing is held. Times are steady [s].
     """
 

@@ -1,6 +1,5 @@
 """Demonstrations: a person commands the arm through the guard and starts and ends the episodes.
 
-With teleop:=keyboard, joy, twist, leader or page the node teleop leads it. Without a device:
 `ros2 service call /session/start std_srvs/srv/Trigger`, then success, failure or discard.
 """
 

@@ -21,7 +21,6 @@ COMMANDS = (
     'policies',
     'play',
     'collect',
-    'record',
     'episodes',
     'calibrate',
     'retrain',

@@ -111,7 +111,7 @@ def _watch(
             code = child.poll()
             if code is None:
                 continue
-            show(name, f'has ended with code {code}')
+            print(f'[{name}] has ended with code {code}', file=sys.stderr)
             if name not in respawned or code == WRONG_INPUT_CODE:
                 return code if code >= 0 else 1
             time.sleep(RESPAWN_AFTER_S)

@@ -52,16 +52,6 @@ ARGUMENTS = {
     'noise': Argument('', "makes 'scripted' worse: a share of its actions' bounds (empty: 0)"),
     'tags': Argument('', 'tags of the episodes, separated by commas'),
     'operator': Argument('', 'the person beside the arm, for the record'),
-    'teleop': Argument(
-        'none',
-        'what a person leads the arm with',
-        ('keyboard', 'joy', 'twist', 'leader', 'page', 'none'),
-    ),
-    'mapping': Argument(
-        '', f'of teleop:=joy: mapping in config/teleop, or a YAML file {FROM_FILE}'
-    ),
-    'terminal': Argument('', f'where keys are read and the screen is drawn {FROM_FILE}'),
-    'screen': Argument('true', 'draw a screen in the terminal of teleop', SWITCH),
     'record': Argument('true', 'record the episodes', SWITCH),
     'episode': Argument('', "the recorded episode's directory"),
     'storage': Argument('', f'folder of the episodes {FROM_FILE}'),
@@ -79,15 +69,11 @@ COMMON = ('namespace', 'params_file', 'log_level', 'use_sim_time')
 
 
 class Process(NamedTuple):
-    """A node of a graph. Its end is the graph's, unless it is to `respawn`.
-
-    One that is `quiet` shares its terminal with a screen: what it says is for its log.
-    """
+    """A node of a graph. Its end is the graph's, unless it is to `respawn`."""
 
     executable: str
     parameters: dict[str, Any]
     respawn: bool = False
-    quiet: bool = False
 
 
 class Values:
@@ -201,21 +187,7 @@ def _record(values: Values) -> list[Process]:
         values.node('command_guard', respawn=True, robot=values['robot']),
         *_around(values, record=True),
     ]
-    started.append(_session(values, started))
-    if values['teleop'] == 'none':
-        return started
-    shows = values.is_true('screen')
-    teleop = values.node(
-        'teleop',
-        respawn=True,
-        robot=values['robot'],
-        device=values['teleop'],
-        mapping=values['mapping'],
-        terminal=values['terminal'],
-        screen=shows,
-        episodes=values.number('episodes'),
-    )
-    return [*(process._replace(quiet=shows) for process in started), teleop]
+    return [*started, _session(values, started)]
 
 
 def _replay(values: Values) -> list[Process]:
@@ -276,8 +248,7 @@ GRAPHS = {
     ),
     'record': Graph(
         'demonstrations: a person commands the arm through the guard',
-        ('sim', 'robot', 'task', 'teleop', 'mapping', 'terminal', 'screen', 'episodes',
-         'first_seed', 'operator', 'storage', 'cameras'),
+        ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage', 'cameras'),
         'record', _record,
     ),
     'replay': Graph(

@@ -24,7 +24,7 @@ SESSION_KEYS = {
     'n': 'failure',
     'backspace': 'discard',
     'r': 'rerecord',
-    'x': 'estop',
+    ' ': 'estop',
     'Z': 'estop_reset',
 }
 TWIST_KEYS = {
@@ -35,12 +35,24 @@ TWIST_KEYS = {
 JOINT_KEYS = {'up': 1, 'right': 1, 'w': 1, 'down': -1, 'left': -1, 's': -1}
 GRIP_KEYS = {'c': -1.0, 'v': 1.0}
 
-SESSION_HELP = (
-    'Enter start   y success   n failure   r re-record   Backspace discard',
-    'x EMERGENCY STOP   Z release it   Ctrl-C end',
-)
-_COMMON_HELP = 'm joints/tool   b base/tool frame   + - speed   c v gripper   Space let go'
-_TWIST_HELP = 'arrows x y   w s z   u j  i k  o l turn about x y z'
+# What the keys do, for whoever shows it.
+HELP = {
+    'Space': 'EMERGENCY STOP',
+    'Z': 'release the stop',
+    'Enter': 'start',
+    'y': 'success',
+    'n': 'failure',
+    'r': 're-record',
+    'Backspace': 'discard',
+    'm': 'tool or joints',
+    'arrows': 'move in x and y, or the joint',
+    'w s': 'up and down',
+    'u j, i k, o l': 'turn about x, y, z',
+    '1 2 3 ...': 'which joint',
+    'b': 'base or tool frame',
+    '+ -': 'speed',
+    'c v': 'close and open the gripper',
+}
 
 
 class JogKeys:
@@ -53,10 +65,13 @@ class JogKeys:
         self._motion: np.ndarray | None = None  # [6] or [n] shares
         self._grip = 0.0
         self._moved_at = self._gripped_at = -np.inf
+        self._calls: list[str] = []
 
     def press(self, key: str, now: float) -> None:
         """Take a key that was pressed, or has repeated, at `now` [s]."""
-        if key in GRIP_KEYS:
+        if key in SESSION_KEYS:
+            self._calls.append(SESSION_KEYS[key])
+        elif key in GRIP_KEYS:
             self._grip, self._gripped_at = GRIP_KEYS[key], now
         elif key == 'm':
             self.moves_tool = not self.moves_tool
@@ -68,8 +83,6 @@ class JogKeys:
             self.gear = min(1.0, self.gear * GEAR)
         elif key in '-_':
             self.gear = max(SLOWEST, self.gear / GEAR)
-        elif key == ' ':
-            self._let_go()
         elif self.moves_tool and key in TWIST_KEYS:
             index, sign = TWIST_KEYS[key]
             self._motion, self._moved_at = sign * np.eye(6)[index], now
@@ -90,11 +103,10 @@ class JogKeys:
             grip=self._grip if grips else 0.0,
         )
 
-    @property
-    def help(self) -> tuple[str, str]:
-        """What the keys do in this mode."""
-        keys = f'1-{self._joints} which joint   arrows move it'
-        return (_TWIST_HELP if self.moves_tool else keys), _COMMON_HELP
+    def calls(self) -> list[str]:
+        """Return what was asked for since the last call."""
+        calls, self._calls = self._calls, []
+        return calls
 
     @property
     def mode(self) -> str:

@@ -65,7 +65,7 @@ def _node(process: Process, values: Values, graph: Graph) -> Node:
         namespace=values['namespace'],
         parameters=[file, given],
         ros_arguments=['--log-level', values['log_level']],
-        output='log' if process.quiet else 'screen',
+        output='screen',
         on_exit=ended,
         respawn=process.respawn,
         respawn_delay=RESPAWN_AFTER_S,

@@ -16,8 +16,6 @@ from robot_rl.control.jog import Wish
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.specs import Spec
 
-# A browser that holds says so this often; silent for longer, it has let go [s].
-SILENT_S = 0.25
 # What is held answers a picture of the arm that is no older than this [s]. Wishes that a network
 # has kept back, and those of somebody who has not seen for a while what the arm does, are none.
 LATE_S = 0.5
@@ -97,11 +95,13 @@ class Helm:
     """The pages that are open, by number. One at a time has control, the others watch.
 
     Whoever comes to a helm without anybody in control has it; it is given over when another
-    one asks for it and nothing is held. Times are steady [s].
+    one asks for it and nothing is held. A browser says again and again what is held; one that is
+    silent for `stale_s` has let go. Times are steady [s].
     """
 
-    def __init__(self, joints: int):
-        self._joints, self._lock = joints, threading.Lock()
+    def __init__(self, joints: int, stale_s: float):
+        self._joints, self._stale_s = joints, stale_s
+        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._pages: set[int] = set()
         self._controller: int | None = None
@@ -174,7 +174,7 @@ class Helm:
             return self._news | {'time': now, 'control': control, 'pages': len(self._pages)}
 
     def _holds(self, now: float) -> bool:
-        return self._wish.enabled and now - self._wished_at <= SILENT_S
+        return self._wish.enabled and now - self._wished_at <= self._stale_s
 
     def _hold(self, page: int, hold: Hold, now: float) -> None:
         self._require_control(page)
@@ -187,6 +187,9 @@ class Helm:
             raise Refused(
                 f'let go: what you see is {now - hold.seen:.1f} s old; the connection is slow'
             )
+        if self._wish.enabled and not self._holds(now):  # nobody moves on by themselves
+            self._wish = Wish()
+            raise Refused(f'let go: nothing has come for {now - self._wished_at:.1f} s')
         self._wish, self._wished_at = hold.wish(), now
 
     def _take(self, page: int, now: float) -> None:

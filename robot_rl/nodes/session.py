@@ -37,7 +37,6 @@ CALLS: dict[str, Result | None] = {
     'success': 'success',
     'failure': 'failure',
     'discard': 'discarded',
-    'rerecord': 'discarded',  # and the next one begins as soon as all are ready
 }
 # How long a state is kept for those who have not heard it yet: nobody is to hang others [s].
 HEARD_WITHIN_S = 0.2
@@ -226,7 +225,7 @@ class SessionNode(Node):
         state = self._session.info.state
         if call == 'start':
             return self._paused and state != 'running'
-        if call in ('success', 'failure', 'rerecord'):
+        if call in ('success', 'failure'):
             return state == 'running'
         return state in ('prepare', 'ready', 'running')
 
@@ -276,7 +275,6 @@ class SessionNode(Node):
             if self._paused:
                 self.get_logger().info('ready: call ~/start')
                 self._wait(self._started, stop)
-            self._paused = parameters.manual
             self._require_no_end(stop)  # the arm moves from here on
             self._publish(self._session.start())
             self._asked_to_start.clear()  # asked twice, it is still for one episode
@@ -317,7 +315,7 @@ class SessionNode(Node):
             raise Ending(cut, 'the session was stopped')
         if self._ends:
             call = self._ends.popleft()
-            self._paused = call != 'rerecord' and (self._paused or call == 'stop')
+            self._paused = self._paused or call == 'stop'
             raise Ending(CALLS[call] if running else 'discarded', call)
         for name in self._given.participants:
             answer = self._answer(name)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from typing import Any, Protocol
 
 import numpy as np
 import pydantic
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
@@ -22,7 +24,6 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.jog import Jog, JogConfig, Target, Wish
 from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
-from robot_rl.nodes.desk import Desk
 from robot_rl.nodes.main import End
 from robot_rl.nodes.page_helm import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
@@ -61,13 +62,7 @@ class Parameters(JogConfig, PageConfig):
         0.25, le=1.0, description='a device that is silent for longer is not held any more [s]'
     )
     terminal: str = pydantic.Field(
-        '/dev/tty', description='where keys are read and the screen is drawn, if it can be opened'
-    )
-    screen: bool = pydantic.Field(
-        True, description='draw a screen in the terminal; else lines on standard output'
-    )
-    episodes: pydantic.NonNegativeInt = pydantic.Field(
-        0, description='how many episodes the screen counts to; 0: it is not known'
+        '/dev/tty', description='keyboard: the terminal whose keys are read'
     )
     mapping: str = pydantic.Field(
         'gamepad', description='joy: mapping in config/teleop, or a YAML file'
@@ -116,7 +111,7 @@ class Teleop(Node):
         if given.device not in DEVICES:
             raise UnknownName('device', given.device, DEVICES)
         self._robot = RobotSpec.load(given.robot)
-        self._period_s = 1 / given.rate_hz
+        self._name, self._period_s = given.device, 1 / given.rate_hz
         self._jog = Jog(self._robot, KinematicChain.from_spec(self._robot), given)
         self.add_post_set_parameters_callback(self._on_parameters)
         self._here = Whereabouts(self, self._robot)
@@ -125,9 +120,9 @@ class Teleop(Node):
         self._device: Device = getattr(importlib.import_module(module), name)(
             self, self._robot, given
         )
-        jog_keys = getattr(self._device, 'keys', None)
-        where = getattr(self._device, 'url', given.device)
-        self._desk = Desk(self, self._robot, given, where, jog_keys)
+        self._held = self._was_held = False  # now, and since the last report
+        self._diagnostics = support.Diagnostics(self, self._robot.name)
+        self._diagnostics.repeat(self._report)
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
@@ -139,7 +134,6 @@ class Teleop(Node):
         """Command nothing more, and give the device back."""
         if self._worker:
             self._worker.stop()
-        self._desk.close()
         self._device.close()
 
     def _create_topics(self) -> None:
@@ -165,13 +159,14 @@ class Teleop(Node):
     def _work(self, stop: threading.Event) -> None:
         for now in support.every(self._period_s, stop):
             self._here.look(now)
-            self._desk.look(now)
             wish = self._device.wish(now)
             target = self._jog.tick(now, wish, self._here.command(now), self._here.width)
             self._publish(target)
+            self._held = wish.enabled
+            self._was_held |= wish.enabled
             if self._jog.waits:
                 self.get_logger().warning(self._jog.waits, throttle_duration_sec=2.0)
-            for call in (*self._device.calls(), *self._desk.calls()):
+            for call in self._device.calls():
                 self._call(call)
 
     def _publish(self, target: Target) -> None:
@@ -185,6 +180,7 @@ class Teleop(Node):
     def _call(self, call: str) -> None:
         if call == 'estop':
             self._estop.publish(Empty())
+            self.get_logger().warning('the emergency stop was called')
             return
         client = self._callers[call]
         if not client.service_is_ready():
@@ -195,8 +191,23 @@ class Teleop(Node):
         )
 
     def _on_answer(self, call: str, answer: Trigger.Response) -> None:
-        if not answer.success:
-            self.get_logger().error(f'{call}: {answer.message}')
+        say = self.get_logger().info if answer.success else self.get_logger().error
+        say(f'{call}: {answer.message}')
+
+    def _report(self) -> None:
+        """Once a second: whether the device is held, and what keeps it from leading."""
+        waits, known = self._jog.waits, self._here.command(time.monotonic()) is not None
+        words = 'held' if self._held else 'not held'
+        level = DiagnosticStatus.OK
+        if not known:
+            level, words = DiagnosticStatus.WARN, 'it is not known where the arm is'
+        elif waits:
+            level, words = DiagnosticStatus.WARN, waits
+        was_held, self._was_held = self._was_held, self._held
+        values = {'device': self._name, 'held': was_held}
+        self._diagnostics.publish(
+            level, words, values | {'speed_scale': self._jog.config.speed_scale}
+        )
 
 
 class Whereabouts:

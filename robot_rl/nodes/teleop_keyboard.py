@@ -1,4 +1,4 @@
-"""The device `keyboard` of teleop: keys of the terminal that the desk reads."""
+"""The device `keyboard` of teleop: keys of a terminal, for the arm and for the session."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ from rclpy.node import Node
 
 from robot_rl.control.jog import Wish
 from robot_rl.nodes.keys import JogKeys
+from robot_rl.nodes.terminal import Terminal
 from robot_rl.specs import RobotSpec, Spec
 
 
 class Keyboard:
-    """Wishes by keys; `keys` are given to the desk, which also knows those of the session."""
+    """A Device: reads a terminal, and prints nothing to it.
+
+    Raises RobotRLError where the terminal cannot be opened.
+    """
 
     def __init__(self, node: Node, robot: RobotSpec, given: Spec):
-        self.keys = JogKeys(len(robot.joints))
+        self._keys, self._log = JogKeys(len(robot.joints)), node.get_logger()
+        self._terminal = Terminal(given.terminal)
+        self._mode = self._keys.mode
 
     def wish(self, now: float) -> Wish:
         """See teleop.Device."""
-        return self.keys.wish(now)
+        for key in self._terminal.pressed():
+            self._keys.press(key, now)
+        if self._mode != self._keys.mode:
+            self._mode = self._keys.mode
+            self._log.info(f'keys move: {self._mode}')
+        return self._keys.wish(now)
 
     def calls(self) -> list[str]:
         """See teleop.Device."""
-        return []
+        return self._keys.calls()
 
     def close(self) -> None:
-        """See teleop.Device."""
+        """Give the terminal back as it was."""
+        self._terminal.close()

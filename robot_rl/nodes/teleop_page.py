@@ -18,9 +18,9 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.images import unpacked
 from robot_rl.nodes import support, wiring
-from robot_rl.nodes.page_helm import Helm, PageConfig
+from robot_rl.nodes.page_helm import Helm
 from robot_rl.nodes.page_server import PageServer, Pictures
-from robot_rl.specs import RobotSpec
+from robot_rl.specs import RobotSpec, Spec
 
 # How often the page learns what the arm does, and who is in the graph [s].
 _TELL_EVERY_S, _LOOK_EVERY_S = 0.05, 1.0
@@ -37,9 +37,9 @@ class Page:
     Raises RobotRLError where a package is missing or the address is not to be had.
     """
 
-    def __init__(self, node: Node, robot: RobotSpec, given: PageConfig):
+    def __init__(self, node: Node, robot: RobotSpec, given: Spec):
         self._node, self._robot = node, robot
-        self._helm, pictures = Helm(len(robot.joints)), Pictures()
+        self._helm, pictures = Helm(len(robot.joints), given.stale_s), Pictures()
         self._cameras = Cameras(node, pictures)
         self._joint_states = support.JointStates(node, robot)
         self._measured: tuple[float, dict[str, float]] = -float('inf'), {}

@@ -21,7 +21,7 @@ _MOST = 1024
 
 
 class Terminal:
-    """Keys of a terminal without echo, and the file that a screen is drawn to.
+    """Keys of a terminal, without echo. Nothing is written to it.
 
     Ctrl-C stays what it is; Ctrl-Z is no key, as a suspended reader would leave the terminal to a
     shell that cannot use it. Raises RobotRLError where `path` is no terminal that can be opened.
@@ -30,9 +30,8 @@ class Terminal:
     def __init__(self, path: str = '/dev/tty'):
         self._reader: int | None = None
         try:
-            self._reader = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            self._reader = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
             self._former = termios.tcgetattr(self._reader)
-            self.output = os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), 'w')
         except (OSError, termios.error) as error:
             if self._reader is not None:
                 os.close(self._reader)
@@ -50,7 +49,7 @@ class Terminal:
         # What was typed before was not for the arm.
         termios.tcsetattr(self._reader, termios.TCSAFLUSH, changed)
 
-    def keys(self) -> list[str]:
+    def pressed(self) -> list[str]:
         """Return the keys that were pressed since the last call: characters, and names.
 
         A terminal that is gone has none.
@@ -71,8 +70,6 @@ class Terminal:
             termios.tcsetattr(reader, termios.TCSADRAIN, self._former)
         with contextlib.suppress(OSError):
             os.close(reader)
-        with contextlib.suppress(OSError):
-            self.output.close()
 
 
 def decoded(data: bytes, more: bool) -> tuple[list[str], bytes]:

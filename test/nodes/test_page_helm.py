@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robot_rl.errors import RobotRLError, SpecError
-from robot_rl.nodes.page_helm import LATE_S, SILENT_S, Helm, Refused
+from robot_rl.nodes.page_helm import LATE_S, Helm, Refused
 
-JOINTS = 3
+JOINTS, STALE_S = 3, 0.25
 # What a page may say, as plain data; not all of it is right.
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -48,7 +48,7 @@ def asked(what: str) -> str:
 
 @pytest.fixture
 def helm() -> Helm:
-    return Helm(JOINTS)
+    return Helm(JOINTS, STALE_S)
 
 
 def test_what_is_held_is_wished_until_it_is_let_go(helm):
@@ -70,8 +70,13 @@ def test_what_is_held_is_wished_until_it_is_let_go(helm):
 def test_silence_is_letting_go(helm):
     page = helm.join()
     helm.hear(page, held(10.0, grip=1), 10.0)
-    assert helm.wish(10.0 + SILENT_S - 1e-6).enabled
-    assert not helm.wish(10.0 + SILENT_S + 1e-6).enabled
+    assert helm.wish(10.0 + STALE_S - 1e-6).enabled
+    assert not helm.wish(10.0 + STALE_S + 1e-6).enabled
+    with pytest.raises(Refused, match='let go'):  # it does not go on by itself
+        helm.hear(page, held(11.0, grip=1), 11.0)
+    assert not helm.wish(11.0).enabled
+    helm.hear(page, held(12.0, grip=1), 12.0)
+    assert helm.wish(12.0).enabled
 
 
 def test_a_closed_page_has_let_go(helm):
@@ -153,7 +158,7 @@ def test_what_is_no_message_gets_one_line(helm, said, words):
 
 @given(st.text() | JSON.map(json.dumps) | LIKE_HOLDS.map(json.dumps))
 def test_whatever_comes_is_taken_or_changes_nothing(said):
-    helm = Helm(JOINTS)
+    helm = Helm(JOINTS, STALE_S)
     page = helm.join()
     helm.hear(page, held(10.0, joints=[1, 1, 1]), 10.0)
     try:

@@ -143,26 +143,10 @@ class PageServer:
         self.port = self._socket.getsockname()[1]
         if not _is_loopback(host):
             token = token or secrets.token_urlsafe(16)
-        shown = _shown_host(host)
-        self.url = f'http://{shown}:{self.port}/' + (f'?token={token}' if token else '')
+        self.url = f'http://{_shown_host(host)}:{self.port}/'
+        self.url += f'?token={token}' if token else ''
         app = Gate(self._routes(), _names(host), token)
-        config = uvicorn.Config(
-            app,
-            loop='asyncio',
-            ws='websockets-sansio',
-            ws_max_size=_MAX_MESSAGE,
-            ws_ping_interval=_PING_S,
-            ws_ping_timeout=_PING_S,
-            ws_per_message_deflate=False,  # pictures are compressed already
-            lifespan='off',
-            log_level='error',
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            headers=_HEADERS,
-            timeout_graceful_shutdown=1,
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(_config(app))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={'sockets': [self._socket]}, daemon=True
         )
@@ -249,6 +233,25 @@ class PageServer:
                 await socket.send_bytes(picture)
 
 
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop='asyncio',
+        ws='websockets-sansio',
+        ws_max_size=_MAX_MESSAGE,
+        ws_ping_interval=_PING_S,
+        ws_ping_timeout=_PING_S,
+        ws_per_message_deflate=False,  # pictures are compressed already
+        lifespan='off',
+        log_level='error',
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        headers=_HEADERS,
+        timeout_graceful_shutdown=1,
+    )
+
+
 async def _heard(socket: WebSocket) -> str:
     """Return the next message; bytes are text as well. Raises WebSocketDisconnect."""
     message = await socket.receive()
@@ -290,7 +293,7 @@ def _names(host: str) -> set[str]:
 
 def _shown_host(host: str) -> str:
     """Return where another machine finds this one that listens on `host`."""
-    if host in ('0.0.0.0', '::'):
+    if host in ('', '0.0.0.0', '::'):
         return socket.gethostname()
     return f'[{host}]' if ':' in host else host
 

@@ -248,10 +248,11 @@ def test_a_slow_reader_gets_the_newest_picture(serve):
     until(lambda: not served.pictures.watched())
 
 
-def test_a_closed_server_frees_its_address(serve):
+def test_a_closed_server_frees_its_address(serve, capfd):
     served = serve()
-    with served.socket() as socket:
+    with served.socket() as socket, served.socket('/camera/front'):
         heard(socket, 'view')
         served.server.close()
+    assert capfd.readouterr().err == ''
     again = serving(Helm(1, 0.25), Pictures(), '127.0.0.1', served.server.port)
     again.close()

@@ -212,7 +212,7 @@ function stop() {
 // ---- What is shown
 
 function say(words, kind = '') {
-  $('said').textContent = words;
+  if ($('said').textContent !== words) $('said').textContent = words; // read aloud once
   is($('said'), kind);
 }
 
@@ -269,7 +269,7 @@ function pair(place, what, part, texts = ['−', '+']) {
 }
 
 function show(news) {
-  if (news.estop && !view?.estop) {
+  if (news.estop && (!view?.estop || stopAskedAt !== null)) {
     letGoOfAll();
     say('Stopped: the arm holds.', 'bad');
   } else if (view?.estop && !news.estop) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -28,6 +29,8 @@ _TELL_EVERY_S, _LOOK_EVERY_S = 0.05, 1.0
 _STALE_S = 1.0
 # Pictures that nobody has compressed yet are not taken more often [s].
 _COMPRESS_EVERY_S = 0.1
+# What pages show of the session.
+_SHOWN = {'state', 'index', 'result'}
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
 
 
@@ -44,7 +47,7 @@ class Page:
         self._joint_states = support.JointStates(node, robot)
         self._measured: tuple[float, dict[str, float]] = -float('inf'), {}
         self._source, self._stopped, self._guarded = '', False, False
-        self._session = SessionInfo()
+        self._session: SessionInfo | None = None  # nobody runs episodes
         self._counts: Counter[str] = Counter()  # of ended episodes, by result
         self._warnings, self._warning = 0, ''  # how many, and the last
         reader = support.LATCHED_READER
@@ -84,10 +87,7 @@ class Page:
         except SpecError as error:
             self._node.get_logger().error(str(error))
             return
-        if info.result and (info.episode, info.state) != (
-            self._session.episode,
-            self._session.state,
-        ):
+        if info.result and info != self._session:
             self._counts[info.result] += 1
         self._session = info
 
@@ -101,6 +101,8 @@ class Page:
     def _look(self) -> None:
         """See who is there: a latched topic outlives nobody, but its last word does."""
         self._guarded = self._node.count_publishers(support.SOURCE) > 0
+        if not self._node.count_publishers(support.SESSION_STATE):
+            self._session = None
         self._cameras.look()
 
     def _tell(self) -> None:
@@ -109,20 +111,15 @@ class Page:
         if (message := self._joint_states.newest()) is not None:
             self._measured = now, dict(zip(message.name, message.position, strict=False))
         at, by_name = self._measured
-        positions = [by_name.get(name) for name in self._robot.driver_joints]
-        known = now - at < _STALE_S and None not in positions
-        session = self._session
+        positions = [by_name.get(name, math.nan) for name in self._robot.driver_joints]
+        known = now - at < _STALE_S and all(map(math.isfinite, positions))
         news: dict[str, Any] = {
             'joints': positions if known else None,
             'width': self._width(by_name) if known else None,
             'guard': self._source if self._guarded else '',
             'estop': self._stopped and self._guarded,
-            'session': {
-                'state': session.state,
-                'index': session.index,
-                'result': session.result,
-                'counts': dict(self._counts),
-            },
+            'session': self._session and self._session.model_dump(include=_SHOWN),
+            'counts': dict(self._counts),
             'cameras': self._cameras.names,
             'warning': {'number': self._warnings, 'line': self._warning},
         }
@@ -132,9 +129,10 @@ class Page:
     def _width(self, by_name: dict[str, float]) -> float | None:
         """Return how far the gripper is open [m], where its joint is measured."""
         gripper = self._robot.gripper
-        if not gripper or (position := by_name.get(self._robot.tf_prefix + gripper.joint)) is None:
+        if not gripper:
             return None
-        return float(gripper.width(position))
+        width = float(gripper.width(by_name.get(self._robot.tf_prefix + gripper.joint, math.nan)))
+        return width if math.isfinite(width) else None
 
 
 class Cameras:

@@ -324,12 +324,12 @@ function showArm() {
 }
 
 function showSession() {
-  const { state, index, result, counts } = view.session;
+  const { state, index, result } = view.session ?? {};
   $('session-state').textContent = `session: ${state || 'none'}`;
   is($('session-state'), state === 'running' ? 'good' : '');
   $('episode').textContent = state && state !== 'idle'
     ? `Episode ${index + 1}: ${state}${result ? ` (${result})` : ''}` : 'No episode.';
-  $('counts').textContent = Object.entries(counts).map(([name, n]) => `${n} ${name}`).join(', ');
+  $('counts').textContent = Object.entries(view.counts).map(([name, n]) => `${n} ${name}`).join(', ');
   const mine = view.control === 'yours';
   const possible = {
     start: mine && state && state !== 'running',

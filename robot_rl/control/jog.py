@@ -25,6 +25,11 @@ SLOWS_WITHIN_S = 0.4
 LEAD_S = 0.25
 # A tick that comes late makes up for no more than this [s].
 LONGEST_TICK_S = 0.1
+# How often a displacement that takes too fast a joint is shortened before its joints' step is.
+SHORTENED_AT_MOST = 4
+# The smallest singular value of the Jacobian (with metres and radians alike) from which on the
+# tool slows down on its way to a singular pose, and where it stops.
+SINGULAR_FROM, SINGULAR_TO = 0.08, 0.02
 # From closed to open, by a jog at full speed [s].
 GRIP_TAKES_S = 0.7
 
@@ -122,7 +127,8 @@ class Jog:
         if wish.positions is not None:
             return self._follow(wish, command, width, dt)
         target = self._target + self._step(wish, dt)
-        self._target = command + _shortened(target - command, self._top * LEAD_S)
+        ahead = target - command
+        self._target = command + ahead * _share(ahead, self._top * LEAD_S)
         return Target(self._target.copy(), self._grip(wish.grip, width, dt))
 
     def _let_go(self) -> None:
@@ -159,8 +165,38 @@ class Jog:
         if wish.frame == 'tool':
             _, quaternion = self._chain.forward(self._target)
             moved = (quaternions.to_matrix(quaternion) @ moved.reshape(2, 3).T).T.ravel()
-        step = self._chain.displaced(self._target, moved, self.robot.workspace) - self._target
-        return _shortened(step, self._allowed(step, dt))
+        return self._led(moved, dt)
+
+    def _led(self, displacement: np.ndarray, dt: float) -> np.ndarray:
+        """Return how the joints [n] go on so that the tool goes on by `displacement` [6].
+
+        Or by less in the same direction, where a joint would be too fast. A large step of joints
+        is no straight line of the tool, so it is the displacement that is shortened.
+        """
+        for _ in range(SHORTENED_AT_MOST):
+            step = self._chain.displaced(self._target, displacement, self.robot.workspace)
+            step -= self._target
+            allowed = self._allowed(step, dt)
+            share = _share(step, allowed)
+            if share == 1.0:
+                break
+            displacement = share * displacement
+        return share * self._pace(displacement, step) * step
+
+    def _pace(self, displacement: np.ndarray, step: np.ndarray) -> float:
+        """Return the share, at most 1, of a `step` [n] that leads nearer to a singular pose.
+
+        As far as `displacement` [6] goes where the arm can hardly go any more: what damping makes
+        of that is a motion aside. Away from a singular pose nothing is held back.
+        """
+        here, there = self._chain.jacobian(np.stack([self._target, self._target + step]))
+        directions, values, _ = np.linalg.svd(here)
+        if values[-1] >= SINGULAR_FROM or np.linalg.svd(there, compute_uv=False)[-1] >= values[-1]:
+            return 1.0
+        size = np.linalg.norm(displacement)
+        into = min(1.0, 1.5 * abs(directions[:, -1] @ displacement) / size) if size else 0.0
+        left = (values[-1] - SINGULAR_TO) / (SINGULAR_FROM - SINGULAR_TO)
+        return 1.0 - into * (1.0 - max(left, 0.0))
 
     def _allowed(self, step: np.ndarray, dt: float) -> np.ndarray:
         """Return how far each joint [n] may go within `dt` in the direction of `step` [n]."""
@@ -202,10 +238,8 @@ class Jog:
         return self._width
 
 
-def _shortened(step: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Return `step` [n], or as much of it in the same direction as is `allowed` [n] everywhere."""
+def _share(step: np.ndarray, allowed: np.ndarray) -> float:
+    """Return the share, at most 1, of `step` [n] that is nowhere more than `allowed` [n]."""
     size = np.abs(step)
     over = size > allowed
-    if not over.any():
-        return step
-    return step * (allowed[over] / size[over]).min()
+    return float((allowed[over] / size[over]).min()) if over.any() else 1.0

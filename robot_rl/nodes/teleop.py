@@ -17,7 +17,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Empty, Float64MultiArray
+from std_msgs.msg import Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -46,6 +46,9 @@ CALLS = {
 } | {'estop_reset': 'command_guard/estop_reset'}
 # Older words of the guard and of the arm do not tell where the arm is [s].
 KNOWN_FOR_S = 0.2
+# A guard that listens follows what is asked within this time [s].
+FOLLOWED_WITHIN_S = 0.3
+REFUSED = 'the guard does not follow; let go, and hold again'
 
 
 class Parameters(JogConfig, PageConfig):
@@ -120,6 +123,11 @@ class Teleop(Node):
         self._device: Device = getattr(importlib.import_module(module), name)(
             self, self._robot, given
         )
+        self._source = ''  # as the guard says
+        reader = support.LATCHED_READER
+        self.create_subscription(String, support.SOURCE, self._on_source, reader)
+        self._asks = self._refused = False
+        self._followed_at = 0.0
         self._held = self._was_held = False  # now, and since the last report
         self._diagnostics = support.Diagnostics(self, self._robot.name)
         self._diagnostics.repeat(self._report)
@@ -159,7 +167,7 @@ class Teleop(Node):
     def _work(self, stop: threading.Event) -> None:
         for now in support.every(self._period_s, stop):
             self._here.look(now)
-            wish = self._device.wish(now)
+            wish = self._heeded(self._device.wish(now), now)
             target = self._jog.tick(now, wish, self._here.command(now), self._here.width)
             self._publish(target)
             self._held = wish.enabled
@@ -169,8 +177,26 @@ class Teleop(Node):
             for call in self._device.calls():
                 self._call(call)
 
+    def _heeded(self, wish: Wish, now: float) -> Wish:
+        """Return the wish, or none where the guard has refused it and it is still held.
+
+        After an emergency stop, or when another episode begins, nothing moves by what was held.
+        """
+        if not wish.enabled:
+            self._refused = False
+        if not (wish.enabled and self._asks) or self._source == SOURCE_NAME:
+            self._followed_at = now
+        elif now - self._followed_at > FOLLOWED_WITHIN_S and not self._refused:
+            self._refused = True
+            self.get_logger().warning(REFUSED)
+        return Wish() if self._refused else wish
+
+    def _on_source(self, message: String) -> None:
+        self._source = message.data
+
     def _publish(self, target: Target) -> None:
-        if target.positions is not None:
+        self._asks = target.positions is not None
+        if self._asks:
             self._message.header.stamp = self.get_clock().now().to_msg()
             self._message.points[0].positions = support.doubles(target.positions)
             self._publisher.publish(self._message)
@@ -201,8 +227,8 @@ class Teleop(Node):
         level = DiagnosticStatus.OK
         if not known:
             level, words = DiagnosticStatus.WARN, 'it is not known where the arm is'
-        elif waits:
-            level, words = DiagnosticStatus.WARN, waits
+        elif waits or self._refused:
+            level, words = DiagnosticStatus.WARN, waits or REFUSED
         was_held, self._was_held = self._was_held, self._held
         values = {'device': self._name, 'held': was_held}
         self._diagnostics.publish(

@@ -23,8 +23,9 @@ _MOST = 1024
 class Terminal:
     """Keys of a terminal, without echo. Nothing is written to it.
 
-    Ctrl-C stays what it is; Ctrl-Z is no key, as a suspended reader would leave the terminal to a
-    shell that cannot use it. Raises RobotRLError where `path` is no terminal that can be opened.
+    Ctrl-C stays what it is. Ctrl-Z and Ctrl-\\ are no keys: a reader that they suspend or kill
+    would leave the terminal to a shell that cannot use it. Raises RobotRLError where `path` is no
+    terminal that can be opened.
     """
 
     def __init__(self, path: str = '/dev/tty'):
@@ -45,7 +46,7 @@ class Terminal:
         changed[0] &= ~(termios.ICRNL | termios.IXON)
         changed[3] &= ~(termios.ICANON | termios.ECHO)
         changed[6][termios.VMIN], changed[6][termios.VTIME] = 1, 0
-        changed[6][termios.VSUSP] = b'\0'
+        changed[6][termios.VSUSP] = changed[6][termios.VQUIT] = b'\0'
         # What was typed before was not for the arm.
         termios.tcsetattr(self._reader, termios.TCSAFLUSH, changed)
 

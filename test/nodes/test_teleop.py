@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
@@ -149,6 +150,14 @@ def test_a_button_stops_and_what_is_asked_then_moves_nothing(supervisor, observe
     observer.until(lambda: arm.stopped[-1].data, 'no emergency stop')
     observer.until(lambda: arm.moves_within(0.2) < 1e-3, 'the arm does not rest')
     assert arm.moves_within(0.5) < 1e-3
+    # Nor does it go on by itself: what has been held all the time has to be let go first.
+    assert observer.call('command_guard/estop_reset').success
+    assert arm.moves_within(1.0) < 1e-3
+    assert 'let go, and hold again' in supervisor.log('teleop')
+    hand.hold()
+    time.sleep(0.2)
+    hand.hold(DEAD_MAN, forward=-1.0)
+    arm.waits_for_motion()
 
 
 def test_a_twist_in_the_tools_frame_and_a_speed_that_is_set_meanwhile(supervisor, observer):
@@ -237,6 +246,37 @@ def test_keys_of_a_terminal_move_the_arm_and_its_gripper(supervisor, observer):
     os.write(master, b'Z')
     observer.until(lambda: not arm.stopped[-1].data, 'it is not released')
     supervisor.stop()
+    assert termios.tcgetattr(slave) == former
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize('end', ['ctrl-c', signal.SIGTERM])
+def test_the_terminal_it_runs_on_is_given_back_however_it_ends(domain_id, tmp_path, end):
+    words = ['-m', 'robot_rl.nodes', 'teleop', '--ros-args', '-p', 'device:=keyboard']
+    master, slave = pty.openpty()
+    former = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env=os.environ | {'ROS_DOMAIN_ID': str(domain_id), 'ROS_LOG_DIR': str(tmp_path)},
+        stdin=slave,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # /dev/tty is this one
+    )
+    until = time.monotonic() + 20
+    while termios.tcgetattr(slave)[3] & termios.ECHO and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not termios.tcgetattr(slave)[3] & termios.ECHO, process.poll()
+    os.write(master, b'\x1c\x1a')  # Ctrl-\ and Ctrl-Z are no ends
+    time.sleep(0.1)
+    if end == 'ctrl-c':
+        os.write(master, b'\x03')
+    else:
+        process.send_signal(end)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 0 and 'Traceback' not in told
     assert termios.tcgetattr(slave) == former
     os.close(master)
     os.close(slave)

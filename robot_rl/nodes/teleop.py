@@ -25,6 +25,7 @@ from robot_rl.control.jog import Jog, JogConfig, Target, Wish
 from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
+from robot_rl.nodes.page_helm import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
 
@@ -50,8 +51,8 @@ FOLLOWED_WITHIN_S = 0.3
 REFUSED = 'the guard does not follow; let go, and hold again'
 
 
-class Parameters(JogConfig):
-    """The ROS parameters of teleop: JogConfig's, and which device leads which arm."""
+class Parameters(JogConfig, PageConfig):
+    """The ROS parameters of teleop: those of jog and page, and which device leads which arm."""
 
     robot: str = pydantic.Field(
         'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'

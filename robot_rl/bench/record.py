@@ -40,8 +40,6 @@ def run(seconds: float = 600.0) -> Iterator[dict[str, Any]]:
     yield _row('messages_sent', total, 'messages')
     yield _row('messages_received', received, 'messages', total)
     yield _row('messages_lost', lost, 'by publication sequence number')
-    yield _row('longest_gap_arm', _longest_gap_ms(report, ARM_HZ), 'ms', 1e3 / ARM_HZ)
-    yield _row('longest_gap_camera', _longest_gap_ms(report, CAMERA_HZ), 'ms', 1e3 / CAMERA_HZ)
     yield _row('written', size / 1e6 / seconds, 'MB/s')
     yield _row('cpu_episode_recorder', cpu['episode_recorder'] * 100, '% of a core')
     yield _row('cpu_generators', sum(cpu[name] for name in GENERATORS) * 100, '% of a core')
@@ -85,16 +83,6 @@ def _robot() -> dict[str, Any]:
     spec['joint_states_rate_hz'] = spec['controller']['rate_hz'] = ARM_HZ
     spec['cameras'] = [{'name': name, 'rate_hz': CAMERA_HZ, **SIZE} for name in CAMERAS]
     return spec
-
-
-def _longest_gap_ms(report: dict[str, TopicReport], rate_hz: float) -> float:
-    pictures = 'sensor_msgs/msg/CompressedImage'
-    of_arm = rate_hz == ARM_HZ
-    return 1e3 * max(
-        topic.longest_gap_s
-        for topic in report.values()
-        if topic.rate_hz > 1 and (topic.type != pictures) == of_arm
-    )
 
 
 @contextlib.contextmanager

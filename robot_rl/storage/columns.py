@@ -567,7 +567,12 @@ def _joint_goal(joint_state: Take) -> Take:
 
 
 def _cache_key(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | None) -> str:
-    """Return a hash of all that the columns depend on."""
+    """Return a hash of all that the columns depend on.
+
+    The manifest's digest stands for the content of the streams: what was committed never changes.
+    Where it was damaged since, the columns are still those of what was recorded, and verify tells
+    the damage. A recording that is not finished has no manifest; it only grows: its size will do.
+    """
     header = episode.header
     try:
         size = episode.streams_path.stat().st_size

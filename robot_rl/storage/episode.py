@@ -275,9 +275,10 @@ class EpisodeReader:
         return None
 
     def types(self) -> dict[str, str]:
-        """Return the message type of every topic, e.g. {'/joint_states': 'sensor_msgs/...'}."""
+        """Return the message type of every topic that has messages: {topic: package/msg/Name}."""
         if self.header.topics or self.is_steps_only:
-            return {topic: report.type for topic, report in self.header.topics.items()}
+            topics = self.header.topics.items()
+            return {topic: report.type for topic, report in topics if report.count}
         return streams.topic_types(self.streams_path)  # the recorder died before it could tell
 
     def rewards(self, damaged: dict[str, str] | None = None) -> list[RewardInfo]:

@@ -119,7 +119,7 @@ class Store:
         Returns whether any was: the next query reads those again, and tells their damage. A query
         by itself does not look, as that takes a system call for every episode.
         """
-        index, ids = self._open_index(), list(ids)
+        index, ids = self._fresh_index(), list(ids)
         stamps = index.stamps(ids)
         changed = [id for id in ids if stamps.get(id) != _stamp(self.root / id)]
         for id in changed:

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import math
 import os
-import re
 import struct
 import threading
 import time
@@ -38,7 +37,7 @@ _END = struct.pack('<BQI', 0x0F, 4, 0) + struct.pack('<BQQQI', 0x02, 20, 0, 0, 0
 LEAST_SHARE, LEAST_MISSING_S = 0.9, 0.25
 # The stamp in a serialised message whose first field is a header: seconds and nanoseconds.
 _STAMP_AT = 4
-_BEGINS_WITH_HEADER = re.compile(r'(?:\s*(?:#[^\n]*)?\n)*\s*(?:std_msgs/)?(?:msg/)?Header\s+\w+')
+_HEADERS = 'std_msgs/Header', 'std_msgs/msg/Header', 'Header'
 
 
 class TopicReport(Spec):
@@ -449,7 +448,7 @@ class _Topic:
         self.count = self.lost = 0
         self.sequences: dict[bytes, int] = {}  # the newest, by publisher
         self.first_ns = self.last_ns = self.longest_gap_ns = 0
-        self._stamped = bool(_BEGINS_WITH_HEADER.match(definition))
+        self._stamped = _begins_with_header(definition)
         self._got, self._got_first_ns = 0, None  # while the episode ran
         self._delays, self._delay_ns = 0, 0  # how many, and their sum
         self._longest_delay_ns: float = -math.inf
@@ -476,13 +475,14 @@ class _Topic:
     def report(self, required: Required | None, until_ns: int) -> TopicReport:
         span_s, longest_gap_ns = (self.last_ns - self.first_ns) * 1e-9, self.longest_gap_ns
         fields: dict[str, Any] = {}
-        if required and self.count:  # it may have ended too early
-            longest_gap_ns = max(longest_gap_ns, until_ns - self.last_ns)
         if required and self._run.start_ns is not None:
             since_ns = self._got_first_ns if required.from_first else self._run.start_ns
-            ran_s = 0.0 if since_ns is None else max(0, until_ns - since_ns) * 1e-9
-            fields = {'required_hz': required.rate_hz, 'got': self._got}
-            fields['expected'] = round(ran_s * required.rate_hz)
+            since_ns = until_ns if since_ns is None else min(since_ns, until_ns)
+            expected = round((until_ns - since_ns) * 1e-9 * required.rate_hz)
+            fields = {'required_hz': required.rate_hz, 'got': self._got, 'expected': expected}
+            # It may have begun too late, and ended too early.
+            ends = until_ns - max(self.last_ns, since_ns), self.first_ns - since_ns
+            longest_gap_ns = max(longest_gap_ns, *ends)
         if self._delays:
             fields['delay_s'] = self._delay_ns / self._delays * 1e-9
             fields['longest_delay_s'] = self._longest_delay_ns * 1e-9
@@ -494,6 +494,11 @@ class _Topic:
             rate_hz=(self.count - 1) / span_s if span_s > 0 else 0.0,
             **fields,
         )
+
+
+def _begins_with_header(definition: str) -> bool:
+    lines = (line.split('#')[0].split() for line in definition.splitlines())
+    return next((line[0] in _HEADERS for line in lines if line), False)
 
 
 def _stamp_ns(data: bytes) -> int:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
@@ -21,7 +22,9 @@ from trajectory_msgs.msg import JointTrajectory
 import robot_rl
 from robot_rl import registry
 from robot_rl.resources import git_revision
-from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.checksums import check
+from robot_rl.storage.episode import EpisodeReader, read_header
+from robot_rl.storage.recovery import recover
 
 CONTROLLER = 'forward_position_controller/commands'
 
@@ -368,3 +371,38 @@ def test_a_killed_recorder_loses_the_episode_in_hand_at_most(recorder, superviso
     with pytest.raises(Exception, match='cut off or damaged'):
         rescued.extend(m.topic for m in cut.messages())
     assert cut.header.operator == 'ada' and '/policy/action' in rescued
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(recorder, supervisor):
+    """The node itself, ten times: while it prepares, records, commits or rests."""
+    rng, recorder = np.random.default_rng(), recorder()
+    recorder.graph()
+    whole: dict[str, bytes] = {}  # as they were committed
+    cut, lost_s = 0, []
+    for number in range(10):
+        id = f'e{number}'
+        recorder.session.say('prepare', episode=id)
+        recorder.session.hears('ready')
+        recorder.session.say('running')
+        ends = number % 3 == 0
+        time.sleep(rng.uniform(0.0, 1.5) + ends)
+        if ends:
+            recorder.session.say('ended', result='truncated')
+            time.sleep(rng.uniform(0.0, 0.15))  # in the middle of the commit, or after it
+        supervisor.children['episode_recorder'].kill()
+        killed_ns = time.time_ns()
+        supervisor.restart('episode_recorder')
+        supervisor.wait_ready()
+        for name, data in whole.items():
+            assert (recorder.root / name / 'streams.mcap').read_bytes() == data
+        if (partial := recorder.root / f'{id}.partial').exists():
+            cut += 1
+            recover(partial)
+            lost_s.append((killed_ns - read_header(recorder.root / id).end_time_ns) * 1e-9)
+        episode = EpisodeReader(recorder.root / id)
+        assert check(episode.path).damaged == () and episode.damage() is None
+        assert episode.header.topics['/joint_states'].count > 0
+        whole[id] = episode.streams_path.read_bytes()
+    assert cut >= 6 and max(lost_s) < 1.0, lost_s
+    assert sorted(path.name for path in recorder.root.iterdir()) == sorted(whole)

@@ -9,7 +9,7 @@ from robot_rl.specs import ActionField
 from robot_rl.specs.robot import Gripper
 from robot_rl.storage import columns as columns_module
 from robot_rl.storage.columns import CACHE_FILE, aligned_columns
-from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, write_header
 from robot_rl.storage.sources import HOLD, PERSON, POLICY
 from robot_rl.storage.store import Store
 
@@ -316,6 +316,15 @@ def test_the_cache_serves_until_contract_or_streams_change(
         file.write(b'x')
     aligned_columns(reader)
     assert len(reads) == 3
+    # Other streams of the same length, put there with their own manifest.
+    (stored,) = reader.header.files
+    other = reader.header.replace(files=[stored.replace(sha256='0' * 64)])
+    write_header(reader.path, other)
+    aligned_columns(EpisodeReader(reader.path))
+    assert len(reads) == 4
+    write_header(reader.path, reader.header)
+    aligned_columns(reader)
+    assert len(reads) == 5
     cache = reader.path / CACHE_FILE
     assert {path.name for path in reader.path.iterdir()} == {
         'episode.json', 'streams.mcap', cache.name
@@ -323,7 +332,7 @@ def test_the_cache_serves_until_contract_or_streams_change(
     for damaged in (b'', b'PK\3\4 no archive', cache.read_bytes()[:-40]):
         cache.write_bytes(damaged)
         np.testing.assert_array_equal(aligned_columns(reader)['time'], first['time'])
-    assert len(reads) == 6
+    assert len(reads) == 8
 
 
 def test_a_reward_sequence_has_a_value_for_each_step_or_times(tmp_path, recording, header):

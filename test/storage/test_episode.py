@@ -208,6 +208,8 @@ def test_the_report_tells_what_was_required_while_the_episode_ran(
     assert report['/a'].delay_s == pytest.approx(delays.mean(), abs=1e-8)
     assert report['/a'].longest_delay_s == pytest.approx(delays.max(), abs=1e-8)
     assert (report['/silent'].got, report['/silent'].count) == (0, 0)
+    assert report['/silent'].longest_gap_s == pytest.approx(0 if from_first else end - begin)
+    assert '/silent' not in EpisodeReader(tmp_path / read.id).types()
     assert report['/silent'].expected == (0 if from_first else 30)
     assert report['/silent'].is_short is not from_first
     assert report['/free'].expected is None and report['/free'].delay_s is None

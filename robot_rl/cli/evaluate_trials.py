@@ -48,7 +48,7 @@ def run(options: Options) -> int:
     file, digest = identify(options.policy)
     out = options.out or Path('runs/evaluations') / id.removeprefix(f'{TAG}-')
     common.require_folder('--out', out)
-    store, code, columns, pictures = Store(options.store), 0, [], {}
+    store, columns, pictures = Store(options.store), [], {}
     for kind in kinds:
         tags = [TAG, id, f'perturbed-{kind}', *options.tag]
         arguments = given | {'perturbation': kind, 'tags': ','.join(tags)}
@@ -56,7 +56,8 @@ def run(options: Options) -> int:
         column = [read_trial(store, task, episode, options.judge) for episode in found]
         columns.append(_column(kind, task, [trial for trial, _ in column]))
         pictures |= _pictures(store, task, column)
-        if code or len(found) < options.episodes:
+        whole = not code and len(found) == options.episodes
+        if not whole:
             break
     if not columns[0]['trials']:
         raise RobotRLError(f'evaluate: no trial was recorded; see the logs in {out / "logs"}')
@@ -78,7 +79,7 @@ def run(options: Options) -> int:
     }
     _write(out, data, store, pictures)
     common.emit(data, options.as_json, _text(data))
-    return 1 if code or len(columns) < len(kinds) else 0
+    return 0 if whole else 1
 
 
 def _kinds(options: Options, task: ArmTask) -> list[Kind]:
@@ -120,7 +121,8 @@ def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
     robot = RobotSpec.load(options.robot)
     if robot.name != task.robot.name:
         raise RobotRLError(
-            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give --task'
+            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give '
+            f'--robot {task.robot.name}, or another --task'
         )
     asks = options.real or options.reset == 'ask'
     return {

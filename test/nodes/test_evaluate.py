@@ -18,6 +18,7 @@ from robot_rl import registry
 from robot_rl.control.runtime import identify
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.samples import stamp_ns
 from robot_rl.storage.store import Store
 
 
@@ -44,6 +45,16 @@ def evaluate(command):
     return run
 
 
+def require_poses_first(episode):
+    """Assert that a pose is there before the joint states of its time, which are acted on."""
+    came = {'/target_pose': {}, '/joint_states': {}}
+    for item in episode.messages(set(came)):
+        came[item.topic][stamp_ns(item)] = item.log_time_ns
+    poses, states = came.values()
+    both = poses.keys() & states.keys()
+    assert both and all(poses[stamp] <= states[stamp] for stamp in both)
+
+
 def test_a_demonstrator_succeeds_with_the_target_moved_as_well(evaluate, tmp_path):
     told = evaluate('--policy', 'scripted', '--episodes', '2', '--perturb', 'target')
     assert [column['perturbation'] for column in told['columns']] == ['none', 'target']
@@ -57,6 +68,7 @@ def test_a_demonstrator_succeeds_with_the_target_moved_as_well(evaluate, tmp_pat
         for seed, header in enumerate(found, HELD_OUT):
             assert (header.seed, header.success, header.source) == (seed, True, 'teleop')
             assert 'evaluation' in header.tags
+            require_poses_first(store.open(header.id))
             places = aligned_columns(store.open(header.id))['target_pose.position']
             np.testing.assert_allclose(places[0], task.initial(seed).target, atol=1e-6)
             way = places[-1] - places[0]

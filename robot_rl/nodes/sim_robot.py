@@ -166,7 +166,7 @@ class ToWorld:
         """Publish all that is due, `elapsed` seconds after the last time."""
         if self._clock is not None:
             self._clock.publish(Clock(clock=stamp))
-        # Poses first: who acts on joint states, and who records it, knows of where things are then.
+        # Poses first: who acts on joint states, and who records it, knows where things are then.
         self._publish_poses(stamp, elapsed)
         sample = self._arm.measure()
         if sample is not None:

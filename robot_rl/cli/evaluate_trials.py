@@ -21,7 +21,7 @@ from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.evaluation.report import HEADER, rows, write_report
 from robot_rl.evaluation.trials import TAG, Trial, read_trial, summary, teleoperators
 from robot_rl.sim.environment import HELD_OUT
-from robot_rl.sim.perturbation import Event, Kind, drawn, perturbed
+from robot_rl.sim.perturbation import Kind, drawn, perturbed
 from robot_rl.sim.task import ArmTask, Columns
 from robot_rl.specs import RobotSpec
 from robot_rl.storage.files import new_id
@@ -47,8 +47,8 @@ def run(options: Options) -> int:
     common.require_folder('--out', out)
     store, columns, pictures = Store(options.store), [], {}
     for kind in kinds:
-        tags = [TAG, id, f'perturbed-{kind}', *options.tag]
-        arguments = given | {'perturbation': kind, 'tags': ','.join(tags)}
+        tags = ','.join([TAG, id, f'perturbed-{kind}', *options.tag])
+        arguments = given | {'perturbation': kind, 'tags': tags}
         found, code = _trials(options, arguments, store, out / 'logs' / kind)
         column = [read_trial(store, task, episode, options.judge) for episode in found]
         columns.append(_column(kind, task, [trial for trial, _ in column]))
@@ -171,20 +171,9 @@ def _column(kind: Kind, task: ArmTask, trials: Sequence[Trial]) -> dict[str, Any
         if trial.interventions is not None:
             data['interventions'] = trial.interventions._asdict()
         if trial.seed is not None:
-            data['event'] = _told(drawn(task, kind, trial.seed))
+            data['event'] = drawn(task, kind, trial.seed).to_dict()
         each.append(data)
     return {'perturbation': kind} | summary(trials) | {'each': each}
-
-
-def _told(event: Event) -> str:
-    """Return what perturbed an episode, in words."""
-    moved = [f'{goal} moved by {_vector(way)} m' for goal, way in event.moved.items()]
-    knocked = [f'{thing} knocked by {_vector(v)} m/s' for thing, v in event.knocked.items()]
-    return ', '.join(f'{words} after {event.at_s:.2f} s' for words in (*moved, *knocked))
-
-
-def _vector(values: np.ndarray) -> str:
-    return '({})'.format(', '.join(f'{value:.2f}' for value in values))
 
 
 def _pictures(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +14,14 @@ import numpy as np
 from robot_rl import registry, resources
 from robot_rl.cli import common, up
 from robot_rl.cli.episode_pictures import contact_sheet
+from robot_rl.cli.person import Person
 from robot_rl.control.runtime import BUILT_IN, identify, load_policy
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.evaluation.report import HEADER, rows, write_report
 from robot_rl.evaluation.trials import TAG, Trial, read_trial, summary, teleoperators
-from robot_rl.nodes.supervisor import Supervisor
 from robot_rl.sim.environment import HELD_OUT
-from robot_rl.sim.perturbation import Event, Kind, drawn, perturbed
+from robot_rl.sim.perturbation import Kind, drawn, perturbed
 from robot_rl.sim.task import ArmTask, Columns
 from robot_rl.specs import RobotSpec
 from robot_rl.storage.files import new_id
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 
 _NONE = 'none'
 _PICTURE = 240, 180  # [pixels]
-_READY = 'ready: call ~/start'  # what session says where it waits for a person
+_WAITS = 'call ~/start'  # what session says where it waits for a person
 
 
 def run(options: Options) -> int:
@@ -48,15 +45,16 @@ def run(options: Options) -> int:
     file, digest = identify(options.policy)
     out = options.out or Path('runs/evaluations') / id.removeprefix(f'{TAG}-')
     common.require_folder('--out', out)
-    store, code, columns, pictures = Store(options.store), 0, [], {}
+    store, columns, pictures = Store(options.store), [], {}
     for kind in kinds:
-        tags = [TAG, id, f'perturbed-{kind}', *options.tag]
-        arguments = given | {'perturbation': kind, 'tags': ','.join(tags)}
+        tags = ','.join([TAG, id, f'perturbed-{kind}', *options.tag])
+        arguments = given | {'perturbation': kind, 'tags': tags}
         found, code = _trials(options, arguments, store, out / 'logs' / kind)
         column = [read_trial(store, task, episode, options.judge) for episode in found]
         columns.append(_column(kind, task, [trial for trial, _ in column]))
         pictures |= _pictures(store, task, column)
-        if code or len(found) < options.episodes:
+        whole = not code and len(found) == options.episodes
+        if not whole:
             break
     if not columns[0]['trials']:
         raise RobotRLError(f'evaluate: no trial was recorded; see the logs in {out / "logs"}')
@@ -78,7 +76,7 @@ def run(options: Options) -> int:
     }
     _write(out, data, store, pictures)
     common.emit(data, options.as_json, _text(data))
-    return 1 if code or len(columns) < len(kinds) else 0
+    return 0 if whole else 1
 
 
 def _kinds(options: Options, task: ArmTask) -> list[Kind]:
@@ -120,7 +118,8 @@ def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
     robot = RobotSpec.load(options.robot)
     if robot.name != task.robot.name:
         raise RobotRLError(
-            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give --task'
+            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give '
+            f'--robot {task.robot.name}, or another --task'
         )
     asks = options.real or options.reset == 'ask'
     return {
@@ -153,7 +152,7 @@ def _trials(
             if told['result'] != 'discarded' and 'path' in told:
                 episodes.append(told['episode'])
                 person.has_ended(told['episode'], told['result'])
-        elif node == 'session' and _READY in line:
+        elif node == 'session' and _WAITS in line:
             person.may_start(len(episodes) + 1, options.episodes)
 
     try:
@@ -164,87 +163,6 @@ def _trials(
     return episodes, code
 
 
-class Person:
-    """Who judges trials, or puts things back between them, at this terminal, a line each.
-
-    While a trial runs 'y' or 'n' ends it, as a success or a failure; after one that ended by
-    itself they say what it was. Enter starts the next one. The session's services do the same.
-    """
-
-    def __init__(self, store: Store, judges: bool, starts: bool):
-        self._store, self._judges, self._starts = store, judges, starts
-        self._unjudged: list[str] = []
-        self._waits = False
-        self._caller: Any = None
-        at_terminal = sys.stdin is not None and sys.stdin.isatty()
-        self._hears = (judges or starts) and at_terminal
-        self._begun = ''  # a line without its end
-
-    def may_start(self, number: int, count: int) -> None:
-        """Ask for the start of a trial."""
-        self._waits = True
-        _ask(f'trial {number} of {count}: put everything in its place, then Enter')
-
-    def has_ended(self, episode: str, result: str) -> None:
-        """Ask for a judgement of a trial that nobody has judged."""
-        self._waits = False
-        if self._judges and result not in ('success', 'failure'):
-            self._unjudged.append(episode)
-            self._ask_for_judgement()
-
-    def listen(self, supervisor: Supervisor) -> None:
-        """Do what lines say that have come, if any."""
-        if self._hears and self._caller is None:
-            from robot_rl.nodes.calls import Caller
-
-            self._caller = Caller(supervisor.environment)
-        if self._hears and select.select([sys.stdin], [], [], 0)[0]:
-            self._read()
-
-    def finish(self) -> None:
-        """Wait for the judgements that are still to be given, or for Ctrl-C."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            while self._unjudged and self._hears:
-                self._read()
-
-    def close(self) -> None:
-        """Leave the graph."""
-        if self._caller is not None:
-            self._caller.close()
-
-    def _read(self) -> None:
-        # Not by sys.stdin: what it keeps for later nobody can wait for.
-        data = os.read(sys.stdin.fileno(), 4096)
-        self._hears = bool(data)  # nothing: whoever was there has gone
-        *lines, self._begun = (self._begun + data.decode(errors='replace')).split('\n')
-        for line in lines:
-            self._take(line.strip().lower())
-
-    def _take(self, word: str) -> None:
-        if word in ('y', 'n') and self._unjudged:
-            self._store.label(self._unjudged.pop(0), word == 'y')
-        elif word in ('y', 'n') and self._judges:
-            self._call('success' if word == 'y' else 'failure')
-        elif not word and self._waits and not self._unjudged:
-            self._waits = False
-            self._call('start')
-        if self._unjudged:
-            self._ask_for_judgement()
-
-    def _call(self, name: str) -> None:
-        problem = self._caller.call(f'session/{name}')
-        if problem:
-            _ask(problem)
-
-    def _ask_for_judgement(self) -> None:
-        _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
-
-
-def _ask(text: str) -> None:
-    print(f'robot-rl: {text}', file=sys.stderr, flush=True)
-
-
 def _column(kind: Kind, task: ArmTask, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return plain data of the trials of one perturbation."""
     each = []
@@ -253,20 +171,9 @@ def _column(kind: Kind, task: ArmTask, trials: Sequence[Trial]) -> dict[str, Any
         if trial.interventions is not None:
             data['interventions'] = trial.interventions._asdict()
         if trial.seed is not None:
-            data['event'] = _told(drawn(task, kind, trial.seed))
+            data['event'] = drawn(task, kind, trial.seed).to_dict()
         each.append(data)
     return {'perturbation': kind} | summary(trials) | {'each': each}
-
-
-def _told(event: Event) -> str:
-    """Return what perturbed an episode, in words."""
-    moved = [f'{goal} moved by {_vector(way)} m' for goal, way in event.moved.items()]
-    knocked = [f'{thing} knocked by {_vector(v)} m/s' for thing, v in event.knocked.items()]
-    return ', '.join(f'{words} after {event.at_s:.2f} s' for words in (*moved, *knocked))
-
-
-def _vector(values: np.ndarray) -> str:
-    return '({})'.format(', '.join(f'{value:.2f}' for value in values))
 
 
 def _pictures(

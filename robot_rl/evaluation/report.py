@@ -80,7 +80,7 @@ def _trial(trial: Data, pictures: Mapping[str, np.ndarray], folders: Data) -> li
     seed = '' if trial['seed'] is None else f' · seed {trial["seed"]}'
     id = trial['episode']
     name = html.link(folders[id], id) if id in folders else html.safe(id)
-    told = [trial['result'], trial['reason'], _took(trial), trial.get('event', '')]
+    told = [trial['result'], trial['reason'], _took(trial), _came(trial.get('event'))]
     images = [
         html.image(html.jpeg(picture), caption, wide=_is_wide(picture), kind='jpeg')
         for caption, picture in pictures.items()
@@ -90,6 +90,19 @@ def _trial(trial: Data, pictures: Mapping[str, np.ndarray], folders: Data) -> li
         html.paragraph('; '.join(word for word in told if word)),
         *images,
     ]
+
+
+def _came(event: Data | None) -> str:
+    """Return what perturbed an episode, in words."""
+    if event is None:
+        return ''
+    moved = [f'{goal} moved by {_vector(way)} m' for goal, way in event['moved'].items()]
+    knocked = [f'{thing} knocked by {_vector(v)} m/s' for thing, v in event['knocked'].items()]
+    return ', '.join(f'{words} after {event["at_s"]:.2f} s' for words in (*moved, *knocked))
+
+
+def _vector(values: Sequence[float]) -> str:
+    return '({})'.format(', '.join(f'{value:.2f}' for value in values))
 
 
 def _is_wide(picture: np.ndarray) -> bool:

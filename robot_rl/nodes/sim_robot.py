@@ -166,6 +166,8 @@ class ToWorld:
         """Publish all that is due, `elapsed` seconds after the last time."""
         if self._clock is not None:
             self._clock.publish(Clock(clock=stamp))
+        # Poses first: who acts on joint states, and who records it, knows where things are then.
+        self._publish_poses(stamp, elapsed)
         sample = self._arm.measure()
         if sample is not None:
             message = self._joint_state
@@ -173,7 +175,6 @@ class ToWorld:
             message.position = support.doubles(sample.position[self._order])
             message.velocity = support.doubles(sample.velocity[self._order])
             self._joint_states.publish(message)
-        self._publish_poses(stamp, elapsed)
         if self._state is not None and self.state.is_due(elapsed):
             self._state.publish(Float64MultiArray(data=support.doubles(self._arm.twin.state)))
 

@@ -7,7 +7,7 @@ way, and its initial condition is what it is without.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,12 @@ class Event(NamedTuple):
         """Return how far [3] [m] a goal has been moved so long after the start."""
         share = np.clip((elapsed_s - self.at_s) / _MOVE_S, 0.0, 1.0)
         return share * self.moved.get(stream, np.zeros(3))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        ways = {'moved': self.moved, 'knocked': self.knocked}
+        lists = {name: {k: way.tolist() for k, way in of.items()} for name, of in ways.items()}
+        return {'at_s': self.at_s} | lists
 
 
 def perturbed(task: ArmTask, kind: Kind) -> ArmTask:

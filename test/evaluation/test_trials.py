@@ -188,6 +188,7 @@ def test_the_page_has_every_trial_with_its_pictures_and_escapes_words(tmp_path):
     good, bad = trial(True, 3.0, 1.25, episode='good'), trial(False, episode='bad')
     each = [t._asdict() | {'interventions': t.interventions._asdict()} for t in (good, bad)]
     each[1]['reason'] = 'a <b>bold</b> word'
+    each[0]['event'] = {'at_s': 0.75, 'moved': {'target_pose': [0.1, -0.25, 0]}, 'knocked': {}}
     column = {'perturbation': 'none'} | summary([good, bad]) | {'each': each}
     data = dict.fromkeys(('policy_sha256', 'robot', 'world', 'judge', 'run', 'store'), 'x')
     data |= {'policy': '<p>', 'task': 'ur5e/reach', 'columns': [column]}
@@ -199,6 +200,7 @@ def test_the_page_has_every_trial_with_its_pictures_and_escapes_words(tmp_path):
     assert page.count('<img') == 1 and page.count('data:image/jpeg;base64,') == 1
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert page.index('>success<') < page.index('>good<') < page.index('>failure<')
+    assert 'target_pose moved by (0.10, -0.25, 0.00) m after 0.75 s' in page
     assert 'done after 1.2 s' in page or 'done after 1.3 s' in page
 
 

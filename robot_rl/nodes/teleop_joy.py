@@ -130,7 +130,8 @@ class Joystick:
     """A Device: hears a joystick's topic."""
 
     def __init__(self, node: Node, robot: RobotSpec, given: Spec):
-        mapping = Mapping.from_yaml(resources.find('config/teleop', given.mapping))
+        file = resources.find('config/teleop', given.mapping, kind='mapping')
+        mapping = Mapping.from_yaml(file)
         self._stick = Stick(mapping, given.stale_s)
         self._log = node.get_logger()
         self._messages = support.Polled(node, Joy, given.joy_topic, support.STREAM)

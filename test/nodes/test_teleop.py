@@ -282,20 +282,19 @@ def test_the_terminal_it_runs_on_is_given_back_however_it_ends(domain_id, tmp_pa
     os.close(slave)
 
 
-@pytest.mark.parametrize('device', ['keyboard', 'keybord'])
-def test_without_a_terminal_or_with_an_unknown_device_it_ends_with_one_line(
-    domain_id, tmp_path, device
-):
+@pytest.mark.parametrize(
+    ('given', 'told'),
+    [
+        ({'device': 'keyboard'}, 'no terminal to read keys from'),
+        ({'device': 'keybord'}, "did you mean 'keyboard'"),
+        ({'device': 'joy', 'mapping': 'gamepd'}, "unknown mapping 'gamepd'; did you mean"),
+        ({'device': 'leader', 'leader_joints': '[a, b]'}, 'leader_joints: 2 names, 6 are right'),
+    ],
+)
+def test_what_cannot_be_is_one_line(domain_id, tmp_path, given, told):
+    words = [word for pair in given.items() for word in ('-p', ':='.join(pair))]
     done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'robot_rl.nodes',
-            'teleop',
-            '--ros-args',
-            '-p',
-            f'device:={device}',
-        ],
+        [sys.executable, '-m', 'robot_rl.nodes', 'teleop', '--ros-args', *words],
         env=os.environ | {'ROS_DOMAIN_ID': str(domain_id), 'ROS_LOG_DIR': str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -304,5 +303,4 @@ def test_without_a_terminal_or_with_an_unknown_device_it_ends_with_one_line(
         start_new_session=True,
     )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    told = 'no terminal to read keys from' if device == 'keyboard' else "did you mean 'keyboard'"
     assert told in done.stderr

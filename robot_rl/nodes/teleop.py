@@ -217,8 +217,11 @@ class Teleop(Node):
         )
 
     def _on_answer(self, call: str, answer: Trigger.Response) -> None:
-        say = self.get_logger().info if answer.success else self.get_logger().error
-        say(f'{call}: {answer.message}')
+        words = f'{call}: {answer.message}'
+        if answer.success:  # a line each: rclpy's logger keeps the severity of a place
+            self.get_logger().info(words)
+        else:
+            self.get_logger().error(words)
 
     def _report(self) -> None:
         """Once a second: whether the device is held, and what keeps it from leading."""

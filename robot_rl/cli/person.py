@@ -24,9 +24,9 @@ class Person:
     """
 
     def __init__(self, store: Store, judges: bool, starts: bool):
-        self._store, self._judges, self._starts = store, judges, starts
+        self._store, self._judges = store, judges
         self._unjudged: list[str] = []
-        self._waits = False
+        self._start = ''  # what is asked where a trial waits to be started
         self._caller: Caller | None = None
         at_terminal = sys.stdin is not None and sys.stdin.isatty()
         self._hears = (judges or starts) and at_terminal
@@ -34,15 +34,15 @@ class Person:
 
     def may_start(self, number: int, count: int) -> None:
         """Ask for the start of a trial."""
-        self._waits = True
-        _ask(f'trial {number} of {count}: put everything in its place, then Enter')
+        self._start = f'trial {number} of {count}: put everything in its place, then Enter'
+        self._ask_next()
 
     def has_ended(self, episode: str, result: str) -> None:
         """Ask for a judgement of a trial that nobody has judged."""
-        self._waits = False
+        self._start = ''
         if self._judges and result not in ('success', 'failure'):
             self._unjudged.append(episode)
-            self._ask_for_judgement()
+            self._ask_next()
 
     def listen(self, supervisor: Supervisor) -> None:
         """Do what lines say that have come, if any."""
@@ -80,19 +80,24 @@ class Person:
             self._store.label(self._unjudged.pop(0), word == 'y')
         elif word in ('y', 'n') and self._judges:
             self._call('success' if word == 'y' else 'failure')
-        elif not word and self._waits and not self._unjudged:
-            self._waits = False
+        elif not word and self._start and not self._unjudged:
+            self._start = ''
             self._call('start')
-        if self._unjudged:
-            self._ask_for_judgement()
+        self._ask_next()
 
     def _call(self, name: str) -> None:
         problem = self._caller.call(f'session/{name}')
         if problem:
             _ask(problem)
 
-    def _ask_for_judgement(self) -> None:
-        _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
+    def _ask_next(self) -> None:
+        """Ask for a judgement before anything else is begun; nobody, where nobody is there."""
+        if not self._hears:
+            return
+        if self._unjudged:
+            _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
+        elif self._start:
+            _ask(self._start)
 
 
 def _ask(text: str) -> None:

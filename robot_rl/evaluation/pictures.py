@@ -16,7 +16,7 @@ _SIZE = 480, 360
 
 
 class EpisodePictures:
-    """Draws rows of columns of a task: where the arm, its gripper and the bodies were."""
+    """Draws rows of columns of a task: where the arm, its gripper and known bodies were."""
 
     def __init__(self, task: ArmTask, size: tuple[int, int] = _SIZE):
         self._task, self._model = task, task.model()
@@ -38,8 +38,9 @@ class EpisodePictures:
         if self._jaw is not None and WIDTH in columns:
             data.qpos[self._jaw.qpos] = task.robot.gripper.position(columns[WIDTH][row])
         for stream in (*task.objects, *task.goals):
-            pose = columns[f'{stream}.position'][row], columns[f'{stream}.orientation'][row]
-            self._bodies.place(data, {stream: pose})
+            names = f'{stream}.position', f'{stream}.orientation'
+            if all(name in columns and np.isfinite(columns[name][row]).all() for name in names):
+                self._bodies.place(data, {stream: tuple(columns[name][row] for name in names)})
         mujoco.mj_forward(self._model, data)
         return self._draw(self._model, data)
 

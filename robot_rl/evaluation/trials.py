@@ -10,7 +10,7 @@ import numpy as np
 
 from robot_rl.errors import StorageError
 from robot_rl.evaluation.interval import wilson
-from robot_rl.imitation.data import Episode, find_episodes, judge
+from robot_rl.imitation.data import find_episodes
 from robot_rl.sim.task import ArmTask, Columns
 from robot_rl.storage.episode import EpisodeReader
 from robot_rl.storage.store import Store
@@ -57,32 +57,37 @@ def read_trial(
 ) -> tuple[Trial, Columns | None]:
     """Return a recorded trial and its columns; None where they cannot be read.
 
-    With 'task', one that nobody has judged yet is judged by the task, and labelled.
+    With 'task', one that nobody has judged yet is judged by the task, and labelled; not where the
+    poses that the task is about were not recorded, as beside an arm that sees by cameras.
     """
     reader = store.open(id)
     header = reader.header
-    about = (id, header.seed, header.result)
+    trial = Trial(id, header.seed, header.result, header.termination, header.success)
     try:
-        (episode,) = _read(store, task, id, by)
-        stepped_in = interventions(reader)
+        columns = _columns(store, task, id)
+        trial = trial._replace(interventions=interventions(reader), length_s=length_s(columns))
     except StorageError as error:
-        return Trial(*about, str(error), header.success), None
-    columns = episode.columns
-    return Trial(
-        *about,
-        header.termination,
-        episode.header.success,
-        length_s(columns),
-        done_after_s(task, columns),
-        float(task.final_distance(columns)),
-        stepped_in,
+        return trial._replace(reason=str(error)), None
+    missing = _missing(task, columns)
+    if missing:
+        return trial._replace(reason=f'{trial.reason}; not recorded: {missing}'), columns
+    if trial.success is None and by == 'task':
+        trial = trial._replace(success=store.label(id, bool(task.success(columns))).success)
+    distance = float(task.final_distance(columns))
+    return trial._replace(
+        done_after_s=done_after_s(task, columns), final_distance=distance
     ), columns
 
 
-def _read(store: Store, task: ArmTask, id: str, by: Judge) -> Sequence[Episode]:
-    if by == 'task':
-        return judge(store, task, f'id={id}')
-    return find_episodes(store, task, task.contract(), f'id={id}')
+def _columns(store: Store, task: ArmTask, id: str) -> Columns:
+    (episode,) = find_episodes(store, task, task.contract(), f'id={id}')
+    return episode.columns
+
+
+def _missing(task: ArmTask, columns: Columns) -> str:
+    """Return the streams that a task is about and that were not recorded; '': none."""
+    streams = (*task.objects, *task.goals)
+    return ', '.join(stream for stream in streams if f'{stream}.position' not in columns)
 
 
 def length_s(columns: Columns) -> float:
@@ -91,7 +96,12 @@ def length_s(columns: Columns) -> float:
 
 
 def done_after_s(task: ArmTask, columns: Columns) -> float | None:
-    """Return when the task was done, and stayed so to the last row [s]; None: it was not."""
+    """Return when the task was done, and stayed so to the last row [s].
+
+    None: it was not, or what was recorded does not tell.
+    """
+    if _missing(task, columns):
+        return None
     done = np.asarray(task.done(columns))
     if not done[-1]:
         return None
@@ -157,7 +167,7 @@ def teleoperators(store: Store, task: ArmTask) -> dict[str, Any]:
     lengths, after = [], []
     for id in ids[-_MOST:]:
         with contextlib.suppress(StorageError):  # one that cannot be read has no times
-            ((_, columns),) = _read(store, task, id, 'human')
+            columns = _columns(store, task, id)
             lengths.append(length_s(columns))
             after.append(done_after_s(task, columns))
     return {'episodes': len(ids), **_times(lengths, after)}

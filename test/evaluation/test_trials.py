@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.evaluation.interval import wilson
+from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.evaluation.report import rows, write_report
 from robot_rl.evaluation.trials import (
     TAG,
@@ -24,7 +25,9 @@ from robot_rl.evaluation.trials import (
 )
 from robot_rl.imitation.collect import collect_episodes
 from robot_rl.registry import make_environment, make_policy, make_task
+from robot_rl.storage import column_file
 from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
+from robot_rl.storage.foreign import ForeignEpisode, write
 from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.store import Store
 
@@ -175,6 +178,27 @@ def test_a_trial_is_judged_by_the_task_or_left_to_a_person(store):
     assert store.open(id).header.success is False
     store.label(id, True)
     assert read_trial(store, task, id)[0].success is True  # a person's label stays
+
+
+def test_what_a_trial_without_poses_does_not_tell_is_left_open(store, tmp_path):
+    """As of an arm that sees by cameras: a person judges, and nothing is made up."""
+    (id,) = store.episodes(seed=4).ids
+    source, task = store.open(id), make_task('ur5e/reach')
+    columns = column_file.read_whole(source.steps_path)
+    columns = {name: c for name, c in columns.items() if not name.startswith('target_pose')}
+    fields = [f for f in source.header.contract.observation if f.stream != 'target_pose']
+    contract = source.header.contract.replace(observation=[f.to_dict() for f in fields])
+    header = source.header.replace(id='blind', success=None, contract=contract, files=())
+    blind = Store(tmp_path / 'blind')
+    write(blind.root, ForeignEpisode(header, columns))
+    task.contract = lambda: contract
+    found, columns = read_trial(blind, task, 'blind')
+    assert found.success is found.done_after_s is found.final_distance is None
+    assert found.reason.endswith('not recorded: target_pose')
+    assert found.length_s == pytest.approx(3.0)
+    assert set(EpisodePictures(task, (32, 24)).of(columns)) == {'start', 'after 1 s', 'end'}
+    blind.label('blind', True)
+    assert read_trial(blind, task, 'blind', 'human')[0].success is True
 
 
 def test_a_trial_that_cannot_be_read_is_told(store):

@@ -120,15 +120,16 @@ class Terminal:
             words, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True, **around
         )
         os.close(theirs)
-        self.text = ''
+        self.text, self._heard = '', 0
 
     def hears(self, pattern: str, within_s: float = 60.0) -> None:
         """Wait for words that have not been heard yet."""
-        ends, start = time.monotonic() + within_s, len(self.text)
-        while not re.search(pattern, self.text[start:]):
+        ends = time.monotonic() + within_s
+        while not (found := re.search(pattern, self.text[self._heard :])):
             assert time.monotonic() < ends, f'{pattern!r} not in {self.text}'
             if select.select([self._own], [], [], 0.1)[0]:
                 self.text += os.read(self._own, 65536).decode(errors='replace')
+        self._heard += found.end()
 
     def says(self, line: str) -> None:
         os.write(self._own, f'{line}\n'.encode())

@@ -32,6 +32,8 @@ from robot_rl.specs import RobotSpec, Spec
 _STAMP = 4
 # Different pictures, which take turns: as many as keep what is written from repeating itself.
 _PICTURES = 32
+# So many at the most: the publishers keep fifty until they are acknowledged.
+_AT_ONCE = 20
 # What is on its way when all are sent comes before the episode ends [s].
 _REST_S = 1.0
 
@@ -84,11 +86,14 @@ class Generator(Node):
         while not self._runs.wait(0.01):
             if stop.is_set():
                 return
-        left = round(self._given.seconds * self._rate_hz)
-        for _ in support.every(1.0 / self._rate_hz, stop):
-            self._send(left)
-            left -= 1
-            if not left:
+        began, sent, seconds = time.monotonic(), 0, self._given.seconds
+        total = round(seconds * self._rate_hz)
+        for now in support.every(1.0 / self._rate_hz, stop):
+            due = round(min(now - began, seconds) * self._rate_hz)
+            for _ in range(min(due - sent, _AT_ONCE)):  # after a pause it makes up for it
+                self._send(sent)
+                sent += 1
+            if sent == total or now - began > seconds + _REST_S / 2:
                 break
         stop.wait(_REST_S)
         self._participant.report('done')
@@ -121,7 +126,9 @@ class Generator(Node):
             bytearray(serialize_message(CompressedImage(format='jpeg', data=picture)))
             for picture in pictures(camera.height, camera.width, camera.name)
         ]
-        return lambda left: self._publish(publisher, messages[left % _PICTURES]), camera.rate_hz
+        return lambda number: self._publish(
+            publisher, messages[number % _PICTURES]
+        ), camera.rate_hz
 
     def _publish(self, publisher: Publisher, message: bytearray, stamped: bool = True) -> None:
         if stamped:

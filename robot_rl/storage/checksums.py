@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -71,9 +72,9 @@ def check(path: Path) -> Check:
 
 def is_episode(path: Path) -> bool:
     """Tell whether a directory is one of ours: by its name, or by anything in it of an episode."""
-    names = {entry.name for entry in path.iterdir()}
-    holds = names & {HEADER_FILE, STREAMS_FILE, CACHE_FILE, REWARDS_FOLDER}
-    return path.name.endswith((PARTIAL, DISCARDED)) or bool(holds)
+    ours = (HEADER_FILE, STREAMS_FILE, CACHE_FILE, REWARDS_FOLDER)
+    named = path.name.endswith((PARTIAL, DISCARDED))
+    return named or any(os.path.lexists(path / name) for name in ours)
 
 
 def not_storable(file: Path) -> Damage | None:

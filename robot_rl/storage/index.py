@@ -127,10 +127,11 @@ class Index:
     def headers(self, ids: Iterable[str]) -> dict[str, Entry]:
         """Return the headers, with their stamps, of those of `ids` that are in the index."""
         names = ', '.join(_SPECS)
-        return {
-            id: Entry(self._header(header, digests), (), _stamp(changed_ns, size))
-            for id, changed_ns, size, header, *digests in self._listed(f'header, {names}', ids)
-        }
+        with self._explained():
+            return {
+                id: Entry(self._header(header, digests), (), _stamp(changed_ns, size))
+                for id, changed_ns, size, header, *digests in self._listed(f'header, {names}', ids)
+            }
 
     def stamps(self, ids: Iterable[str]) -> dict[str, Stamp | None]:
         """Return the stamps of the headers of those of `ids` that are in the index."""

@@ -35,6 +35,8 @@ _END = struct.pack('<BQI', 0x0F, 4, 0) + struct.pack('<BQQQI', 0x02, 20, 0, 0, 0
 # Below this share of what is required an episode is flagged, if so much is missing [s]: the first
 # and the last moments of a short one are no fault.
 LEAST_SHARE, LEAST_MISSING_S = 0.9, 0.25
+# So many messages at the most, one after another, may still be sent again by their publisher.
+_SENT_AGAIN = 10_000
 # The stamp in a serialised message whose first field is a header: seconds and nanoseconds.
 _STAMP_AT = 4
 _HEADERS = 'std_msgs/Header', 'std_msgs/msg/Header', 'Header'
@@ -448,6 +450,7 @@ class _Topic:
         self.count = self.lost = 0
         self.sequences: dict[bytes, int] = {}  # the newest, by publisher
         self.first_ns = self.last_ns = self.longest_gap_ns = 0
+        self._missing: dict[bytes, set[int]] = {}  # numbers that may still come, by publisher
         self._stamped = _begins_with_header(definition)
         self._got, self._got_first_ns = 0, None  # while the episode ran
         self._delays, self._delay_ns = 0, 0  # how many, and their sum
@@ -456,14 +459,12 @@ class _Topic:
     def count_in(self, log_time_ns: int, sequence: int, publisher: bytes, data: bytes) -> None:
         if self.count:
             self.longest_gap_ns = max(self.longest_gap_ns, log_time_ns - self.last_ns)
-            # A smaller number is a publisher that started anew.
-            last = self.sequences.get(publisher, 0)
-            if 0 < last < sequence:
-                self.lost += sequence - last - 1
+            self._count_lost(sequence, publisher)
         else:
             self.first_ns = log_time_ns
+            self.sequences[publisher] = sequence
         self.count += 1
-        self.sequences[publisher], self.last_ns = sequence, log_time_ns
+        self.last_ns = log_time_ns
         if self._run.includes(log_time_ns):
             self._got += 1
             self._got_first_ns = self._got_first_ns or log_time_ns
@@ -471,6 +472,23 @@ class _Topic:
             delay_ns = log_time_ns - stamp_ns
             self._longest_delay_ns = max(self._longest_delay_ns, delay_ns)
             self._delays, self._delay_ns = self._delays + 1, self._delay_ns + delay_ns
+
+    def _count_lost(self, sequence: int, publisher: bytes) -> None:
+        """Count the numbers that are left out; one that was sent again comes after later ones."""
+        last, missing = (
+            self.sequences.get(publisher, 0),
+            self._missing.setdefault(publisher, set()),
+        )
+        if sequence in missing:
+            missing.remove(sequence)
+            self.lost -= 1
+            return
+        if 0 < last < sequence:
+            self.lost += sequence - last - 1
+            missing.update(range(max(last + 1, sequence - _SENT_AGAIN), sequence))
+        else:  # a smaller number is a publisher that started anew
+            missing.clear()
+        self.sequences[publisher] = sequence
 
     def report(self, required: Required | None, until_ns: int) -> TopicReport:
         span_s, longest_gap_ns = (self.last_ns - self.first_ns) * 1e-9, self.longest_gap_ns

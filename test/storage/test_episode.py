@@ -159,6 +159,17 @@ def test_losses_are_told_of_each_publisher(tmp_path, ros, header):
         writer.commit()
 
 
+def test_what_is_sent_again_is_not_lost(tmp_path, ros, header, rng):
+    """Messages come in the order of arrival: one that DDS sent again follows later ones."""
+    numbers = np.setdiff1d(np.arange(1, 400), lost := [50, 51, 230])
+    late = numbers + np.where(rng.random(len(numbers)) < 0.1, rng.integers(2, 30, len(numbers)), 0)
+    late[[0, -1]] = numbers[[0, -1]] + [0, 100]
+    with EpisodeWriter(tmp_path, header()) as writer:
+        for k, number in enumerate(numbers[np.argsort(late, kind='stable')]):
+            ros.write(writer, '/a', ros.string('x'), START_NS + k, int(number), b'arm')
+        assert writer.report()['/a'].lost == len(lost)
+
+
 def test_the_report_tells_losses_gaps_and_rates(tmp_path, ros, header):
     # Numbers 1 2 5 (two lost), then a publisher that started anew at 1, then 0: not known.
     arrivals = [(0.0, 1), (0.1, 2), (0.2, 5), (1.0, 1), (1.1, 2), (1.2, 0), (1.3, 9)]

@@ -153,7 +153,7 @@ def _led(episode: EpisodeReader) -> dict[str, Any]:
     if not sources.by_policy(episode.header.source):
         return {'steps': steps}
     share = round(steps.get('person', 0) / len(column), 3)
-    return {'steps': steps, 'intervened_steps': share}
+    return {'steps': steps, 'intervened_share': share}
 
 
 def _stats(options: StatsOptions) -> None:

@@ -170,9 +170,8 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
         columns['gripper.width'] = columns.pop(f'{_JOINT_STATES}.width')
     answers = _answers(recorded[_APPLIED], rows)
     columns['source'] = _sources(header, recorded[_APPLIED], answers)
-    led = sources.by_policy(header.source) & (
-        columns['source'] == sources.PERSON
-    )  # a person overruled it
+    # Where a person overruled the policy.
+    led = (columns['source'] == sources.PERSON) & sources.by_policy(header.source)
     commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows, answers)
     commanded[1:][led] = _asked_by_person(applied, recorded, rows)[led]
     columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.nodes.support import LATCHED_READER as READER
 from robot_rl.nodes.support import seconds
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.sources import HOLD, PERSON, POLICY
 
 PERIOD_S = 0.05
 # What a measured deceleration may be more than the commanded one: servos and clocks of processes.
@@ -82,14 +87,14 @@ def person(observer, ur5e):
         one.let_go()
 
 
-def run_an_episode(supervisor, tmp_path) -> None:
+def run_an_episode(supervisor, tmp_path, policy='constant') -> None:
     """Start one of 30 s, of a policy that asks for no motion at all."""
     supervisor.start('sim_robot')
-    supervisor.start('policy', {'policy': 'constant'})
+    supervisor.start('policy', {'policy': policy})
     supervisor.start('command_guard')
     supervisor.start('episode_recorder', {'root': str(tmp_path / 'episodes')})
     supervisor.wait_ready()
-    given = {'policy': 'constant', 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
+    given = {'policy': policy, 'episodes': 1, 'first_seed': 2**31, 'max_steps': 600}
     supervisor.start('session', given)
 
 
@@ -152,6 +157,60 @@ def test_a_policy_goes_on_from_where_a_person_has_led_the_arm(
     way = np.array([m.points[0].positions for m in after])
     np.testing.assert_allclose(way, np.broadcast_to(led, way.shape), atol=1e-3)
     np.testing.assert_allclose(person.measured(), led, atol=0.01)
+
+
+def test_an_intervention_has_no_jump_and_every_step_of_it_its_source(
+    supervisor, observer, person, ur5e, tmp_path
+):
+    run_an_episode(supervisor, tmp_path, policy='scripted')
+    person = person()
+    applied = person.applied
+
+    def moves(source):
+        point = applied[-1].points[0] if applied else None
+        return (
+            point
+            and applied[-1].header.frame_id == source
+            and max(map(abs, point.velocities)) > 0.3
+        )
+
+    observer.until(lambda: moves('policy'), 'the policy does not move')
+    person.lead(speed=0.6, seconds=1.0)
+    observer.until(lambda: moves('policy'), 'it does not go on')
+    count = len(applied)
+    observer.until(lambda: len(applied) > count + 50)
+    assert observer.call('session/stop').success
+    (line,) = supervisor.follow('session', 40)
+    assert (line['result'], line['reason']) == ('truncated', 'stop')
+    episode = EpisodeReader(Path(line['path']))
+    assert episode.header.interventions == 1
+    told = [m.message for m in episode.messages(['/command_guard/applied'])]
+    by = [message.header.frame_id for message in told]
+    begins = by.index('policy')
+    ends = len(by) - by[::-1].index('policy')
+    order = [source for source, _ in itertools.groupby(by[begins:ends])]
+    assert order == ['policy', 'teleop', 'hold', 'policy']
+    # A period that was late is made up for by two at most.
+    path, speed = (
+        np.array([getattr(message.points[0], name) for message in told[begins:ends]])
+        for name in ('positions', 'velocities')
+    )
+    period_s = 2 * ur5e.controller.period_s
+    assert (np.abs(np.diff(path, axis=0)) <= ur5e.max_velocity * period_s + 1e-9).all()
+    assert (np.abs(np.diff(speed, axis=0)) <= ur5e.max_acceleration * period_s + 1e-9).all()
+    columns = aligned_columns(episode)
+    spells = [(n, len([*spell])) for n, spell in itertools.groupby(columns['source'].tolist())]
+    assert [number for number, _ in spells] == [POLICY, PERSON, HOLD, POLICY]
+    assert spells[1][1] == pytest.approx(20, abs=4) and spells[2][1] == pytest.approx(9, abs=4)
+    # What was applied, step after step, leads where the guard held the arm, as the person wanted.
+    led = columns['source'] == PERSON
+    assert (columns['action/requested'][led, 0] > 0).all()
+    way = columns['joint_states.position'][0] + columns['action/applied'].cumsum(axis=0)
+    held = [message.points[0].positions for message in told if message.header.frame_id == 'hold']
+    reached = way[np.flatnonzero(columns['source'] == HOLD)[-1]]
+    assert np.abs(np.array(held) - reached).max(axis=1).min() < 1e-9
+    *_, last = (m.message.points[0].positions for m in episode.messages(['/teleop/command']))
+    np.testing.assert_allclose(reached, last, atol=0.1)  # it was still catching up, and brakes
 
 
 def test_an_arm_that_is_held_off_its_path_ends_the_episode_and_is_held(

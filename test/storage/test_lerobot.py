@@ -153,8 +153,11 @@ def test_meta_says_what_there_is(store, put, tmp_path, robot, contract):
 
 
 def test_what_is_exported_comes_back_under_its_names(store, put, tmp_path):
-    first = put('a', steps=5, seed=1, tags=('curated',), success=True)
-    put('b', steps=7, seed=2)
+    def led(found):  # as an episode of streams has it
+        found['source'] = np.arange(len(found['action/applied']), dtype=np.int8) % 4
+
+    first = put('a', steps=5, seed=1, change=led, tags=('curated',), success=True)
+    put('b', steps=7, seed=2, change=led)
     store.add_reward('a', np.linspace(0, 1, 5), task='t', kind='sketch', author='anna')
     export(store, tmp_path / 'set')
     other = Store(tmp_path / 'other')
@@ -167,7 +170,7 @@ def test_what_is_exported_comes_back_under_its_names(store, put, tmp_path):
     found = aligned_columns(other.open('a'))
     assert found.keys() == first.keys()
     for name, column in first.items():
-        if name.startswith('action/'):
+        if name.startswith('action/') or name == 'source':
             np.testing.assert_allclose(found[name], column[:4], rtol=1e-6)
         elif name != 'wrist.image':
             told = found[name].reshape(column[:5].shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     if options.show_args:
         common.emit(_described(graph), options.as_json, _show(graph))
         return 0
-    return run(options.graph, _pairs(options.arguments), options.log_dir)
+    return run(options.graph, pairs(options.arguments, 'up'), options.log_dir)
 
 
 def show(node: str, line: str) -> None:
@@ -65,6 +66,8 @@ def run(
     `show(node, line)` is given what the nodes say.
     """
     graph = GRAPHS[name]
+    if 'terminal' in graph.arguments and (terminal := _terminal()):
+        arguments = {'terminal': terminal} | dict(arguments)  # nodes have no /dev/tty of their own
     values = graph.values(arguments)
     processes = graph.nodes(values)  # what is wrong shows before anything is started
     common.require_ros(name)
@@ -111,7 +114,7 @@ def _watch(
             code = child.poll()
             if code is None:
                 continue
-            print(f'[{name}] has ended with code {code}', file=sys.stderr)
+            show(name, f'has ended with code {code}')
             if name not in respawned or code == WRONG_INPUT_CODE:
                 return code if code >= 0 else 1
             time.sleep(RESPAWN_AFTER_S)
@@ -119,20 +122,28 @@ def _watch(
     return 0
 
 
+def _terminal() -> str:
+    """Return the path of the terminal that this runs on, '' where there is none."""
+    for stream in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            return os.ttyname(stream)
+    return ''
+
+
 def _show_lines(supervisor: Supervisor, show: Callable[[str, str], None]) -> None:
     for name, line in supervisor.new_lines():
         show(name, line)
 
 
-def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+def pairs(words: tuple[str, ...], command: str) -> dict[str, str]:
     """Return {name: value} of words name:=value. Raises RobotRLError."""
-    pairs = {}
+    found = {}
     for word in words:
         name, separator, value = word.partition(':=')
         if not separator:
-            raise RobotRLError(f'up: {word!r}: <name>:=<value> is right')
-        pairs[name] = value
-    return pairs
+            raise RobotRLError(f'{command}: {word!r}: <name>:=<value> is right')
+        found[name] = value
+    return found
 
 
 def _described(graph: Graph) -> dict[str, dict[str, str]]:

@@ -24,7 +24,7 @@ from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
-from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, set_aside
 from robot_rl.storage.schemas import message_definition
 
 DRAIN_PERIOD_S = 0.02
@@ -151,6 +151,7 @@ class EpisodeRecorder(Node):
             return
         if self._writer is not None:
             self._finish(*self._cut('the next episode was prepared'))
+        self._set_aside(info.instead_of)
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
@@ -171,6 +172,15 @@ class EpisodeRecorder(Node):
             'preparing', f'no publisher of {", ".join(sorted(self._required))}'
         )
         self._waiting = True
+
+    def _set_aside(self, id: str) -> None:
+        """Discard the episode in the place of which the one in hand is recorded, if any."""
+        if not id:
+            return
+        try:
+            set_aside(self._root / id)
+        except StorageError as error:  # which is no reason not to record
+            self.get_logger().warning(str(error))
 
     def _header(self, info: SessionInfo) -> EpisodeHeader:
         fields = info.to_dict()
@@ -341,7 +351,11 @@ class EpisodeRecorder(Node):
             self.get_logger().warning(problem)
         level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
         about['lost'] = sum(self._lost.values())
-        values = about | {f'{name} [Hz]': round(t.rate_hz, 1) for name, t in report.items()}
+        values = about
+        for name, topic in report.items():
+            if not self._topics[name].latched:  # which come when something changes
+                values[f'{name} [Hz]'] = round(topic.rate_hz, 1)
+                values[f'{name} gap [s]'] = round(topic.longest_gap_s, 3)
         self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
 
 

@@ -27,6 +27,7 @@ NODES = {
     'camera': 'robot_rl.nodes.camera:CameraNode',
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     'replay': 'robot_rl.nodes.replay:Replay',
+    'screen': 'robot_rl.nodes.screen:Screen',
     # For robot-rl bench deploy.
     'echo': 'robot_rl.nodes.echo:Echo',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
@@ -157,6 +158,11 @@ def image_feed() -> int:
 def replay() -> int:
     """What gives the commands of an episode again."""
     return run('replay')
+
+
+def screen() -> int:
+    """What shows on a terminal how a recording goes."""
+    return run('screen')
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ ARGUMENTS = {
         'use_sim_time',
     },
     'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'manual', 'record', 'storage'},
-    'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
+    'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'teleop', 'screen'},
     'replay': {'sim', 'robot', 'task', 'episode', 'seed', 'params_file'},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,13 +17,22 @@ from robot_rl.nodes.supervisor import NodeFailure
 WAITING = {'session': {'participants': ['nobody']}}
 
 
+@pytest.fixture
+def terminal():
+    ours, theirs = pty.openpty()
+    yield theirs
+    os.close(ours)
+    os.close(theirs)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, number):
+def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, terminal, number):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     try:
         given = WAITING | {
             'episode_recorder': {'root': str(tmp_path / 'episodes')},
             'replay': {'episode': str(still_episode())},
+            'screen': {'terminal': os.ttyname(terminal)},
         }
         for node in NODES:
             supervisor.start(node, given.get(node))

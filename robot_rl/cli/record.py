@@ -1,0 +1,113 @@
+"""Record demonstrations: a person commands the twin or an arm, and says how episodes end."""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tyro
+
+from robot_rl.cli import common, up
+from robot_rl.nodes.graphs import TELEOP
+
+EXAMPLE = 'robot-rl record --robot ur5e --task ur5e/lift --teleop keyboard --episodes 10'
+# Of what a node that has failed said, so much is shown.
+_LAST_WORDS = 5
+
+
+class Options(common.Options):
+    """Who shows what on which arm, with what, and where it goes."""
+
+    task: str = pydantic.Field(description='see robot-rl tasks')
+    robot: str = pydantic.Field(
+        '', description="robot in config/robots or a YAML file; empty: the task's"
+    )
+    teleop: Literal[TELEOP] = pydantic.Field(
+        'keyboard',
+        description="the device; 'none': a node of your own publishes on teleop/command",
+    )
+    episodes: pydantic.NonNegativeInt = pydantic.Field(
+        10, description='how many, discarded ones not counted; 0: until Ctrl-C'
+    )
+    real: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
+        False, description='an arm, whose driver runs already, in the place of its twin'
+    )
+    store: Path = pydantic.Field(
+        default_factory=common.store_folder,
+        description='the folder of the episodes, made where it is missing; $ROBOT_RL_STORE, or '
+        './episodes',
+    )
+    tag: tuple[str, ...] = pydantic.Field((), description='words to find them by')
+    operator: str = pydantic.Field('', description='you, for the record')
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (),
+        description='further arguments name:=value of record.launch.py; robot-rl up record '
+        '--show-args lists them',
+    )
+    log_dir: Path | None = pydantic.Field(
+        None, description="folder of the nodes' logs; without it a new one in the temporary folder"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Record until the last episode or Ctrl-C; print what was recorded."""
+    options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
+    arguments = _arguments(options)
+    heard = Heard(drawn=up.GRAPHS['record'].values(arguments).has_screen)
+    code = up.run('record', arguments, options.log_dir, heard)
+    if heard.drawn and code:
+        heard.tell_last_words()
+    episodes = [told for told in heard.episodes if told['result'] != 'discarded']
+    results = collections.Counter(told['result'] for told in episodes)
+    counted = ', '.join(f'{number} {result}' for result, number in results.items())
+    data = {'store': str(options.store), 'episodes': [told['episode'] for told in episodes]}
+    text = f'{len(episodes)} episodes in {options.store}' + (f': {counted}' if counted else '')
+    common.emit(data | {'results': results}, options.as_json, text)
+    return code
+
+
+class Heard:
+    """What nodes say: shown on standard error, or kept where a screen is `drawn`."""
+
+    def __init__(self, drawn: bool):
+        self.drawn = drawn
+        self.episodes: list[dict[str, Any]] = []  # the lines of the session
+        self._last: dict[str, collections.deque[str]] = {}
+
+    def __call__(self, node: str, line: str) -> None:
+        """Take a line that `node` has said."""
+        if node == 'session' and line.startswith('{'):
+            self.episodes.append(json.loads(line))
+        if self.drawn:
+            self._last.setdefault(node, collections.deque(maxlen=_LAST_WORDS)).append(line)
+        else:
+            print(f'[{node}] {line}', file=sys.stderr, flush=True)
+
+    def tell_last_words(self) -> None:
+        """Show the last lines of every node that has ended with an error."""
+        for node, lines in self._last.items():
+            if any('has ended with code' in line for line in lines):
+                for line in lines:
+                    print(f'[{node}] {line}', file=sys.stderr)
+
+
+def _arguments(options: Options) -> dict[str, str]:
+    """Return the arguments of the graph."""
+    from robot_rl import registry
+
+    task = registry.make_task(options.task)
+    return {
+        'robot': options.robot or task.config.robot,
+        'task': options.task,
+        'teleop': options.teleop,
+        'episodes': str(options.episodes),
+        'sim': 'false' if options.real else 'true',
+        'storage': str(options.store),
+        'cameras': 'true' if task.cameras else 'false',
+        'tags': ','.join(options.tag),
+        'operator': options.operator,
+    } | up.pairs(options.arguments, 'record')

@@ -26,7 +26,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['robot_rl', 'robot_rl.*']),
-    package_data={'robot_rl': ['robots/models/**/*', 'py.typed']},
+    package_data={'robot_rl': ['nodes/page/*', 'robots/models/**/*', 'py.typed']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/robot_rl']),
         (SHARE, ['package.xml']),

@@ -30,6 +30,7 @@ ARROWS = {
     'policies': {'specs'},
     'training': {'imitation', 'policies', 'sim', 'storage'},
     'imitation': {'policies', 'sim', 'storage'},
+    'evaluation': {'imitation'},
 }
 # Imported by every room.
 SHARED = {'errors', 'images', 'resources', 'registry'}

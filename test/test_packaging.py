@@ -15,6 +15,7 @@ from robot_rl import resources
 ROOT = Path(__file__).parents[1]
 PROBE = """
 import json
+from importlib.resources import files
 from robot_rl import resources
 from robot_rl.registry import make_task
 print(json.dumps({
@@ -23,6 +24,7 @@ print(json.dumps({
     'launch': resources.names('launch', '.launch.py'),
     'policies': resources.names('pretrained', '.onnx'),
     'model': make_task('ur5e/reach').model().nq,
+    'page': sorted(path.name for path in (files('robot_rl') / 'nodes' / 'page').iterdir()),
 }))
 """
 
@@ -45,6 +47,7 @@ def assert_complete(found):
     assert set(found['launch']) == {'train', 'sim_robot', 'deploy', 'record', 'replay'}
     assert 'ur5e_reach' in found['policies']
     assert found['model'] == 6
+    assert found['page'] == ['icon.svg', 'index.html', 'page.css', 'page.js']
 
 
 @pytest.fixture

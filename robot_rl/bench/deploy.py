@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +12,7 @@ import numpy as np
 import yaml
 
 from robot_rl import registry, resources
+from robot_rl.bench.processes import cpu_shares, last_words
 from robot_rl.nodes.supervisor import Supervisor
 from robot_rl.policies.d4pg import D4PGConfig, D4PGLearner
 from robot_rl.policies.export import export_onnx
@@ -123,9 +122,9 @@ def _empty(rate_hz: int, seconds: float, folder: Path) -> EmptyChain:
             supervisor.start('echo', {'role': role, 'rate_hz': float(rate_hz)}, name=role)
         supervisor.wait_ready(60)
         time.sleep(WARM_UP_S)
-        with _cpu(supervisor, {role: role for role in CHAIN.values()}) as cpu:
+        with cpu_shares(supervisor, {role: role for role in CHAIN.values()}) as cpu:
             time.sleep(seconds)
-        latency = np.array(_last_words(supervisor, 'sink')['latency_s'])
+        latency = np.array(last_words(supervisor, 'sink')['latency_s'])
     return EmptyChain(latency[round(WARM_UP_S * rate_hz) :], cpu)
 
 
@@ -147,9 +146,9 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
         while not list(folder.glob('episodes/*.partial')):  # until the episode is being prepared
             supervisor.check()
             time.sleep(0.05)
-        with _cpu(supervisor, CHAIN) as cpu:
+        with cpu_shares(supervisor, CHAIN) as cpu:
             (episode,) = supervisor.follow('session', seconds + 60)
-        traces = {n: _last_words(supervisor, n) for n in ('policy', 'command_guard', 'timer')}
+        traces = {n: last_words(supervisor, n) for n in ('policy', 'command_guard', 'timer')}
     return _read(traces, EpisodeReader(episode['path']), rate_hz, cpu)
 
 
@@ -169,31 +168,6 @@ def _files(rate_hz: int, folder: Path) -> tuple[str, str, str]:
     learner = D4PGLearner(contract, D4PGConfig())
     export_onnx(learner.policy, PolicyCard(id='bench', contract=contract), policy)
     return str(robot), str(task), str(policy)
-
-
-def _last_words(supervisor: Supervisor, name: str) -> dict[str, Any]:
-    """End a node and return what it prints."""
-    supervisor.children[name].terminate()
-    (words,) = supervisor.follow(name, 10)
-    return words
-
-
-@contextlib.contextmanager
-def _cpu(supervisor: Supervisor, links: Mapping[str, str]) -> Iterator[dict[str, float]]:
-    """Give the share of a core that each node takes meanwhile, by its link in the chain."""
-    shares: dict[str, float] = {}
-    pids = {link: supervisor.children[name].pid for name, link in links.items()}
-    before, start = {link: _cpu_seconds(pid) for link, pid in pids.items()}, time.monotonic()
-    yield shares
-    elapsed = time.monotonic() - start
-    for link, pid in pids.items():
-        shares[link] = (_cpu_seconds(pid) - before[link]) / elapsed
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has had (user and system; proc(5))."""
-    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def _read(

@@ -38,6 +38,7 @@ _QUERIES: dict[str, Callable[[Entry], bool]] = {
     'seed=7': lambda e: e.header.seed == 7,
     'success=true': lambda e: e.header.success is True,
     'success=unknown': lambda e: e.header.success is None,
+    'flagged=true': lambda e: bool(e.header.flags),
     'tag=curated': lambda e: 'curated' in e.header.tags,
     'tag=curated,spoilt': lambda e: {'curated', 'spoilt'} <= set(e.header.tags),
     f'after={_MIDDLE}': lambda e: e.header.start_time_ns >= _FIRST_NS + 50_000 * _MINUTE_NS,

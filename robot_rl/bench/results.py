@@ -34,7 +34,7 @@ from robot_rl.training.logs import METRICS, read_metrics
 
 RESULTS, RUNS, SHOWN = Path('results'), Path('runs/results'), Path('runs/demonstrations')
 QUEUE, BENCH = RESULTS / 'queue.yaml', RESULTS / 'bench.jsonl'
-BENCHES = ('learner', 'sim', 'workers', 'deploy', 'index', 'storage')
+BENCHES = ('learner', 'sim', 'workers', 'deploy', 'index', 'storage', 'record')
 LOCK = 'lock'
 PEER = 'robot_rl.bench.gail_peer'
 # How many evaluations of a run are kept, about.

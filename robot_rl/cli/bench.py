@@ -23,16 +23,17 @@ class Options(Spec):
     """Which benchmark to run and for how long."""
 
     name: Annotated[
-        Literal['learner', 'sim', 'workers', 'deploy', 'index', 'storage'], tyro.conf.Positional
+        Literal['learner', 'sim', 'workers', 'deploy', 'index', 'storage', 'record'],
+        tyro.conf.Positional,
     ] = pydantic.Field(
         description='learner: updates/s; sim: physics steps/s of arm tasks; workers: steps/s of '
         'other tasks in several processes; deploy: latency through ROS; index: queries of '
-        '100,000 episodes; storage: windows/s'
+        '100,000 episodes; storage: windows/s; record: what the recorder takes and loses'
     )
-    seconds: pydantic.PositiveFloat = pydantic.Field(
-        20.0,
+    seconds: pydantic.PositiveFloat | None = pydantic.Field(
+        None,
         description='how long to measure [s], about; learner: each agent; deploy: each rate; '
-        'storage: each comparison',
+        'storage: each comparison; without it 20, and record 600',
     )
     agents: tuple[Literal['d4pg', 'mpo', 'dmpo'], ...] = pydantic.Field(
         ('d4pg', 'mpo', 'dmpo'), description='learner: whose updates'
@@ -53,11 +54,13 @@ def main(argv: list[str]) -> int:
     """Print one JSON object {bench, metric, value, unit, reference, ratio} a line."""
     options = common.parse(Options, argv, 'bench', __doc__, EXAMPLE)
     more = _more(options)
+    if options.seconds is not None:
+        more['seconds'] = options.seconds
     if options.keep:
-        rows = results.keep_bench(options.name, seconds=options.seconds, **more)
+        rows = results.keep_bench(options.name, **more)
     else:
         module = importlib.import_module(f'robot_rl.bench.{options.name}')
-        rows = module.run(seconds=options.seconds, **more)
+        rows = module.run(**more)
     for row in rows:
         print(json.dumps(row, allow_nan=False), flush=True)
     return 0

@@ -144,8 +144,12 @@ def _through_ros(options: Options) -> list[Any]:
     code = up.run('deploy', _arguments(options, task), show=show)
     if code or not ids:
         raise RobotRLError(f'collect: the nodes ended with code {code}; see their logs')
-    episodes = judge(Store(options.store), task, f'id={",".join(ids)}')
+    episodes = judge(Store(options.store), task, f'id={",".join(ids)}', _tell)
     return [episode.header for episode in episodes]
+
+
+def _tell(reason: str) -> None:
+    print(f'robot-rl: not judged: {reason}', file=sys.stderr)
 
 
 def _arguments(options: Options, task: ArmTask) -> dict[str, str]:

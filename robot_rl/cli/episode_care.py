@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, StorageError
 from robot_rl.storage import checksums, doors, garbage, recovery, transfer
 from robot_rl.storage.claims import in_use
-from robot_rl.storage.episode import DISCARDED, PARTIAL
+from robot_rl.storage.episode import DISCARDED, HEADER_FILE, PARTIAL
 from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import Episodes, Store
 
@@ -35,8 +36,12 @@ class EpisodeOptions(common.StoreOptions):
     id: Annotated[str, tyro.conf.Positional] = pydantic.Field(description="the episode's id")
 
 
-class VerifyOptions(QueryOptions):
+class VerifyOptions(common.StoreOptions):
     """Compare recorded data with its checksums: one line for each damaged file, exit code 1."""
+
+    query: Annotated[tuple[str, ...], tyro.conf.Positional] = pydantic.Field(
+        (), description=f'ids, or key=value; all must hold. Keys: {", ".join(KEYS)}'
+    )
 
 
 class RecoverOptions(common.StoreOptions):
@@ -90,6 +95,8 @@ class GcOptions(common.StoreOptions):
 def find(store: Store, query: tuple[str, ...]) -> Episodes:
     """Return the episodes that match; names that no episode has are told on stderr."""
     found = store.episodes(query)
+    if store.look_again(found.ids):
+        found = store.episodes(query)
     tell(store.hints(query))
     return found
 
@@ -97,12 +104,7 @@ def find(store: Store, query: tuple[str, ...]) -> Episodes:
 def verify(options: VerifyOptions) -> int:
     """Check the episodes that match; without a query, whatever is not being recorded."""
     store = options.open()
-    # By id: the header of an episode may have been damaged since it was indexed.
-    ids = find(store, options.query).ids
-    broken = {name.split('/')[0] for name in store.damaged}
-    paths = [store.root / id for id in [*ids, *sorted(broken - set(ids))]]
-    if not options.query:
-        paths += [path for path in store.unfinished() if path.name.endswith(DISCARDED)]
+    paths, strays = _to_verify(store, options.query)
     checks = [checksums.check(path) for path in paths]
     damaged = [damage for check in checks for damage in check.damaged]
     unverifiable = [str(file) for check in checks for file in check.unverifiable]
@@ -112,15 +114,50 @@ def verify(options: VerifyOptions) -> int:
         'bytes': size,
         'damaged': [{'file': str(item.file), 'problem': item.problem} for item in damaged],
         'unverifiable': unverifiable,
+        'strays': list(map(str, strays)),
     }
     lines = [str(item) for item in damaged]
     lines += [f'{file}: cannot be verified: stored without a checksum' for file in unverifiable]
+    lines += [f'{path}: no episode, and nothing of one; left out' for path in strays]
     lines.append(
         f'{_episodes(len(paths))} checked ({size / 1e6:.1f} MB): '
         f'{len(damaged)} damaged files, {len(unverifiable)} without a checksum'
     )
     common.emit(data, options.as_json, '\n'.join(lines))
     return 1 if damaged else 0
+
+
+def _to_verify(store: Store, words: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """Return the directories to check, and those that are no episode's."""
+    named, query = _ids_and_query(words)
+    paths = [store.path(id) for id in named]
+    if named and not query:
+        return paths, []
+    ids = find(store, tuple(query)).ids
+    asked = {id for word in query if word.startswith('id=') for id in word[3:].split(',')}
+    # What cannot be read might be what is asked for.
+    broken = {name.split('/')[0] for name in store.damaged}
+    paths += [store.root / id for id in ids]
+    paths += [store.root / id for id in sorted(broken - set(ids)) if not asked or id in asked]
+    if not words:
+        paths += [path for path in store.unfinished() if _is_to_verify(path)]
+    strays = [path for path in paths if not checksums.is_episode(path)]
+    return [path for path in paths if path not in strays], strays
+
+
+def _is_to_verify(path: Path) -> bool:
+    """Tell whether an unfinished episode is to be whole.
+
+    One that was cut is mended by recover; unless nothing tells any more what it was.
+    """
+    if path.name.endswith(DISCARDED):
+        return True
+    return not in_use(path) and not (path / HEADER_FILE).exists()
+
+
+def _ids_and_query(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the ids among the words of a command, and the rest: key=value."""
+    return [w for w in words if '=' not in w], [w for w in words if '=' in w]
 
 
 def recover(options: RecoverOptions) -> int:
@@ -177,14 +214,27 @@ def export(options: ExportOptions) -> int:
 
 def import_(options: ImportOptions) -> int:
     """Take in episodes from elsewhere; a store that is not there is made."""
-    return _taken(options, doors.import_from(Store(options.store), options.path))
+    with _store_to_fill(options.store) as store:
+        return _taken(options, doors.import_from(store, options.path))
 
 
 def merge(options: MergeOptions) -> int:
     """Copy another store's episodes; a store that is not there is made."""
-    # Made only when there is something to put into it.
     source = Store(options.other, create=False)
-    return _taken(options, transfer.merge(Store(options.store), source.root))
+    with _store_to_fill(options.store) as store:
+        return _taken(options, transfer.merge(store, source.root))
+
+
+@contextlib.contextmanager
+def _store_to_fill(root: Path) -> Iterator[Store]:
+    """Lend a store, made where it is missing; one that was, and stayed empty, goes again."""
+    is_new = not root.exists()
+    store = Store(root)
+    try:
+        yield store
+    finally:
+        if is_new:
+            garbage.remove_empty(store)
 
 
 def gc(options: GcOptions) -> int:
@@ -221,8 +271,7 @@ def _listed(store: Store, options: GcOptions) -> list[garbage.Garbage]:
         return garbage.garbage(store)
     if not options.query:
         raise RobotRLError('gc: --episodes needs ids, or a query like tag=spoilt')
-    ids = [word for word in options.query if '=' not in word]
-    query = [word for word in options.query if '=' in word]
+    ids, query = _ids_and_query(options.query)
     found = store.episodes(query).ids if query else []
     return garbage.episodes(store, dict.fromkeys([*ids, *found]))
 

@@ -59,7 +59,7 @@ def draw(
         ):
             if panels:
                 drawn.append(_plot(folder / f'{name}.png', panels))
-        sheet = _attempt(lambda: _contact_sheet(episode, columns, told), told, None)
+        sheet = _attempt(lambda: contact_sheet(episode, columns, told), told, None)
         if sheet is not None:
             drawn.append(_write_picture(folder / 'pictures.png', sheet))
     except OSError as error:
@@ -221,8 +221,10 @@ def _plot(path: Path, panels: Sequence[Sequence[Curves]]) -> Path:
     return path
 
 
-def _contact_sheet(
-    episode: EpisodeReader, columns: Mapping[str, np.ndarray], told: Callable[[str], None]
+def contact_sheet(
+    episode: EpisodeReader,
+    columns: Mapping[str, np.ndarray],
+    told: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray | None:
     """Return a row of pictures for each camera, uint8 [H, W, 3] BGR; None without cameras."""
     if episode.is_steps_only:

@@ -1,14 +1,14 @@
 """List, show, judge, check, mend and carry what was recorded.
 
 ls [key=value ...]             episodes that match, e.g. task=ur5e/reach success=true tag=a,b
-show ID --out FOLDER           one episode: header, topics, damage; and its pictures and plots
+show ID --out FOLDER           one episode: header, topics, damage, who led; its pictures and plots
 open ID                        see it in Foxglove or rerun
 replay ID                      give its commands again, through the guard, to the twin or the arm
 stats [key=value ...]          counts, hours and success by task and source
 judge [key=value ...]          judge success by the task, where nobody has judged yet
 label ID --success true        say whether it succeeded: true, false or unknown
 tag ID +curated -spoilt        add and remove tags
-verify [key=value ...]         compare with the checksums; exit code 1 where one is wrong
+verify [ID, key=value ...]     compare with the checksums; exit code 1 where one is wrong
 recover [NAME ...]             mend recordings that were cut, up to the last flush
 export TARGET [key=value ...]  write whole episodes to a tar file; or their steps, for others
 import PATH                    take in what was exported, or a data set of another format
@@ -31,12 +31,15 @@ import yaml
 
 from robot_rl.cli import common, episode_care, episode_play
 from robot_rl.cli.episode_care import EpisodeOptions, QueryOptions
-from robot_rl.errors import RobotRLError
-from robot_rl.storage import statistics
-from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.errors import ContractMismatch, RobotRLError, StorageError
+from robot_rl.storage import sources, statistics
+from robot_rl.storage.columns import aligned_columns
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader
 from robot_rl.storage.store import Store
 
 EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
+# What is shown of a reward sequence.
+_OF_REWARDS = 'id', 'task', 'kind', 'author', 'model_sha256', 'created_ns'
 TRUTH = {'true': True, 'false': False, 'unknown': None}
 
 
@@ -123,20 +126,34 @@ def _show(options: ShowOptions) -> None:
         'path': str(reader.path),
         'damage': reader.damage(),
         'rewards': [
-            {'id': info.id, 'task': info.task, 'kind': info.kind, 'author': info.author}
-            for info in reader.rewards(broken)
+            {name: getattr(info, name) for name in _OF_REWARDS} for info in reader.rewards(broken)
         ],
         'damaged_rewards': broken,
-    }
+    } | _led(reader)
     if options.out:
         from robot_rl.cli import episode_pictures
 
         notes: list[str] = []
         drawn = episode_pictures.draw(reader, options.out, notes.append)
         found |= {'drawn': [str(path) for path in drawn], 'not_drawn': list(dict.fromkeys(notes))}
-    brief = _summary(store, reader.header) | found
-    text = yaml.safe_dump(brief, sort_keys=False, allow_unicode=True, width=99).rstrip()
-    common.emit(reader.header.to_dict() | found, options.as_json, text)
+    told = _summary(store, reader.header)
+    text = yaml.safe_dump(told | found, sort_keys=False, allow_unicode=True, width=99).rstrip()
+    common.emit(reader.header.to_dict() | told | found, options.as_json, text)
+
+
+def _led(episode: EpisodeReader) -> dict[str, Any]:
+    """Return how many steps each source led, and a person's share of a policy's episode."""
+    try:
+        column = aligned_columns(episode, kinematics=common.chain_of).get('source')
+    except (StorageError, ContractMismatch):
+        return {}  # no columns; what is damaged is told already
+    if column is None:
+        return {}
+    steps = sources.count_steps(column)
+    if not sources.by_policy(episode.header.source):
+        return {'steps': steps}
+    share = round(steps.get('person', 0) / len(column), 3)
+    return {'steps': steps, 'intervened_steps': share}
 
 
 def _stats(options: StatsOptions) -> None:
@@ -230,7 +247,8 @@ def _summary(store: Store, header: EpisodeHeader) -> dict[str, Any]:
     """Return a header as plain data, without the long descriptions, with its path."""
     long = {'contract', 'robot_spec', 'extra'}
     data = {key: value for key, value in header.to_dict().items() if key not in long}
-    return data | {'duration_s': header.duration_s, 'path': str(store.root / header.id)}
+    told = {'duration_s': header.duration_s, 'flags': header.flags, 'skew_s': header.skew_s}
+    return data | told | {'path': str(store.root / header.id)}
 
 
 def _row(header: EpisodeHeader) -> dict[str, str]:
@@ -243,6 +261,7 @@ def _row(header: EpisodeHeader) -> dict[str, str]:
         'result': header.result,
         'success': words[header.success],
         'seconds': '' if header.duration_s is None else f'{header.duration_s:.1f}',
+        'flag': 'short' if header.flags else '',
         'tags': ' '.join(header.tags),
     }
 

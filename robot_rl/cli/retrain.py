@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
+import tyro
 
 from robot_rl import resources
 from robot_rl.cli import common
@@ -22,8 +24,15 @@ class Options(common.StoreOptions):
 
     task: str = pydantic.Field(description='whose rewards and contract: see robot-rl tasks')
     query: str = pydantic.Field('', description='which episodes, as robot-rl episodes ls takes it')
-    agent: str = pydantic.Field(
-        'crr', description='crr, d4pg or bc (files of config/offline), or the path of such a file'
+    agent: str | None = pydantic.Field(
+        None,
+        description='crr, d4pg or bc (files of config/offline), or the path of such a file; '
+        'crr where none is given, bc with --dagger',
+    )
+    dagger: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
+        False,
+        description="from demonstrations and a person's interventions alone, not from what the "
+        'policy did (HG-DAgger); as --set steps=human',
     )
     updates: int | None = pydantic.Field(None, description='gradient steps')
     seed: int = pydantic.Field(0, description='of networks and sampling')
@@ -40,22 +49,28 @@ def main(argv: list[str]) -> int:
     # Here, and not above: torch takes seconds, and --help should not.
     import torch
 
+    from robot_rl.imitation.dagger import told
     from robot_rl.imitation.retrain import POLICY, RetrainConfig, retrain
     from robot_rl.training.logs import ProgressBar
 
     torch.set_num_threads(1)
     given = {'task': options.task, 'query': options.query, 'seed': options.seed}
+    if options.dagger:
+        given['steps'] = 'human'
     if options.updates is not None:
         given['updates'] = options.updates
     if (options.out / POLICY).exists():
         raise RobotRLError(f'--out: {options.out} holds a {POLICY} already; name another folder')
-    path = resources.find('config/offline', options.agent, kind='agent')
+    agent = options.agent or ('bc' if options.dagger else 'crr')
+    path = resources.find('config/offline', agent, kind='agent')
     config = RetrainConfig.from_yaml_with(path, given, options.set)
     store = options.open()
     with ProgressBar(f'retrain {config.agent}', config.updates) as bar:
         card = retrain(config, store, options.out, bar.show, _left_out)
     data = {'policy': str(options.out / POLICY), 'id': card.id, 'training': card.training}
     text = f'learned from {card.training["episodes"]} episodes; the policy is {data["policy"]}'
+    if config.steps == 'human':
+        text = f'{told(card.training)}\n{text}'
     common.emit(data, options.as_json, text)
     return 0
 

@@ -60,10 +60,11 @@ def run(
     arguments: Mapping[str, str],
     log_dir: Path | None = None,
     show: Callable[[str, str], None] = show,
+    meanwhile: Callable[[Supervisor], None] = lambda supervisor: None,
 ) -> int:
     """Run a graph until a node ends or a signal comes; return the exit code of that node.
 
-    `show(node, line)` is given what the nodes say.
+    `show(node, line)` is given what the nodes say; `meanwhile` is called again and again.
     """
     graph = GRAPHS[name]
     if 'terminal' in graph.arguments and (terminal := _terminal()):
@@ -81,7 +82,7 @@ def run(
     with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
-        code = _watch(supervisor, processes, stop, show)
+        code = _watch(supervisor, processes, stop, show, meanwhile)
         supervisor.stop()
         _show_lines(supervisor, show)
     return code
@@ -104,12 +105,14 @@ def _watch(
     processes: list[Process],
     stop: Stop,
     show: Callable[[str, str], None],
+    meanwhile: Callable[[Supervisor], None],
 ) -> int:
     """Show what the nodes say until one ends for good or `stop` is asked; return the exit code."""
     respawned = {process.executable for process in processes if process.respawn}
     while not stop.asked:
         time.sleep(_POLL_S)
         _show_lines(supervisor, show)
+        meanwhile(supervisor)
         for name, child in list(supervisor.children.items()):
             code = child.poll()
             if code is None:

@@ -9,9 +9,9 @@ import cv2
 from rich.console import Console
 
 from robot_rl import registry
-from robot_rl.demo.pictures import episode_pictures
 from robot_rl.demo.pipeline import TASK, pretrained_policy, print_table, record
 from robot_rl.demo.twin import Batch
+from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.imitation.data import judge
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.storage.store import Store
@@ -32,6 +32,6 @@ def run(folder: Path, episodes: int, console: Console) -> dict[str, Any]:
         for episode in judged
     ]
     print_table(console, ('episode', 'result', 'final distance'), rows)
-    for number, picture in enumerate(episode_pictures(task, judged[0].columns).values()):
+    for number, picture in enumerate(EpisodePictures(task).of(judged[0].columns).values()):
         cv2.imwrite(str(folder / f'reach-{number}.png'), picture[..., ::-1])
     return {'episodes': len(judged), 'reached': sum(bool(e.header.success) for e in judged)}

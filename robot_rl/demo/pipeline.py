@@ -23,9 +23,9 @@ from rich.table import Table
 from robot_rl import __version__, registry, resources
 from robot_rl.control.runtime import load_policy
 from robot_rl.demo import report
-from robot_rl.demo.pictures import episode_pictures
 from robot_rl.demo.twin import Batch, loop_figures, run_batch
 from robot_rl.errors import RobotRLError
+from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.imitation.data import Episode, judge
 from robot_rl.policies.export import check_parity
 from robot_rl.sim.environment import HELD_OUT
@@ -198,7 +198,7 @@ class Demo:
             self.folder / 'report.html',
             summary,
             read_metrics(self.folder / 'train' / 'metrics.jsonl'),
-            episode_pictures(self.task, trained.columns),
+            EpisodePictures(self.task).of(trained.columns),
         )
 
     def _print(self, summary: dict[str, Any]) -> None:

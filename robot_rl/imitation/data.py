@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
@@ -12,7 +12,7 @@ from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.imitation.simulated import is_simulated, simulated_steps
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.reach import TARGET, TOOL, ReachTask
-from robot_rl.sim.recorded import steps_of, with_tool
+from robot_rl.sim.recorded import step_types, steps_of, with_tool
 from robot_rl.specs import Contract, require_fit
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.episode import EpisodeHeader, EpisodeReader
@@ -117,6 +117,7 @@ def write_steps(
     action: Literal['requested', 'applied'] = 'requested',
     hindsight_goals: int = 0,
     seed: int = 0,
+    choose: Callable[[Episode], np.ndarray] | None = None,
 ) -> ShardedSteps:
     """Write all episodes as Steps below `folder`, a new one, an episode at a time; return them.
 
@@ -126,6 +127,9 @@ def write_steps(
     and one where any episode's tool did, and its rewards are computed anew (hindsight experience
     replay, Andrychowicz et al. 2017, strategies 'final', 'episode' and 'random'). Spans 0, 1 + G,
     2 (1 + G), ... of what is returned are the episodes' own, with those of their G goals behind.
+
+    `choose(episode)` says which of its T steps are taken [T]; each run of them is a span then.
+    Raises StorageError where none is.
     """
     rng = np.random.default_rng(seed)
     if hindsight_goals > 2:
@@ -133,15 +137,31 @@ def write_steps(
     with ShardWriter(folder) as writer:
         for episode in episodes:
             own = episode.columns[TOOL]
-            writer.append(steps_of(task, episode.columns, contract, action))
+            chosen = np.ones(len(own) - 1, bool) if choose is None else choose(episode)
+            _append(writer, steps_of(task, episode.columns, contract, action), chosen)
             for number in range(hindsight_goals):
                 place = own[-1]
                 if number:
                     places = own if number % 2 else reached
                     place = places[rng.integers(len(places))]
                 columns = episode.columns | {TARGET: np.broadcast_to(place, own.shape)}
-                writer.append(steps_of(task, columns, contract, action))
+                _append(writer, steps_of(task, columns, contract, action), chosen)
+    if not writer.rows:
+        raise StorageError(f'none of the steps of {len(episodes)} episodes is to be learned from')
     return ShardedSteps(folder)
+
+
+def _append(writer: ShardWriter, steps: Mapping[str, np.ndarray], chosen: np.ndarray) -> None:
+    """Write the runs of chosen steps [T], each as an episode: the row after it is its last."""
+    for begin, end in runs_of(chosen):
+        run = {name: values[begin : end + 1] for name, values in steps.items()}
+        writer.append(run | {'step_type': step_types(end - begin)})
+
+
+def runs_of(chosen: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield [begin, end) of each run of True in `chosen` [T]."""
+    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
+    yield from edges.reshape(-1, 2).tolist()
 
 
 def mixed_parts(

@@ -12,6 +12,7 @@ import pydantic
 
 from robot_rl import registry
 from robot_rl.errors import StorageError
+from robot_rl.imitation.dagger import HumanSteps
 from robot_rl.imitation.data import find_episodes, mixed_parts, write_steps
 from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.agent import CriticConfig, fit_support
@@ -36,6 +37,8 @@ class RetrainConfig(Spec):
     updates: pydantic.PositiveInt = 3000  # gradient steps
     # What is learned from: what the source asked for, or what the guard let through.
     action: Literal['requested', 'applied'] = 'requested'
+    # All steps; or those that a person did: demonstrations, and interventions (HG-DAgger).
+    steps: Literal['all', 'human'] = 'all'
     hindsight_goals: pydantic.NonNegativeInt = 0  # further goals each episode is rewarded for
     # {query: share}: so much of each batch comes from those of the episodes that fit this too,
     # the rest from all; by exact 'quota', or by 'bernoulli' per element.
@@ -52,6 +55,14 @@ class RetrainConfig(Spec):
         if sum(value.values()) >= 1:
             raise ValueError(f'shares of {sum(value.values()):g} in all, below 1 is right')
         return value
+
+    @pydantic.model_validator(mode='after')
+    def _mixes_whole_episodes(self) -> RetrainConfig:
+        if self.mix and self.steps == 'human':
+            raise ValueError(
+                'mix takes whole episodes, and steps: human parts of them; leave one out'
+            )
+        return self
 
     @pydantic.field_validator('learner')
     @classmethod
@@ -71,8 +82,9 @@ def retrain(
     """Learn from the episodes that the config's query finds; write the policy into `folder`.
 
     `report(updates)` is called as learning goes on, `refused(reason)` for each episode that
-    cannot be used. Raises StorageError where there is no
-    episode or the folder cannot be written.
+    cannot be used. Where a person's steps alone are learned from, the card's `training` counts
+    them. Raises StorageError where there is no episode or no such step, or the folder cannot be
+    written.
     """
     task = registry.make_task(config.task)
     contract = task.contract()
@@ -82,6 +94,7 @@ def retrain(
     if isinstance(settings, CriticConfig):
         settings = settings.replace(**fit_support(settings, settings.discount, task.reward_range))
     learner = agent.learner(contract, settings, config.seed)
+    human = HumanSteps() if config.steps == 'human' else None
     rows: list[dict[str, Any]] = []
 
     def note(done: int, metrics: dict[str, float]) -> None:
@@ -97,6 +110,7 @@ def retrain(
             config.action,
             config.hindsight_goals,
             config.seed,
+            human,
         )
         parts = None
         if config.mix:
@@ -104,7 +118,8 @@ def retrain(
         if config.shuffle_rewards:
             steps = shuffle_rewards(steps, config.seed)
         train_offline(learner, steps, config.updates, config.seed, note, parts, config.mixing)
-    card = _card(config, task, len(episodes), rows[-1])
+    used = {'episodes': len(episodes)} | (human.counts if human else {})
+    card = _card(config, task, used, rows[-1])
     _write(folder, config, rows)
     export_onnx(learner.policy, card, folder / POLICY)
     return card
@@ -119,8 +134,12 @@ def _steps_folder(folder: Path) -> tempfile.TemporaryDirectory:
         raise StorageError(f'{folder}: cannot be written ({error.strerror})') from None
 
 
-def _card(config: RetrainConfig, task: ReachTask, episodes: int, last: dict) -> PolicyCard:
+def _card(
+    config: RetrainConfig, task: ReachTask, used: dict[str, int], last: dict[str, Any]
+) -> PolicyCard:
     control = '-shuffled' if config.shuffle_rewards else ''
+    if config.steps == 'human':
+        control += '-dagger'
     return PolicyCard(
         id=f'{config.task.replace("/", "-")}-{config.agent}{control}-seed{config.seed}-offline',
         contract=task.contract(),
@@ -128,7 +147,7 @@ def _card(config: RetrainConfig, task: ReachTask, episodes: int, last: dict) -> 
         robot=task.robot.name,
         agent=config.agent,
         git_revision=git_revision(),
-        training={'episodes': episodes, 'query': config.query, **last},
+        training={**used, 'query': config.query, **last},
     )
 
 

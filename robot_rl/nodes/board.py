@@ -18,7 +18,7 @@ NODES = ('session', 'command_guard', 'episode_recorder', 'teleop')
 _STYLES = ('green', 'yellow', 'bold red', 'magenta')
 _STATES = {'running': 'bold white on red', 'ready': 'bold green', 'prepare': 'yellow'}
 _RESULTS = {'success': 'bold green', 'failure': 'bold red'}
-_WORDS_KEPT = 4
+_WORDS_KEPT = 6
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,9 @@ from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.mjcf import names
+from robot_rl.sim.perturbation import Kind
 from robot_rl.sim.rendering import Renderer, intrinsics
-from robot_rl.sim.twin import World, world_of
+from robot_rl.sim.twin import World, perturbed_world, world_of
 from robot_rl.specs import Camera, Spec
 
 STATE = 'sim_robot/state'
@@ -37,6 +38,7 @@ class Parameters(Spec):
 
     task: str = pydantic.Field('ur5e/reach', description="as sim_robot's")
     robot: str = pydantic.Field('', description="as sim_robot's")
+    perturbation: Kind = pydantic.Field('none', description="as sim_robot's")
     cameras: tuple[str, ...] = pydantic.Field(
         (),
         description="names of cameras of the robot's file or of the model; empty: those that the "
@@ -191,7 +193,7 @@ class CameraNode(Node):
         super().__init__('camera')
         support.declare_parameters(self, Parameters)
         given = support.read_parameters(self, Parameters)
-        world = world_of(given.task, given.robot)
+        world = perturbed_world(world_of(given.task, given.robot), given.perturbation)
         if world.cameras:
             given = given.replace(fast=True)
         cv2.setNumThreads(1)

@@ -16,6 +16,7 @@ import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
 
 import robot_rl
 from robot_rl.control.session import SessionInfo
@@ -25,7 +26,10 @@ from robot_rl.nodes.main import End
 from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, set_aside
+from robot_rl.storage.recent import RecentSizes
 from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.sources import by_policy, count_interventions, number
+from robot_rl.storage.streams import Required
 
 DRAIN_PERIOD_S = 0.02
 # What was on its way when the episode ended belongs to it.
@@ -90,6 +94,9 @@ class EpisodeRecorder(Node):
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
+        self._sizes = RecentSizes(self._root)
+        self._led_by: list[str] = []  # who commanded in turn, since the episode runs
+        self.create_subscription(String, support.SOURCE, self._on_source, support.LATCHED_READER)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
         self._worker: support.Worker | None = None
@@ -137,11 +144,18 @@ class EpisodeRecorder(Node):
                     self._open(info)
                 elif info.state == 'running' and self._writes(info):
                     self._has_run = True
+                    self._writer.run_from(time.time_ns(), self._rates(info))
+                    del self._led_by[:-1]
                 elif info.state == 'ended' and self._writes(info):
                     self._waiting = False
+                    self._writer.run_until(time.time_ns())
                     self._end = time.monotonic() + GRACE_S, info.result, info.reason
             except RobotRLError as error:
                 self._give_up(error)
+
+    def _on_source(self, message: String) -> None:
+        with self._lock:
+            self._led_by.append(message.data)
 
     def _writes(self, info: SessionInfo) -> bool:
         return self._writer is not None and self._writer.header.id == info.episode
@@ -211,6 +225,30 @@ class EpisodeRecorder(Node):
             if grips and info.source == 'policy':  # a person may leave the gripper alone
                 names |= {support.gripper_topic('policy'), self._robot.gripper.topic}
         return {self.resolve_topic_name(name) for name in names}
+
+    def _rates(self, info: SessionInfo) -> dict[str, Required]:
+        """Return the rates that the robot and the contract ask of required topics, by topic."""
+        robot = self._robot
+        rates = {robot.joint_states_topic: (robot.joint_states_rate_hz, False)}
+        rates[support.APPLIED] = rates[robot.controller.topic] = robot.controller.rate_hz, True
+        if robot.controller.kind == 'forward_velocity':  # at rest it is told nothing
+            del rates[robot.controller.topic]
+        if info.contract:
+            contract = Contract.parse(info.contract)
+            if info.source == 'policy':
+                rates[support.POLICY_ACTION] = rates[support.POLICY_COMMAND] = (
+                    contract.rate_hz,
+                    False,
+                )
+            for field in contract.observation:
+                if field.kind == 'image' and (camera := robot.camera(field.stream)):
+                    rates[robot.topic(field)] = camera.rate_hz, False
+        topics = {self.resolve_topic_name(name): rate for name, rate in rates.items()}
+        return {
+            name: Required(self._topics[name].type, *rate)
+            for name, rate in topics.items()
+            if name in self._topics
+        }
 
     def _answer_when_ready(self) -> None:
         # Until its publishers have seen a new subscription as well, messages pass it by.
@@ -285,7 +323,9 @@ class EpisodeRecorder(Node):
         """Commit or discard the episode, and say where it lies and what it lacks."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        path = _commit(writer, result, termination)
+        path = _commit(writer, result, termination, self._interventions(writer.header))
+        if result != 'discarded':
+            self._sizes.add(writer.header)
         report = writer.report()
         about = {
             'path': str(path),
@@ -300,8 +340,14 @@ class EpisodeRecorder(Node):
         self._end, self._waiting = None, False
         if writer is not None:
             with contextlib.suppress(StorageError):  # which is told below
-                _commit(writer, *self._cut(str(error)))
+                _commit(writer, *self._cut(str(error)), self._interventions(writer.header))
         self._participant.report('error', f'episode_recorder: {error}')
+
+    def _interventions(self, header: EpisodeHeader) -> int:
+        """Count how often a person took over from the policy of the episode in hand."""
+        if not (by_policy(header.source) and self._has_run):
+            return 0
+        return count_interventions(map(number, self._led_by))
 
     def _require_disk(self) -> None:
         """Raise StorageError where the disk is short."""
@@ -317,6 +363,17 @@ class EpisodeRecorder(Node):
         folder = next(p for p in (self._root, *self._root.absolute().parents) if p.exists())
         return shutil.disk_usage(folder).free / 1e9
 
+    def _episodes_left(self) -> int | str:
+        """Return how many episodes of the kind in hand still fit on the disk; '': not known yet.
+
+        As long as there was none, the one in hand counts as far as it has come.
+        """
+        info = self._participant.info
+        size = self._sizes.mean(info.task, info.source) if info.task else None
+        size = size or (self._writer.bytes if self._writer else 0)
+        room = max(0.0, self._free_gb() - self._given.min_free_gb) * 1e9
+        return int(room / size) if size else ''
+
     def _watch(self, now: float) -> None:
         """Once a second: say which topics are silent or lose messages, and how the disk is."""
         about = {
@@ -324,6 +381,7 @@ class EpisodeRecorder(Node):
             'episode': self._participant.info.episode,
             'disk_free_gb': round(self._free_gb(), 1),
             'min_free_gb': self._given.min_free_gb,
+            'episodes_left': self._episodes_left(),
         }
         if self._writer is None:
             try:
@@ -351,20 +409,19 @@ class EpisodeRecorder(Node):
             self.get_logger().warning(problem)
         level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
         about['lost'] = sum(self._lost.values())
-        values = about
         for name, topic in report.items():
             if not self._topics[name].latched:  # which come when something changes
-                values[f'{name} [Hz]'] = round(topic.rate_hz, 1)
-                values[f'{name} gap [s]'] = round(topic.longest_gap_s, 3)
-        self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
+                about[f'{name} [Hz]'] = round(topic.rate_hz, 1)
+                about[f'{name} gap [s]'] = round(topic.longest_gap_s, 3)
+        self._diagnostics.publish(level, '; '.join(problems) or 'recording', about)
 
 
-def _commit(writer: EpisodeWriter, result: str, termination: str) -> Path:
+def _commit(writer: EpisodeWriter, result: str, termination: str, interventions: int) -> Path:
     """Commit or discard an episode and return its directory.
 
     Where that cannot be written, what could be is committed as truncated, and StorageError raised.
     """
-    fields = {'result': result, 'termination': termination}
+    fields = {'result': result, 'termination': termination, 'interventions': interventions}
     fields['success'] = {'success': True, 'failure': False}.get(result)
     try:
         return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)

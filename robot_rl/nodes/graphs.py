@@ -55,6 +55,9 @@ ARGUMENTS = {
     'noise': Argument('', "makes 'scripted' worse: a share of its actions' bounds (empty: 0)"),
     'tags': Argument('', 'tags of the episodes, separated by commas'),
     'operator': Argument('', 'the person beside the arm, for the record'),
+    'perturbation': Argument(
+        '', f'what perturbs each episode on the twin: target, knock, camera or none {FROM_FILE}'
+    ),
     'record': Argument('true', 'record the episodes', SWITCH),
     'episode': Argument('', "the recorded episode's directory"),
     'storage': Argument('', f'folder of the episodes {FROM_FILE}'),
@@ -179,7 +182,7 @@ class Graph(NamedTuple):
 
 
 def _sim_robot(values: Values) -> list[Process]:
-    return _twin(values, seed=values.number('seed'))
+    return _twin(values, values['perturbation'], seed=values.number('seed'))
 
 
 def _deploy(values: Values) -> list[Process]:
@@ -190,7 +193,7 @@ def _deploy(values: Values) -> list[Process]:
     started = [
         values.node('policy', robot=robot, task=task, policy=policy, **shown, **noise),
         values.node('command_guard', respawn=True, robot=robot),
-        *_around(values, record=values.is_true('record')),
+        *_around(values, values.is_true('record'), values['perturbation']),
     ]
     if values.is_true('cameras'):
         started.append(values.node('image_feed', respawn=True, robot=robot))
@@ -226,11 +229,13 @@ def _replay(values: Values) -> list[Process]:
     ]
 
 
-def _around(values: Values, record: bool) -> list[Process]:
+def _around(values: Values, record: bool, perturbation: str = '') -> list[Process]:
     """Return what stands for the arm's driver, and the recorder."""
     sim, started = values.is_true('sim'), []
     if sim:
-        started += _twin(values)
+        started += _twin(values, perturbation)
+    elif perturbation not in ('', 'none'):
+        raise SpecError(f"perturbation: {perturbation!r} is of the twin; 'sim' is false")
     if record:
         world, root = 'sim' if sim else 'real', values['storage']
         recorder = values.node('episode_recorder', robot=values['robot'], root=root, world=world)
@@ -238,9 +243,9 @@ def _around(values: Values, record: bool) -> list[Process]:
     return started
 
 
-def _twin(values: Values, **more: Any) -> list[Process]:
+def _twin(values: Values, perturbation: str = '', **more: Any) -> list[Process]:
     """Return what stands for the arm's driver, and for those of its cameras."""
-    scene = {'robot': values['robot'], 'task': values['task']}
+    scene = {'robot': values['robot'], 'task': values['task'], 'perturbation': perturbation}
     if not values.is_true('cameras'):
         return [values.node('sim_robot', **scene, **more)]
     return [
@@ -264,12 +269,12 @@ def _session(values: Values, started: list[Process], **more: Any) -> Process:
 GRAPHS = {
     'sim_robot': Graph(
         "the MuJoCo twin behind the topics of an arm's driver",
-        ('robot', 'task', 'seed', 'cameras'), 'deploy', _sim_robot,
+        ('robot', 'task', 'seed', 'cameras', 'perturbation'), 'deploy', _sim_robot,
     ),
     'deploy': Graph(
         'a policy on an arm, simulated or real: policy, command guard, recorder and session',
         ('sim', 'robot', 'task', 'policy', 'noise', 'seed', 'episodes', 'first_seed', 'manual',
-         'operator', 'tags', 'record', 'storage', 'cameras'),
+         'operator', 'tags', 'record', 'storage', 'cameras', 'perturbation'),
         'deploy', _deploy,
     ),
     'record': Graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from robot_rl import resources
@@ -14,9 +15,12 @@ from robot_rl.nodes.graphs import (
     Values,
 )
 
+# Time to save on Ctrl-C before launch becomes insistent [s].
+SAVE_WITHIN_S = '60'
+
 if TYPE_CHECKING:
     from launch import LaunchContext, LaunchDescription
-    from launch.actions import Shutdown
+    from launch.actions import ExecuteProcess, Shutdown
     from launch_ros.actions import Node
 
 
@@ -43,6 +47,48 @@ def describe(name: str) -> LaunchDescription:
         return [_node(process, values, graph, drawn) for process in processes]
 
     return LaunchDescription([*arguments, OpaqueFunction(function=nodes)])
+
+
+def describe_command(
+    command: str,
+    arguments: Mapping[str, tuple[str, str]],
+    complete: Callable[[dict[str, str]], dict[str, str]] = dict,
+) -> LaunchDescription:
+    """Return the description that runs `robot-rl <command>` with launch arguments as its flags.
+
+    `arguments` are {name: (default, what it is)}; `complete` may set what is empty.
+    """
+    from launch import LaunchDescription
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in arguments.items()
+    ]
+
+    def run(context: LaunchContext) -> list[ExecuteProcess]:
+        given = {name: context.launch_configurations[name] for name in arguments}
+        return [_execute(command, flags(complete(given)))]
+
+    return LaunchDescription([*declared, OpaqueFunction(function=run)])
+
+
+def flags(values: Mapping[str, str]) -> list[str]:
+    """Spell launch arguments as flags: what is empty or 'false' is none, 'true' has no value."""
+    words = []
+    for name, value in values.items():
+        if value not in ('', 'false'):
+            words += [f'--{name}'] if value == 'true' else [f'--{name}', value]
+    return words
+
+
+def _execute(command: str, words: list[str]) -> ExecuteProcess:
+    from launch.actions import ExecuteProcess
+    from launch_ros.substitutions import ExecutableInPackage
+
+    executable = ExecutableInPackage(package='robot_rl', executable='robot-rl')
+    cmd = [executable, command, *words]
+    return ExecuteProcess(cmd=cmd, output='screen', sigterm_timeout=SAVE_WITHIN_S)
 
 
 def _node(process: Process, values: Values, graph: Graph, drawn: bool) -> Node:

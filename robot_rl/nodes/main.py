@@ -28,8 +28,10 @@ NODES = {
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     'replay': 'robot_rl.nodes.replay:Replay',
     'screen': 'robot_rl.nodes.screen:Screen',
-    # For robot-rl bench deploy.
+    'teleop': 'robot_rl.nodes.teleop:Teleop',
+    # For robot-rl bench deploy and bench record.
     'echo': 'robot_rl.nodes.echo:Echo',
+    'generator': 'robot_rl.nodes.generator:Generator',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
     'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
 }
@@ -163,6 +165,11 @@ def replay() -> int:
 def screen() -> int:
     """What shows on a terminal how a recording goes."""
     return run('screen')
+
+
+def teleop() -> int:
+    """What a person commands the arm by."""
+    return run('teleop')
 
 
 def main() -> int:

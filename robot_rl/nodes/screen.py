@@ -19,6 +19,7 @@ from robot_rl.control.session import SessionInfo
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.board import NODES, Board, Report
+from robot_rl.nodes.keys import HELP
 from robot_rl.nodes.main import End
 from robot_rl.specs import Spec
 
@@ -42,7 +43,7 @@ class Screen(Node):
         super().__init__('screen')
         support.declare_parameters(self, Parameters)
         self._given = support.read_parameters(self, Parameters)
-        self._board = Board()
+        self._board = Board(HELP.items() if self._given.device == 'keyboard' else ())
         self._lock = threading.Lock()
         self._rings = False
         self._prefix = self.get_namespace().strip('/')

@@ -25,6 +25,7 @@ from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.robots.quaternions import wxyz_to_xyzw
 from robot_rl.sim.imperfections import Imperfections
+from robot_rl.sim.perturbation import Kind
 from robot_rl.sim.simulated_arm import SimulatedArm
 from robot_rl.sim.twin import world_of
 from robot_rl.specs import Spec
@@ -66,6 +67,11 @@ class Parameters(Imperfections, Push):
     )
     seed: pydantic.NonNegativeInt = pydantic.Field(
         0, description='initial condition at the start and after ~/reset'
+    )
+    perturbation: Kind = pydantic.Field(
+        'none',
+        description="what comes in every episode, drawn from its seed: 'target' is moved, an "
+        "object gets a 'knock', each 'camera' is shifted",
     )
     joint_states_order: Literal['spec', 'alphabetical'] = pydantic.Field(
         'spec',
@@ -160,6 +166,8 @@ class ToWorld:
         """Publish all that is due, `elapsed` seconds after the last time."""
         if self._clock is not None:
             self._clock.publish(Clock(clock=stamp))
+        # Poses first: who acts on joint states, and who records it, knows where things are then.
+        self._publish_poses(stamp, elapsed)
         sample = self._arm.measure()
         if sample is not None:
             message = self._joint_state
@@ -167,7 +175,6 @@ class ToWorld:
             message.position = support.doubles(sample.position[self._order])
             message.velocity = support.doubles(sample.velocity[self._order])
             self._joint_states.publish(message)
-        self._publish_poses(stamp, elapsed)
         if self._state is not None and self.state.is_due(elapsed):
             self._state.publish(Float64MultiArray(data=support.doubles(self._arm.twin.state)))
 
@@ -205,7 +212,9 @@ class SimRobot(Node):
         self._given = support.read_parameters(self, Parameters)
         world = world_of(self._given.task, self._given.robot)
         self._robot = world.robot
-        self._arm = SimulatedArm(world, self._given.part(Imperfections), self._given.seed)
+        self._arm = SimulatedArm(
+            world, self._given.part(Imperfections), self._given.seed, self._given.perturbation
+        )
         self._lock = threading.Lock()
         self._accepting, self._paused = True, False
         self._running: str | None = None  # the episode that was seen to run

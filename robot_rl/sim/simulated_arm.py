@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from robot_rl.sim.driver import SimulatedDriver
 from robot_rl.sim.imperfections import Imperfections
+from robot_rl.sim.perturbation import Kind
 from robot_rl.sim.twin import Twin, World
 
 # Less than this [s] is the rounding of times that are sums.
@@ -30,8 +31,14 @@ class SimulatedArm:
     imperfections that are given here.
     """
 
-    def __init__(self, world: World, imperfections: Imperfections, seed: int = 0):
-        self.twin, self._driver = Twin(world), SimulatedDriver(world.robot)
+    def __init__(
+        self,
+        world: World,
+        imperfections: Imperfections,
+        seed: int = 0,
+        perturbation: Kind = 'none',
+    ):
+        self.twin, self._driver = Twin(world, perturbation), SimulatedDriver(world.robot)
         self._pending: deque[tuple[float, np.ndarray, float]] = deque()
         self._past: deque[tuple[float, Sample]] = deque()
         self._given = imperfections

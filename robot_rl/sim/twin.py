@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import mujoco
@@ -9,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robot_rl import registry
-from robot_rl.errors import ContractMismatch
+from robot_rl.errors import ContractMismatch, SpecError
 from robot_rl.robots.mjcf import find_tool, load_model
 from robot_rl.sim.cameras import Sizes
+from robot_rl.sim.perturbation import Event, Kind, drawn, perturbed
 from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import ArmIndex, Bodies, Jaw
-from robot_rl.sim.task import InitialCondition, Pose
+from robot_rl.sim.task import ArmTask, InitialCondition, Pose
 from robot_rl.specs import RobotSpec
 
 # How an arm whose actuators take forces is held: as a critically damped spring of this angular
@@ -67,16 +69,27 @@ def world_of(task: str, robot: str) -> World:
     return named_task if named_task and named_task.robot == spec else AtHome(spec)
 
 
+def perturbed_world(world: World, kind: Kind) -> World:
+    """Return the world of a perturbation. Raises SpecError where there is nothing to perturb."""
+    if kind == 'none':
+        return world
+    if not isinstance(world, ArmTask):
+        raise SpecError(f'perturbation {kind}: {world.robot.name} alone has nothing to perturb')
+    return perturbed(world, kind)
+
+
 class Twin:
     """One arm and what its task is about, if any; ROS-free; joints in the order of RobotSpec.
 
     Give it a command, let time pass, read it. Its steps are those of ArmEnvironment, number for
     number, where its actuators hold positions. Where they take forces it holds positions itself,
-    and where a joint has none, up to the effort that RobotSpec gives it.
+    and where a joint has none, up to the effort that RobotSpec gives it. A perturbation, see
+    sim.perturbation, comes in every episode that has begun.
     """
 
-    def __init__(self, world: World):
-        self.world, self.robot = world, world.robot
+    def __init__(self, world: World, perturbation: Kind = 'none'):
+        self.world, self.robot = perturbed_world(world, perturbation), world.robot
+        self._perturbation = perturbation
         self.model, self._nominal = world.model(), world.model()
         self.data = mujoco.MjData(self.model)
         self._arm = ArmIndex.of(self.model, self.robot.model_joints)
@@ -113,8 +126,11 @@ class Twin:
         return start
 
     def begin(self) -> None:
-        """Let goals that move begin to: an episode begins now."""
+        """Let goals that move begin to, and what perturbs it come: an episode begins now."""
         self._began = self.data.time
+        self._event = drawn(self.world, self._perturbation, self._seed)
+        if self._event.knocked:
+            self._until_knock = max(1, round(self._event.at_s / self.model.opt.timestep))
         self._move_goals()
 
     def rest_at(self, position: np.ndarray) -> None:
@@ -255,7 +271,8 @@ class Twin:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._arm.qpos] = start.joint_position
         self._left_over, self._pushed_for, self._began = 0.0, 0, 0.0
-        self._swaying = {stream: pose for stream, pose in start.poses.items() if pose.sway}
+        self._start, self._event = start, Event()
+        self._until_knock = math.inf  # physics steps
         self._bodies.place(self.data, start.poses)
         self._move_goals()
         self.set_command(start.joint_position)
@@ -267,8 +284,17 @@ class Twin:
 
     def _move_goals(self) -> None:
         elapsed = self.data.time - self._began
-        for stream, pose in self._swaying.items():
-            self._bodies.place(self.data, {stream: (pose.at(elapsed), pose.orientation)})
+        for stream, pose in self._start.poses.items():
+            if pose.sway or stream in self._event.moved:
+                place = pose.at(elapsed) + self._event.displacement(stream, elapsed)
+                self._bodies.place(self.data, {stream: (place, pose.orientation)})
+
+    def _knock(self) -> None:
+        """Make objects faster at once, as a short push through their centres of mass does."""
+        for stream, change in self._event.knocked.items():
+            first = self.model.body(stream.removesuffix('_pose')).dofadr[0]
+            self.data.qvel[first : first + 3] += change
+        self._until_knock = math.inf
 
     def _inertia(self, dof: int) -> float:
         """Return the inertia at one degree of freedom where the others stand still."""
@@ -281,6 +307,15 @@ class Twin:
         self.data.ctrl[self._jaw.actuators.ctrl] = self._jaw.towards(np.array([position]))
 
     def _step(self, steps: int) -> None:
+        """Let physics steps pass; a knock comes between two of them."""
+        before = int(min(steps, self._until_knock))
+        self._pass(before)
+        self._until_knock -= before
+        if not self._until_knock:
+            self._knock()
+        self._pass(steps - before)
+
+    def _pass(self, steps: int) -> None:
         if self._servo.all():
             if steps:
                 mujoco.mj_step(self.model, self.data, steps)

@@ -10,7 +10,15 @@ from typing import NamedTuple
 from robot_rl.errors import StorageError
 from robot_rl.storage import rewards
 from robot_rl.storage.columns import CACHE_FILE
-from robot_rl.storage.episode import HEADER_FILE, RESERVE_FILE, EpisodeHeader, read_header
+from robot_rl.storage.episode import (
+    DISCARDED,
+    HEADER_FILE,
+    PARTIAL,
+    RESERVE_FILE,
+    STREAMS_FILE,
+    EpisodeHeader,
+    read_header,
+)
 from robot_rl.storage.files import opened, read_bytes, seal_problem
 from robot_rl.storage.rewards import REWARDS_FOLDER
 from robot_rl.storage.streams import StoredFile
@@ -59,6 +67,13 @@ def check(path: Path) -> Check:
     unlisted -= {damage.file for damage in special}
     known_bytes = sum(stored.bytes for stored in known)
     return Check((*damaged, *special), tuple(sorted(unlisted)), known_bytes)
+
+
+def is_episode(path: Path) -> bool:
+    """Tell whether a directory is one of ours: by its name, or by anything in it of an episode."""
+    names = {entry.name for entry in path.iterdir()}
+    holds = names & {HEADER_FILE, STREAMS_FILE, CACHE_FILE, REWARDS_FOLDER}
+    return path.name.endswith((PARTIAL, DISCARDED)) or bool(holds)
 
 
 def not_storable(file: Path) -> Damage | None:

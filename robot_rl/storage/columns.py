@@ -20,7 +20,7 @@ import numpy as np
 from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.specs import Contract, ObservationField, RobotSpec
 from robot_rl.specs.robot import Camera
-from robot_rl.storage import column_file, samples
+from robot_rl.storage import column_file, samples, sources
 from robot_rl.storage.column_file import Columns
 from robot_rl.storage.commanded import Kinematics, Told, as_action, has_twist, require_kinds
 from robot_rl.storage.episode import STEPS_FILE, STREAMS_FILE, EpisodeHeader, EpisodeReader
@@ -28,11 +28,12 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 5
+_CACHE_VERSION = 6
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
-_COMMANDS = _ACTION, _COMMAND, _APPLIED, _ASKED_WIDTH, _TOLD_WIDTH
+_PERSON = 'teleop/command'  # in a policy's episode
+_COMMANDS = _ACTION, _COMMAND, _APPLIED, _PERSON, _ASKED_WIDTH, _TOLD_WIDTH
 _JOINT_STATES = 'joint_states'
 _MEASURED = 'tool', 'gripper'  # what the joint states tell
 _POSE = 'geometry_msgs/msg/PoseStamped'
@@ -68,6 +69,11 @@ def aligned_columns(
     0's command before the first) where the action is a joint_delta. A gripper's width is the last
     one that was asked for, or that the guard told the gripper, in answer to action k; before the
     first the measured one.
+
+    source [T] int8 is who led the arm last in each step, a number of storage.sources: 'policy',
+    'person' (teleop), 'hold' or 'estop', as the guard's applied commands say. Where a person
+    overruled the policy, requested is where the person's commands led to, and of a gripper what
+    it was told; where the guard held, it is what the policy asked for, though nobody did it.
 
     A joint path is a cartesian_twist by the kinematics of the robot: `kinematics` makes them of
     its RobotSpec. Without, what only they can tell of an action is NaN.
@@ -147,7 +153,7 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
     require_kinds(contract, robot, str(episode.path))
     recorded = _read(episode, contract)
     ticks = header.contract is not None and math.isclose(header.contract.rate_hz, contract.rate_hz)
-    rows = (_tick_rows if ticks and _by_policy(header) else _grid_rows)(
+    rows = (_tick_rows if ticks and sources.by_policy(header.source) else _grid_rows)(
         episode, recorded, contract
     )
     shown = {
@@ -162,9 +168,16 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
     _require_columns(episode, contract, columns)
     if robot.gripper:
         columns['gripper.width'] = columns.pop(f'{_JOINT_STATES}.width')
-    commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows)
+    answers = _answers(recorded[_APPLIED], rows)
+    columns['source'] = _sources(header, recorded[_APPLIED], answers)
+    led = sources.by_policy(header.source) & (
+        columns['source'] == sources.PERSON
+    )  # a person overruled it
+    commanded, applied = _paths(columns['joint_states.position'][0], recorded, rows, answers)
+    commanded[1:][led] = _asked_by_person(applied, recorded, rows)[led]
     columns['command.position'] = _seen(commanded, recorded[_APPLIED], rows)
     asked, told = _widths(columns, recorded, rows)
+    asked = np.where(led, told, asked)
     requested = Told(columns['command.position'][:-1], commanded[1:], asked)
     answered = Told(applied[:-1], applied[1:], told)
     chain = kinematics(robot) if kinematics else None
@@ -173,12 +186,9 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
     if rows.are_ticks and _same_actions(header.contract, contract):
         order = [header.contract.action_names.index(name) for name in contract.action_names]
         asked = recorded[_ACTION].values['position'][: len(applied) - 1]
-        columns['action/requested'] = asked[:, order]
+        by_person = columns['action/requested']
+        columns['action/requested'] = np.where(led[:, None], by_person, asked[:, order])
     return columns
-
-
-def _by_policy(header: EpisodeHeader) -> bool:
-    return header.source in ('', 'policy')
 
 
 def _same_actions(recorded: Contract, contract: Contract) -> bool:
@@ -215,7 +225,7 @@ def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     late: nothing in a row is from after its moment.
     """
     states, period_ns = recorded[_JOINT_STATES], contract.period_s * 1e9
-    if _by_policy(episode.header):
+    if sources.by_policy(episode.header.source):
         start, last = recorded[_ACTION].stamps_ns[[0, -1]]
         own = episode.header.contract or contract
         end = last + own.period_s * 1e9
@@ -235,8 +245,33 @@ def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     return _Rows(times, states.arrivals_ns[shown], shown, are_ticks=False)
 
 
+def _answers(applied: Series, rows: _Rows) -> np.ndarray:
+    """Return the last of what was applied in each step [T]; -1: nothing had been by then.
+
+    Where rows are ticks, what the policy is answered by carries its tick's stamp; the rest (a
+    person's commands, a hold) belongs to the step in whose time it came.
+    """
+    newest = applied.known(rows.known_ns[1:])
+    if not rows.are_ticks or not len(applied):
+        return newest
+    numbers, by_policy = np.arange(len(applied)), applied.values['source'] == sources.POLICY
+    last = dict(zip(applied.stamps_ns[by_policy], numbers[by_policy], strict=True))
+    own = np.array([last.get(tick, -1) for tick in rows.times_ns[:-1]])
+    others = np.append(np.maximum.accumulate(np.where(by_policy, -1, numbers)), -1)[newest]
+    # A step of which no answer was recorded has what came in its time.
+    return np.where(own < 0, newest, np.maximum(own, others))
+
+
+def _sources(header: EpisodeHeader, applied: Series, answers: np.ndarray) -> np.ndarray:
+    """Return who led last in each step [T]: the episode's own source before the guard has said."""
+    found = np.full(len(answers), sources.number(header.source or 'policy'), np.int8)
+    if len(applied):
+        found = np.where(answers < 0, found, applied.values['source'][answers])
+    return found.astype(np.int8)
+
+
 def _paths(
-    start: np.ndarray, recorded: dict[str, Series], rows: _Rows
+    start: np.ndarray, recorded: dict[str, Series], rows: _Rows, answers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the commanded and the applied positions before each row [T + 1, n].
 
@@ -247,12 +282,19 @@ def _paths(
         return _before(start, commands, rows.known_ns), _before(start, applied, rows.known_ns)
     ticks = rows.times_ns[:-1].tolist()
     commanded = _after_each_tick(start, _paired(ticks, commands))
-    last = dict(zip(applied.stamps_ns.tolist(), range(len(applied)), strict=True))
-    # Where nothing carries a tick's stamp (a person overruled the policy), time decides.
-    else_ = applied.known(rows.known_ns[1:]).tolist()
-    numbers = [last.get(tick, other) for tick, other in zip(ticks, else_, strict=True)]
-    positions = [None if n < 0 else applied.values['position'][n] for n in numbers]
-    return commanded, _after_each_tick(start, positions)
+    led = [None if n < 0 else applied.values['position'][n] for n in answers]
+    return commanded, _after_each_tick(start, led)
+
+
+def _asked_by_person(applied: np.ndarray, recorded: dict[str, Series], rows: _Rows) -> np.ndarray:
+    """Return where a person's newest command led to by the end of each step [T, n].
+
+    That is where the arm was led, `applied` [T + 1, n], where no command of theirs was recorded.
+    """
+    asked = recorded.get(_PERSON, Series.of([]))
+    newest = asked.known(rows.known_ns[1:])
+    positions = asked.values.get('position', applied[:1])
+    return np.where(newest[:, None] < 0, applied[1:], positions[newest])
 
 
 def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
@@ -265,7 +307,7 @@ def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
         return commanded
     newest = applied.known(rows.known_ns)
     came = np.diff(newest, prepend=newest[:1]) > 0
-    by_others = came & (applied.values['source'][newest] != 'policy')
+    by_others = came & (applied.values['source'][newest] != sources.POLICY)
     return np.where(by_others[:, None], applied.values['position'][newest], commanded)
 
 
@@ -384,7 +426,7 @@ def _problem(
 def _read(episode: EpisodeReader, contract: Contract) -> dict[str, Series]:
     """Read what columns are made of: {stream: samples}, the actions and commands too."""
     recorded = samples.read_series(episode, _topics(episode, contract))
-    required = [_JOINT_STATES, _ACTION if _by_policy(episode.header) else _COMMAND]
+    required = [_JOINT_STATES, _ACTION if sources.by_policy(episode.header.source) else _COMMAND]
     for stream in required:
         series = recorded[stream]
         if not len(series) or (stream == _ACTION and series.refusal):
@@ -415,22 +457,21 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     arm_state = functools.partial(_arm_state, robot=robot, reads_width=_reads_width(contract))
     wanted: dict[str, tuple[str, Take]] = {
         _command_topic(header): (_COMMAND, whole),
-        _APPLIED: (_APPLIED, functools.partial(_applied, names=robot.joints)),
+        _APPLIED: (_APPLIED, functools.partial(_applied, names=robot.joints, own=header.source)),
         robot.joint_states_topic: (_JOINT_STATES, arm_state),
     }
-    if _by_policy(header):
+    if sources.by_policy(header.source):
         asked = (header.contract or contract).action_names
         wanted[_ACTION] = _ACTION, functools.partial(_positions, names=asked)
     topics = {_resolved(namespace, name): part for name, part in wanted.items()}
     for topic in [topic for topic in topics if topic not in types]:
         raise StorageError(f'{episode.path}: no topic {topic} among {", ".join(types)}')
-    if robot.gripper:
-        for name, stream in (
-            (f'{header.source or "policy"}/gripper', _ASKED_WIDTH),
-            (robot.gripper.topic, _TOLD_WIDTH),
-        ):
-            if (topic := _resolved(namespace, name)) in types:  # it may never have been told
-                topics[topic] = stream, samples.width
+    maybe = _later_topics(header, whole)
+    topics |= {
+        topic: part
+        for name, part in maybe.items()
+        if (topic := _resolved(namespace, name)) in types
+    }
     for topic, kind in types.items():
         if kind == _POSE and topic.startswith(namespace):
             stream = topic.removeprefix(namespace).lstrip('/').replace('/', '_')
@@ -448,9 +489,22 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     return topics
 
 
+def _later_topics(header: EpisodeHeader, whole: Take) -> dict[str, tuple[str, Take]]:
+    """Return, as _topics does, the topics of which an episode may have none."""
+    found: dict[str, tuple[str, Take]] = {}
+    if sources.by_policy(header.source):
+        found[_PERSON] = _PERSON, whole
+    if gripper := header.robot_spec.gripper:
+        found[f'{header.source or "policy"}/gripper'] = _ASKED_WIDTH, samples.width
+        found[gripper.topic] = _TOLD_WIDTH, samples.width
+    return found
+
+
 def _namespace(episode: EpisodeReader, types: Mapping[str, str]) -> str:
     """Return what stands before the topics of the episode's robot, '/arm1/', say."""
-    anchor = _ACTION if _by_policy(episode.header) else _command_topic(episode.header)
+    anchor = (
+        _ACTION if sources.by_policy(episode.header.source) else _command_topic(episode.header)
+    )
     found = [topic for topic in types if f'/{topic}'.endswith(f'/{anchor}')]
     if len(found) != 1:
         raise StorageError(
@@ -484,8 +538,8 @@ def _positions(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {'position': samples.point_positions(message, names)}
 
 
-def _applied(message: Any, names: Sequence[str]) -> dict[str, Any]:
-    source = np.array(message.header.frame_id)
+def _applied(message: Any, names: Sequence[str], own: str) -> dict[str, Any]:
+    source = np.array(sources.number(message.header.frame_id or own or 'policy'))
     return {'position': samples.point_positions(message, names), 'source': source}
 
 
@@ -513,7 +567,12 @@ def _joint_goal(joint_state: Take) -> Take:
 
 
 def _cache_key(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | None) -> str:
-    """Return a hash of all that the columns depend on."""
+    """Return a hash of all that the columns depend on.
+
+    The manifest's digest stands for the content of the streams: what was committed never changes.
+    Where it was damaged since, the columns are still those of what was recorded, and verify tells
+    the damage. A recording that is not finished has no manifest; it only grows: its size will do.
+    """
     header = episode.header
     try:
         size = episode.streams_path.stat().st_size

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from robot_rl.errors import StorageError
 from robot_rl.storage import archives, lerobot_export, lerobot_import, robomimic, sketchy, transfer
 from robot_rl.storage.commanded import Kinematics
+from robot_rl.storage.episode import HEADER_FILE
 from robot_rl.storage.store import Store
 from robot_rl.storage.tfrecord import is_tfrecord
 from robot_rl.storage.transfer import Transfer
@@ -19,6 +21,10 @@ def import_from(store: Store, path: Path) -> Transfer:
     """
     if lerobot_import.is_dataset(path):
         return transfer.import_steps(store, lerobot_import.episodes(path))
+    if any(path.glob(f'*/{HEADER_FILE}')):
+        raise StorageError(
+            f'{path}: a folder of episodes; robot-rl episodes merge {path} copies them'
+        )
     if path.is_dir() or is_tfrecord(path):
         return transfer.import_steps(store, sketchy.episodes(path))
     return transfer.import_archive(store, path)

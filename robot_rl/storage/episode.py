@@ -45,16 +45,21 @@ PARTIAL, DISCARDED = '.partial', '.discarded'
 # Room that is kept for the end of a recording on a disk that gets full meanwhile.
 RESERVE_FILE, RESERVE_BYTES = 'episode.json.reserve', 2**16
 
+# Packages of messages that sensors stamp; a command has the stamp of what it answers.
+_MEASURED = 'sensor_msgs/', 'geometry_msgs/'
+
 # What turns the fields that version N of the header has into those of N + 1.
 _MIGRATIONS: dict[int, Migration] = {
     1: lambda fields: fields,  # 2 has git_revision besides
+    # and 3 what is required of a topic, delays, and interventions
+    2: lambda fields: fields,
 }
 
 
 class EpisodeHeader(Spec):
     """episode.json: what an episode is, how it went and what its directory holds."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     # Unique everywhere; it names the directory.
     id: str = pydantic.Field(default_factory=new_id, pattern=ID_PATTERN)
     # The task's name, e.g. 'ur5e/reach'.
@@ -81,6 +86,8 @@ class EpisodeHeader(Spec):
     success: bool | None = None
     # Why it ended, in words.
     termination: str = ''
+    # How often a person took over from the policy; None: nobody has counted.
+    interventions: Int64 | None = None
     tags: tuple[str, ...] = ()
     # The version of robot_rl that recorded it, and the revision where it ran from a checkout.
     code_version: str = ''
@@ -102,10 +109,33 @@ class EpisodeHeader(Spec):
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from start to end; None while the end is not known."""
-        if self.end_time_ns is None:
+        """Seconds from start to end; None: not known, as where the clock was set back."""
+        if self.end_time_ns is None or self.end_time_ns < self.start_time_ns:
             return None
         return (self.end_time_ns - self.start_time_ns) * 1e-9
+
+    @property
+    def flags(self) -> list[str]:
+        """What makes the episode a doubtful one: a line for each required topic that was short."""
+        return [
+            f'{name}: {topic.got} of {topic.expected} messages, '
+            f'longest gap {topic.longest_gap_s:.2f} s'
+            for name, topic in self.topics.items()
+            if topic.is_short
+        ]
+
+    @property
+    def skew_s(self) -> float | None:
+        """How far apart sensors' clocks or ways are: the greatest difference of mean delays [s].
+
+        Of topics that are stamped when they were measured; None: there are not two of them.
+        """
+        delays = [
+            topic.delay_s
+            for topic in self.topics.values()
+            if topic.delay_s is not None and topic.type.startswith(_MEASURED)
+        ]
+        return max(delays) - min(delays) if len(delays) > 1 else None
 
 
 class EpisodeWriter:
@@ -143,6 +173,12 @@ class EpisodeWriter:
         # See StreamWriter: write(topic, type_name, definition, data, log_time_ns, ...), report().
         self.write = self._streams.write
         self.report = self._streams.report
+        self.run_from, self.run_until = self._streams.run_from, self._streams.run_until
+
+    @property
+    def bytes(self) -> int:
+        """How much has been written so far."""
+        return self._streams.bytes
 
     def __enter__(self) -> EpisodeWriter:
         return self
@@ -239,9 +275,10 @@ class EpisodeReader:
         return None
 
     def types(self) -> dict[str, str]:
-        """Return the message type of every topic, e.g. {'/joint_states': 'sensor_msgs/...'}."""
+        """Return the message type of every topic that has messages: {topic: package/msg/Name}."""
         if self.header.topics or self.is_steps_only:
-            return {topic: report.type for topic, report in self.header.topics.items()}
+            topics = self.header.topics.items()
+            return {topic: report.type for topic, report in topics if report.count}
         return streams.topic_types(self.streams_path)  # the recorder died before it could tell
 
     def rewards(self, damaged: dict[str, str] | None = None) -> list[RewardInfo]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +20,7 @@ from robot_rl.storage.episode import (
     read_header,
     sync_directory,
 )
-from robot_rl.storage.store import Store
+from robot_rl.storage.store import INDEX_FILE, Store
 from robot_rl.storage.transfer import INCOMING
 
 Kind = Literal['discarded', 'empty', 'columns', 'leftover', 'episode']
@@ -81,6 +83,15 @@ def delete(store: Store, listed: Iterable[Garbage]) -> list[str]:
                 ) from None
         sync_directory(store.root)
     return left
+
+
+def remove_empty(store: Store) -> None:
+    """Remove the folder of a store in which nothing is but its index, which is a cache."""
+    index = store.root / Path(INDEX_FILE).parent
+    if all(path == index for path in store.root.iterdir()):
+        shutil.rmtree(index, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            store.root.rmdir()
 
 
 def _unfinished(store: Store) -> Iterator[Garbage]:

@@ -18,10 +18,10 @@ from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.query import REWARDS, Query
 from robot_rl.storage.rewards import RewardInfo
 
-_VERSION = 2
+_VERSION = 3
 _COLUMNS = dict.fromkeys(
     ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result'), 'TEXT'
-) | dict.fromkeys(('seed', 'success'), 'INTEGER')
+) | dict.fromkeys(('seed', 'success', 'flagged', 'interventions'), 'INTEGER')
 # Long, and the same in many episodes: stored once.
 _SPECS: dict[str, type[Spec]] = {'contract': Contract, 'robot_spec': RobotSpec}
 # A query walks the narrow table `episodes`, which lies in the order of the answer.
@@ -35,7 +35,10 @@ CREATE TABLE episodes (
     start_time_ns INTEGER, id TEXT, {_TYPED}, PRIMARY KEY (start_time_ns, id)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX episodes_by_id ON episodes (id);
-CREATE TABLE headers (id TEXT PRIMARY KEY, header TEXT, {' TEXT, '.join(_SPECS)} TEXT);
+CREATE TABLE headers (
+    id TEXT PRIMARY KEY, header TEXT, changed_ns INTEGER, bytes INTEGER,
+    {' TEXT, '.join(_SPECS)} TEXT
+);
 CREATE TABLE specs (digest TEXT PRIMARY KEY, spec TEXT) WITHOUT ROWID;
 CREATE TABLE tags (id TEXT, tag TEXT, PRIMARY KEY (tag, id)) WITHOUT ROWID;
 CREATE INDEX tags_by_id ON tags (id);
@@ -61,11 +64,16 @@ class IndexUnwritable(StorageError):
     """The file of the index cannot be written; what it is a cache of may still be read."""
 
 
+Stamp = tuple[int, int]
+
+
 class Entry(NamedTuple):
     """What the index knows of one episode."""
 
     header: EpisodeHeader
     rewards: Sequence[RewardInfo] = ()
+    # Of the header's file: time of change [ns] and size [bytes]; None: there is none.
+    stamp: Stamp | None = None
 
 
 class Scan(NamedTuple):
@@ -116,16 +124,17 @@ class Index:
             )
             return [id for (id,) in rows]
 
-    def headers(self, ids: Iterable[str]) -> dict[str, EpisodeHeader]:
-        """Return the headers of those of `ids` that are in the index."""
+    def headers(self, ids: Iterable[str]) -> dict[str, Entry]:
+        """Return the headers, with their stamps, of those of `ids` that are in the index."""
         names = ', '.join(_SPECS)
-        with self._explained():
-            rows = self._connection.execute(
-                f'SELECT id, header, {names} FROM headers '
-                'WHERE id IN (SELECT value FROM json_each(?))',
-                [json.dumps(list(ids))],
-            ).fetchall()
-            return {id: self._header(header, digests) for id, header, *digests in rows}
+        return {
+            id: Entry(self._header(header, digests), (), _stamp(changed_ns, size))
+            for id, changed_ns, size, header, *digests in self._listed(f'header, {names}', ids)
+        }
+
+    def stamps(self, ids: Iterable[str]) -> dict[str, Stamp | None]:
+        """Return the stamps of the headers of those of `ids` that are in the index."""
+        return {id: _stamp(*stamp) for id, *stamp in self._listed('', ids)}
 
     def unheard_of(self, query: Query) -> list[str]:
         """Return one line for each value in `query` that no episode has, with the nearest ones."""
@@ -234,6 +243,16 @@ class Index:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._open()
 
+    def _listed(self, columns: str, ids: Iterable[str]) -> list[tuple]:
+        """Return id, changed_ns, bytes and `columns` of some headers."""
+        more = f', {columns}' if columns else ''
+        with self._explained():
+            return self._connection.execute(
+                f'SELECT id, changed_ns, bytes{more} FROM headers '
+                'WHERE id IN (SELECT value FROM json_each(?))',
+                [json.dumps(list(ids))],
+            ).fetchall()
+
     def _known(self, key: str) -> set[str]:
         """Return the values of a key that some episode has."""
         if key == 'reward':
@@ -245,17 +264,18 @@ class Index:
 
     def _insert(self, entry: Entry) -> None:
         header, values = entry.header, entry.header.to_dict()
+        told = values | {'flagged': bool(header.flags)}
         added = self._connection.execute(
             f'INSERT OR IGNORE INTO episodes (start_time_ns, id, {", ".join(_COLUMNS)}) '
             f'VALUES (?, ?{", ?" * len(_COLUMNS)})',
-            [header.start_time_ns, header.id, *(values[name] for name in _COLUMNS)],
+            [header.start_time_ns, header.id, *(told[name] for name in _COLUMNS)],
         )
         if not added.rowcount:
             return
         digests = [self._insert_spec(values.pop(name)) for name in _SPECS]
         self._connection.execute(
-            f'INSERT INTO headers VALUES (?, ?{", ?" * len(_SPECS)})',
-            [header.id, json.dumps(values), *digests],
+            f'INSERT INTO headers VALUES (?, ?, ?, ?{", ?" * len(_SPECS)})',
+            [header.id, json.dumps(values), *(entry.stamp or (None, None)), *digests],
         )
         self._connection.executemany(
             'INSERT OR IGNORE INTO tags VALUES (?, ?)', [(header.id, tag) for tag in header.tags]
@@ -304,6 +324,10 @@ class Index:
             raise StorageError(
                 f'{self._path}: {error}; it is only a cache: robot-rl episodes reindex mends it'
             ) from None
+
+
+def _stamp(changed_ns: int | None, size: int | None) -> Stamp | None:
+    return None if changed_ns is None else (changed_ns, size)
 
 
 def _make_folder(path: Path) -> None:

@@ -192,6 +192,8 @@ def _columns(
             columns.setdefault('action/requested', values[:-1])
         elif name == 'action/requested':
             columns[name] = values[:-1]
+        elif own and name == 'source':
+            columns[name] = values[:-1, 0]
         elif isinstance(values, Pictures):
             camera = re.sub(r'\W', '_', feature.removeprefix('observation.images.'))
             columns[name if own else f'{camera}.image'] = values

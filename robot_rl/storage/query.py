@@ -15,7 +15,7 @@ from robot_rl.errors import RobotRLError, UnknownName, did_you_mean
 _EQUAL = ('id', 'task', 'source', 'policy', 'robot', 'operator', 'world', 'result', 'seed')
 # Keys whose values are names that people and programs choose.
 _NAMES = ('task', 'source', 'policy', 'robot', 'operator', 'result', 'tag', 'reward')
-KEYS = (*_EQUAL, 'success', 'tag', 'reward', 'after', 'before')
+KEYS = (*_EQUAL, 'success', 'flagged', 'intervened', 'tag', 'reward', 'after', 'before')
 
 _TRUTH = {'true': 1, 'yes': 1, '1': 1, 'false': 0, 'no': 0, '0': 0} | dict.fromkeys(
     ('unknown', 'none', ''), None
@@ -43,7 +43,9 @@ def parse(query: str | Iterable[str] = '', **filters: Any) -> Query:
 
     A value may be a list, 'policy=a,b' or policy=['a', 'b']: one of them must hold. Tags are the
     exception: each of them must be there. An empty value, or None, stands for what is not known.
-    success is true, false or unknown; reward is sketch, predicted or simulated, or
+    success is true, false or unknown, and so is intervened: whether a person took over from the
+    policy; flagged is true of episodes in which much less came on a required topic than it
+    should; reward is sketch, predicted or simulated, or
     sketch:<annotator> or predicted:<model>, or none; after (inclusive) and before (exclusive)
     take a date or a time, UTC where no zone is said. Raises UnknownName for a key, with the
     nearest valid one, and QueryError for the rest.
@@ -95,7 +97,11 @@ def _condition(key: str, values: list[str]) -> tuple[str, list[Any]]:
         one = 'id IN (SELECT id FROM tags WHERE tag = ?)'
         return ' AND '.join([one] * len(values)) or '1', values
     if key == 'success':
-        return _any([('success IS ?', [_truth(value)]) for value in values])
+        return _any([('success IS ?', [_truth(key, value)]) for value in values])
+    if key == 'flagged':
+        return _any([('flagged IS ?', [_truth(key, value)]) for value in values])
+    if key == 'intervened':
+        return _any([('(interventions > 0) IS ?', [_truth(key, value)]) for value in values])
     if key == 'reward':
         return _any([_reward(value) for value in values])
     if key in ('after', 'before'):
@@ -121,11 +127,11 @@ def _value(key: str, text: str) -> str | int:
     return _int64(int(text))
 
 
-def _truth(text: str) -> int | None:
+def _truth(key: str, text: str) -> int | None:
     if text.lower() not in _TRUTH:
         known = ('true', 'false', 'unknown')
         raise QueryError(
-            f'query: success takes true, false or unknown, found {text!r}{_near(text, known)}'
+            f'query: {key} takes true, false or unknown, found {text!r}{_near(text, known)}'
         )
     return _TRUTH[text.lower()]
 

@@ -54,7 +54,7 @@ def export(
                 except (StorageError, ContractMismatch) as error:
                     refused(str(error))
                     continue
-                _write(data.create_group(f'demo_{len(headers)}'), episode.header, columns)
+                _write(data.create_group(f'demo_{len(headers)}'), episode, columns)
                 headers.append(episode.header)
             if headers:
                 _write_about(hdf5, headers)
@@ -88,7 +88,8 @@ def _read(
     return episode, aligned_columns(episode, kinematics=kinematics)
 
 
-def _write(demo: Any, header: EpisodeHeader, columns: dict[str, Any]) -> None:
+def _write(demo: Any, episode: EpisodeReader, columns: dict[str, Any]) -> None:
+    header = episode.header
     actions = scaled(header.contract, np.asarray(columns['action/applied']))
     steps = len(actions)
     ends = np.arange(steps) == steps - 1
@@ -96,8 +97,7 @@ def _write(demo: Any, header: EpisodeHeader, columns: dict[str, Any]) -> None:
     demo.attrs['episode'] = header.to_json()
     demo['actions'] = actions
     demo['dones'] = ends.astype(np.int64)
-    # As in robomimic's own sets: 1 where the task is done.
-    demo['rewards'] = (ends & bool(header.success)).astype(np.float64)
+    demo.attrs['rewards'], demo['rewards'] = _rewards(episode, steps)
     demo['time_ns'] = np.round(columns['time'][:steps] * 1e9).astype(np.int64)
     for name, column in columns.items():
         # Stamps are no observation; what a column holds is decoded here, one at a time.
@@ -105,6 +105,22 @@ def _write(demo: Any, header: EpisodeHeader, columns: dict[str, Any]) -> None:
             values = np.asarray(column)
             key = name.replace('.', '_')
             demo[f'obs/{key}'], demo[f'next_obs/{key}'] = values[:-1], values[1:]
+
+
+def _rewards(episode: EpisodeReader, steps: int) -> tuple[str, np.ndarray]:
+    """Return what an episode's rewards [T] are, '<kind>:<author>' or 'success', and they.
+
+    The newest sequence for the episode's own task that has a value for each step; where there is
+    none, as in robomimic's own sets, 1 at the end where the task was done. Raises StorageError
+    for a damaged one.
+    """
+    task = episode.header.task
+    for info in reversed(episode.rewards()):
+        if info.task == task and info.times_ns is None and info.length == steps:
+            return f'{info.kind}:{info.author}', episode.reward(info.id).astype(np.float64)
+    rewards = np.zeros(steps)
+    rewards[-1] = bool(episode.header.success)
+    return 'success', rewards
 
 
 def _write_about(hdf5: Any, headers: list[EpisodeHeader]) -> None:

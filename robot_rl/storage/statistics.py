@@ -16,6 +16,8 @@ class Count(NamedTuple):
     # Judged ones that succeeded and that did not; the rest nobody has judged.
     successes: int
     failures: int
+    # How often a person took over from a policy, as far as that was counted.
+    interventions: int
 
     @property
     def success_rate(self) -> float | None:
@@ -32,6 +34,7 @@ def count(headers: Iterable[EpisodeHeader]) -> Count:
         hours=sum(header.duration_s or 0.0 for header in headers) / 3600,
         successes=sum(header.success is True for header in headers),
         failures=sum(header.success is False for header in headers),
+        interventions=sum(header.interventions or 0 for header in headers),
     )
 
 

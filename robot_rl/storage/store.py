@@ -26,7 +26,7 @@ from robot_rl.storage.episode import (
     write_header,
 )
 from robot_rl.storage.files import read_bytes, seal_problem
-from robot_rl.storage.index import Entry, Index, IndexUnwritable
+from robot_rl.storage.index import Entry, Index, IndexUnwritable, Stamp
 from robot_rl.storage.rewards import RewardInfo
 
 # In a folder of its own: what SQLite does there does not look like a change of the store.
@@ -112,6 +112,20 @@ class Store:
         """
         condition = queries.parse(query, **filters)
         return Episodes(self._fresh_index().find(condition), self._headers)
+
+    def look_again(self, ids: Iterable[str]) -> bool:
+        """Look whether headers were changed by others than a Store since they were indexed.
+
+        Returns whether any was: the next query reads those again, and tells their damage. A query
+        by itself does not look, as that takes a system call for every episode.
+        """
+        index, ids = self._fresh_index(), list(ids)
+        stamps = index.stamps(ids)
+        changed = [id for id in ids if stamps.get(id) != _stamp(self.root / id)]
+        for id in changed:
+            with contextlib.suppress(IndexUnwritable):
+                index.note(id)
+        return bool(changed)
 
     def hints(self, query: str | Iterable[str] = '', **filters: Any) -> list[str]:
         """Return a line for each name in a query that no episode has, with the nearest ones."""
@@ -211,10 +225,18 @@ class Store:
 
     def _headers(self, ids: list[str]) -> list[EpisodeHeader]:
         """Return the headers of episodes that a query found."""
-        known: dict[str, EpisodeHeader] = {}
+        known: dict[str, Entry] = {}
         with contextlib.suppress(IndexUnwritable):
             known = self._open_index().headers(ids)
-        return [known.get(id) or read_header(self.root / id) for id in ids]
+        return [self._header(id, known.get(id)) for id in ids]
+
+    def _header(self, id: str, known: Entry | None) -> EpisodeHeader:
+        """Return what the index knows, unless the file was changed since by somebody else."""
+        if known and known.stamp == _stamp(self.root / id):
+            return known.header
+        with contextlib.suppress(IndexUnwritable):
+            self._open_index().note(id)  # whatever is wrong with it, the next query tells
+        return read_header(self.root / id)
 
     def _fresh_index(self) -> Index:
         """Return the index after it has taken in new directories and dropped vanished ones.
@@ -260,6 +282,9 @@ class Store:
             with index.edit(name):
                 self._put(index, name)
             self._entry(name, index)  # notes it again where one of its rewards is damaged
+        else:  # what its header said once counts no more
+            index.forget([name])
+            index.note(name)
 
     def _put(self, index: Index, name: str) -> None:
         """Put an episode as it is now into the index; only inside `index.edit`."""
@@ -274,12 +299,13 @@ class Store:
         damaged: dict[str, str] = {}
         entry = None
         try:
+            stamp = _stamp(self.root / name)  # before it is read: what comes later is a change
             reader = EpisodeReader(self.root / name)
             if reader.header.id != name:
                 raise StorageError(
                     f'{reader.path}: holds episode {reader.header.id}; rename the directory'
                 )
-            entry = Entry(reader.header, reader.rewards(damaged))
+            entry = Entry(reader.header, reader.rewards(damaged), stamp)
         except StorageError as error:
             damaged[''] = str(error)
         for file, problem in damaged.items():
@@ -301,6 +327,15 @@ class Store:
             file = self.root / INDEX_FILE
             self._index = Index(file) if os.access(self.root, os.W_OK) else Index(None, like=file)
         return self._index
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Return what tells whether the header in `path` was changed; None: there is none."""
+    try:
+        found = os.stat(path / HEADER_FILE)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _claimed(path: Path) -> contextlib.AbstractContextManager:

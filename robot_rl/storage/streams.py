@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import math
 import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,14 @@ FLUSH_PERIOD_S = 0.25
 _END = struct.pack('<BQI', 0x0F, 4, 0) + struct.pack('<BQQQI', 0x02, 20, 0, 0, 0) + MCAP0_MAGIC
 
 
+# Below this share of what is required an episode is flagged, if so much is missing [s]: the first
+# and the last moments of a short one are no fault.
+LEAST_SHARE, LEAST_MISSING_S = 0.9, 0.25
+# The stamp in a serialised message whose first field is a header: seconds and nanoseconds.
+_STAMP_AT = 4
+_HEADERS = 'std_msgs/Header', 'std_msgs/msg/Header', 'Header'
+
+
 class TopicReport(Spec):
     """How one topic came in: times are those of arrival."""
 
@@ -43,6 +53,31 @@ class TopicReport(Spec):
     longest_gap_s: pydantic.NonNegativeFloat = 0.0
     # Mean rate between the first and the last message [Hz].
     rate_hz: pydantic.NonNegativeFloat = 0.0
+    # The rate that the robot or the contract asks for [Hz]; None: none is asked for.
+    required_hz: pydantic.PositiveFloat | None = None
+    # What that comes to while the episode ran, and what came [messages].
+    expected: pydantic.NonNegativeInt | None = None
+    got: pydantic.NonNegativeInt | None = None
+    # From stamp to arrival, mean and longest [s]; None: nothing stamps it.
+    delay_s: float | None = None
+    longest_delay_s: float | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether much less came than is required."""
+        if self.required_hz is None or self.expected is None or self.got is None:
+            return False
+        missing_s = (self.expected - self.got) / self.required_hz
+        return self.got < LEAST_SHARE * self.expected and missing_s > LEAST_MISSING_S
+
+
+class Required(NamedTuple):
+    """What is asked of a topic while the episode runs."""
+
+    type: str
+    rate_hz: float
+    # From its first message on: nobody may command for a while, but who does goes on.
+    from_first: bool = False
 
 
 class StoredFile(Spec):
@@ -77,6 +112,8 @@ class StreamWriter:
         self.path = path
         self._topics: dict[str, _Topic] = {}
         self._schemas: dict[str, int] = {}
+        self._required: Mapping[str, Required] = {}
+        self._run = _Run()
         self._failure: OSError | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -125,17 +162,42 @@ class StreamWriter:
                     log_time_ns if publish_time_ns is None else publish_time_ns,
                     sequence,
                 )
-            known.count_in(log_time_ns, sequence, publisher)
+            known.count_in(log_time_ns, sequence, publisher, data)
+
+    def run_from(self, time_ns: int, required: Mapping[str, Required]) -> None:
+        """Say that the episode runs from now on, and what is asked of its topics meanwhile."""
+        with self._lock:
+            self._required, self._run.start_ns = required, time_ns
+            self._run.end_ns = None
+
+    def run_until(self, time_ns: int) -> None:
+        """Say that the episode ran until now: what comes later was on its way."""
+        with self._lock:
+            self._run.end_ns = time_ns
 
     def report(self) -> dict[str, TopicReport]:
-        """Return what came in so far, by topic."""
+        """Return what came in so far, by topic; what is required may not have come at all."""
         with self._lock:
-            return {name: topic.report() for name, topic in sorted(self._topics.items())}
+            silent = self._required.keys() - self._topics.keys()
+            topics = self._topics | {
+                name: _Topic(self._required[name].type, 0, self._run) for name in silent
+            }
+            newest_ns = max((topic.last_ns for topic in topics.values()), default=0)
+            until_ns = self._run.end_ns or newest_ns
+            return {
+                name: topics[name].report(self._required.get(name), until_ns)
+                for name in sorted(topics)
+            }
 
     @property
     def last_time_ns(self) -> int | None:
         """The arrival time of the newest message."""
         return max((topic.last_ns for topic in self._topics.values()), default=None)
+
+    @property
+    def bytes(self) -> int:
+        """The length of the file so far."""
+        return self._file.bytes
 
     @property
     def closed(self) -> bool:
@@ -182,8 +244,9 @@ class StreamWriter:
             raise self._error(error) from None
         self._topics = {}
         for channel, schema, message in raw_messages(self.path):
-            topic = self._topics.setdefault(channel.topic, _Topic(schema.name, channel.id))
-            topic.count_in(message.log_time, message.sequence, b'')
+            new = _Topic(schema.name, channel.id, self._run, schema.data.decode(errors='replace'))
+            topic = self._topics.setdefault(channel.topic, new)
+            topic.count_in(message.log_time, message.sequence, b'', message.data)
         size = self._whole + len(_END)
         return StoredFile(file=self.path.name, sha256=digest, bytes=size)
 
@@ -193,7 +256,7 @@ class StreamWriter:
                 type_name, 'ros2msg', definition.encode()
             )
         channel = self._mcap.register_channel(topic, 'cdr', self._schemas[type_name])
-        self._topics[topic] = _Topic(type_name, channel)
+        self._topics[topic] = _Topic(type_name, channel, self._run, definition)
         return self._topics[topic]
 
     def _keep_flushing(self) -> None:
@@ -362,16 +425,35 @@ def _decoder(type_name: str, definition: bytes) -> Callable[[bytes], Any]:
     return DecoderFactory().decoder_for('cdr', schema)
 
 
+@dataclasses.dataclass
+class _Run:
+    """When the episode ran [ns]; None: not yet, or still."""
+
+    start_ns: int | None = None
+    end_ns: int | None = None
+
+    def includes(self, time_ns: int) -> bool:
+        return (
+            self.start_ns is not None
+            and time_ns >= self.start_ns
+            and (self.end_ns is None or time_ns <= self.end_ns)
+        )
+
+
 class _Topic:
     """The tally of one topic."""
 
-    def __init__(self, type_name: str, channel: int):
-        self.type, self.channel = type_name, channel
+    def __init__(self, type_name: str, channel: int, run: _Run, definition: str = ''):
+        self.type, self.channel, self._run = type_name, channel, run
         self.count = self.lost = 0
         self.sequences: dict[bytes, int] = {}  # the newest, by publisher
         self.first_ns = self.last_ns = self.longest_gap_ns = 0
+        self._stamped = _begins_with_header(definition)
+        self._got, self._got_first_ns = 0, None  # while the episode ran
+        self._delays, self._delay_ns = 0, 0  # how many, and their sum
+        self._longest_delay_ns: float = -math.inf
 
-    def count_in(self, log_time_ns: int, sequence: int, publisher: bytes) -> None:
+    def count_in(self, log_time_ns: int, sequence: int, publisher: bytes, data: bytes) -> None:
         if self.count:
             self.longest_gap_ns = max(self.longest_gap_ns, log_time_ns - self.last_ns)
             # A smaller number is a publisher that started anew.
@@ -382,16 +464,49 @@ class _Topic:
             self.first_ns = log_time_ns
         self.count += 1
         self.sequences[publisher], self.last_ns = sequence, log_time_ns
+        if self._run.includes(log_time_ns):
+            self._got += 1
+            self._got_first_ns = self._got_first_ns or log_time_ns
+        if self._stamped and (stamp_ns := _stamp_ns(data)):
+            delay_ns = log_time_ns - stamp_ns
+            self._longest_delay_ns = max(self._longest_delay_ns, delay_ns)
+            self._delays, self._delay_ns = self._delays + 1, self._delay_ns + delay_ns
 
-    def report(self) -> TopicReport:
-        span_s = (self.last_ns - self.first_ns) * 1e-9
+    def report(self, required: Required | None, until_ns: int) -> TopicReport:
+        span_s, longest_gap_ns = (self.last_ns - self.first_ns) * 1e-9, self.longest_gap_ns
+        fields: dict[str, Any] = {}
+        if required and self._run.start_ns is not None:
+            since_ns = self._got_first_ns if required.from_first else self._run.start_ns
+            since_ns = until_ns if since_ns is None else min(since_ns, until_ns)
+            expected = round((until_ns - since_ns) * 1e-9 * required.rate_hz)
+            fields = {'required_hz': required.rate_hz, 'got': self._got, 'expected': expected}
+            # It may have begun too late, and ended too early.
+            ends = until_ns - max(self.last_ns, since_ns), self.first_ns - since_ns
+            longest_gap_ns = max(longest_gap_ns, *ends)
+        if self._delays:
+            fields['delay_s'] = self._delay_ns / self._delays * 1e-9
+            fields['longest_delay_s'] = self._longest_delay_ns * 1e-9
         return TopicReport(
             type=self.type,
             count=self.count,
             lost=self.lost,
-            longest_gap_s=self.longest_gap_ns * 1e-9,
+            longest_gap_s=longest_gap_ns * 1e-9,
             rate_hz=(self.count - 1) / span_s if span_s > 0 else 0.0,
+            **fields,
         )
+
+
+def _begins_with_header(definition: str) -> bool:
+    lines = (line.split('#')[0].split() for line in definition.splitlines())
+    return next((line[0] in _HEADERS for line in lines if line), False)
+
+
+def _stamp_ns(data: bytes) -> int:
+    """Return the stamp of a message that begins with a header [ns]; 0: it has none."""
+    if len(data) < _STAMP_AT + 8:
+        return 0
+    seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, _STAMP_AT)
+    return seconds * 10**9 + nanoseconds
 
 
 class _HashedFile:

@@ -53,3 +53,11 @@ def test_a_python_without_lerobot_is_named(small, tmp_path):
 def test_options_of_one_benchmark_are_refused_by_another():
     with pytest.raises(RobotRLError, match='--lerobot is an option of bench storage only'):
         bench.main(['sim', '--lerobot', 'python'])
+
+
+def test_without_seconds_each_benchmark_takes_its_own(monkeypatch):
+    given = []
+    monkeypatch.setattr('robot_rl.bench.record.run', lambda **more: given.append(more) or [])
+    bench.main(['record'])
+    bench.main(['record', '--seconds', '5'])
+    assert given == [{}, {'seconds': 5.0}]

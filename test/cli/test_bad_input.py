@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from robot_rl import resources
+from robot_rl.cli.main import main
 
 POLICY = resources.share() / 'pretrained' / 'ur5e_reach.onnx'
 
@@ -184,3 +185,37 @@ def test_a_store_that_is_not_there(argv, tmp_path):
 def test_a_checkpoint_that_is_not_there(tmp_path):
     line = refused('export', '--checkpoint', tmp_path, '--out', tmp_path / 'policy.onnx')
     assert str(tmp_path) in line
+
+
+TRIALS = ('evaluate', '--robot', 'ur5e', '--policy')
+
+
+@pytest.mark.parametrize(
+    ('words', 'told'),
+    [
+        ((*TRIALS, POLICY, '--perturb', 'wind'), "unknown perturbation 'wind'"),
+        ((*TRIALS, POLICY, '--perturb', 'target,targte'), "did you mean 'target'"),
+        ((*TRIALS, POLICY, '--perturb', 'camera'), 'sees no pictures: it would not notice'),
+        ((*TRIALS, POLICY, '--perturb', 'knock'), 'task ur5e/reach has no object'),
+        ((*TRIALS, POLICY, '--real', '--perturb', 'target'), 'target is of the twin'),
+        ((*TRIALS, POLICY, '--real', '--reset', 'seeds'), 'no seed puts the things beside a real'),
+        ((*TRIALS, POLICY, '--set', 'randomisation.gain=1'), '--set is for simulation'),
+        ((*TRIALS, POLICY, '--episodes', '0'), '--episodes'),
+        ((*TRIALS, 'ur5e_raech'), "unknown policy 'ur5e_raech'; did you mean 'ur5e_reach'"),
+        ((*TRIALS, 'no/such.onnx'), 'no/such.onnx'),
+        ((*TRIALS, 'scripted'), 'scripted serves several tasks; give --task'),
+        ((*TRIALS, POLICY, '--task', 'suite/cartpole-swingup'), 'suite/cartpole-swingup'),
+        (
+            ('evaluate', '--robot', 'fr3', '--policy', POLICY),
+            'task ur5e/reach is of robot ur5e, not of fr3; give --robot ur5e, or another --task',
+        ),
+        (('evaluate', '--policy', POLICY, '--perturb', 'target'), '--perturb is for trials'),
+        (('evaluate', '--policy', POLICY, '--real'), '--real is for trials through ROS'),
+    ],
+)
+def test_an_evaluation_that_cannot_be(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(list(map(str, words))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('robot-rl: ') and told in line
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from robot_rl.errors import StorageError
 from robot_rl.storage import column_file
 from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, read_header
 from robot_rl.storage.store import INDEX_FILE, Store
+from robot_rl.storage.streams import Required
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_ls_prints_a_table_and_what_is_unfinished(store, run):
     lines = out.splitlines()
     assert code == 0
     assert lines[0].split() == [
-        'id', 'task', 'source', 'policy', 'result', 'success', 'seconds', 'tags'
+        'id', 'task', 'source', 'policy', 'result', 'success', 'seconds', 'flag', 'tags'
     ]  # fmt: skip
     assert lines[1].split() == ['e0', 'other', 'policy', 'truncated', 'true', '2.0']
     assert lines[-2].startswith('3 episodes in') and lines[-1] == 'unfinished: cut.partial'
@@ -145,7 +146,7 @@ def test_stats_counts_by_task_and_source(store, run):
         ('ur5e/reach', 2, 0.0),
     ]
     lines = run('stats', 'success=unknown')[1].splitlines()
-    assert lines[1].split() == ['ur5e/reach', 'policy', '1', '0.001', '0', '0', 'unknown']
+    assert lines[1].split() == ['ur5e/reach', 'policy', '1', '0.001', '0', '0', '0', 'unknown']
     assert json.loads(run('stats', 'task=none', '--json')[1])['groups'] == []
 
 
@@ -377,3 +378,74 @@ def test_an_episode_without_a_readable_header_can_be_cleared_away(store, run):
     (store / 'e1' / 'episode.json').write_text('{')
     code, _, _ = run('gc', '--episodes', 'e1', '--yes')
     assert code == 0 and not (store / 'e1').exists() and (store / 'e0').is_dir()
+
+
+def test_verify_takes_ids_tells_of_strays_and_of_recordings_of_which_nothing_tells(store, run):
+    code, out, _ = run('verify', 'e1', '--json')
+    assert (code, json.loads(out)['checked']) == (0, 1)
+    code, _, err = run('verify', 'e7')
+    assert code == 2 and "unknown episode 'e7'" in err
+    (store / 'notes').mkdir()
+    (store / 'notes' / 'of the day.txt').write_text('fine')
+    code, out, _ = run('verify')
+    assert code == 0 and f'{store / "notes"}: no episode, and nothing of one' in out
+    EpisodeWriter(store, EpisodeHeader(id='cut')).close()  # recover mends it
+    assert run('verify')[0] == 0
+    (store / 'cut.partial' / 'episode.json').unlink()
+    code, out, _ = run('verify')
+    assert code == 1 and f'{store / "cut.partial" / "episode.json"}: cannot be read' in out
+
+
+def test_ls_tells_a_header_that_was_damaged_after_it_was_indexed(store, run):
+    assert json.loads(run('ls', '--json')[1])['count'] == 3
+    (store / 'e1' / 'episode.json').write_text('{')
+    code, out, err = run('ls')
+    assert code == 0 and out.splitlines()[-1].startswith('2 episodes in')
+    assert f'skipped: {store / "e1" / "episode.json"}' in err
+
+
+def test_a_store_is_merged_not_imported_and_a_failed_import_leaves_nothing(store, run, tmp_path):
+    new = tmp_path / 'new'
+    code, _, err = run('import', str(store), '--store', str(new))
+    assert code == 2 and f'robot-rl episodes merge {store} copies them' in err
+    assert err.count('\n') == 1 and not new.exists()
+    (tmp_path / 'a.tar').write_bytes(b'no archive')
+    assert run('import', str(tmp_path / 'a.tar'), '--store', str(new))[0] == 2
+    assert not new.exists()
+    assert run('merge', str(store), '--store', str(new))[0] == 0 and (new / 'e1').is_dir()
+
+
+def test_show_tells_the_model_and_the_time_of_a_reward(store, run):
+    about = {
+        'task': 'a',
+        'kind': 'predicted',
+        'author': 'm',
+        'model_sha256': 'ab',
+        'created_ns': 5,
+    }
+    Store(store).add_reward('e1', [1.0], **about, times_ns=[1])
+    (reward,) = json.loads(run('show', 'e1', '--json')[1])['rewards']
+    assert about.items() <= reward.items()
+
+
+def test_an_end_before_the_start_is_no_length(store, run):
+    """The clock was set back while it was recorded: it lasted -1700000000.0 seconds."""
+    with EpisodeWriter(store, EpisodeHeader(id='back', start_time_ns=10**18)) as writer:
+        writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', 10**9, None, 1)
+        writer.commit()
+    assert json.loads(run('ls', 'id=back', '--json')[1])['episodes'][0]['duration_s'] is None
+    assert '-' not in run('ls', 'id=back')[1].splitlines()[1]
+
+
+def test_an_episode_of_which_much_is_missing_is_marked_and_found(store, run):
+    with EpisodeWriter(store, EpisodeHeader(id='thin', start_time_ns=0)) as writer:
+        writer.run_from(0, {'/n': Required('x/msg/X', 10.0)})
+        for k in range(8):
+            writer.write('/n', 'x/msg/X', 'uint8 x', b'0001000', k * 10**8, None, 1)
+        writer.run_until(2 * 10**9)
+        writer.commit()
+    (line,) = run('ls', 'flagged=true')[1].splitlines()[1:-1]
+    assert line.split()[0] == 'thin' and line.split()[-1] == 'short'
+    shown = json.loads(run('show', 'thin', '--json')[1])
+    assert shown['flags'] == ['/n: 8 of 20 messages, longest gap 1.30 s']
+    assert json.loads(run('ls', 'flagged=false', '--json')[1])['count'] == 3

@@ -18,12 +18,24 @@ if shutil.which('ros2') is None:
     pytest.skip('no ros2 command on the PATH', allow_module_level=True)
 
 from launch import LaunchContext
+from launch.actions import OpaqueFunction
 
 from robot_rl import resources
 from robot_rl.nodes.supervisor import reserved_domain_id
 
 ARGUMENTS = {
     'train': {'task', 'agent', 'steps', 'seed', 'out'},
+    'evaluate': {
+        'robot',
+        'policy',
+        'task',
+        'episodes',
+        'real',
+        'perturb',
+        'judge',
+        'reset',
+        'out',
+    },
     'sim_robot': {
         'robot',
         'task',
@@ -179,13 +191,29 @@ def test_train_takes_the_agent_that_is_made_for_the_task(task, agent, used):
     spec = importlib.util.spec_from_file_location('train_launch', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    context = LaunchContext()
     defaults = {name: default for name, (default, _) in module.ARGUMENTS.items()}
+    context = LaunchContext()
     context.launch_configurations.update(defaults | {'task': task, 'agent': agent})
-    (action,) = module.train(context)
+    (function,) = (e for e in module.generate_launch_description().entities
+                   if isinstance(e, OpaqueFunction))  # fmt: skip
+    (action,) = function.execute(context)
     words = [part.text for word in action.cmd[1:] for part in word]
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert (options['--task'], options.get('--agent')) == (task, used)
+
+
+def test_evaluate_runs_trials_and_ends(launch, workspace, tmp_path):
+    storage = tmp_path / 'episodes'
+    words = ['policy:=random', 'task:=ur5e/reach', 'episodes:=1', f'store:={storage}', 'out:=out']
+    process = launch('evaluate', *words)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert 'process has died' not in text, text
+    (episode,) = storage.glob('2*')
+    header = json.loads((episode / 'episode.json').read_text())
+    assert 'evaluation' in header['tags'] and header['success'] is False
+    assert (tmp_path / 'out' / 'report.html').is_file()
+    assert orphans(workspace) == []
 
 
 def test_train_starts_training(launch, workspace, tmp_path):

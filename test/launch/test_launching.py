@@ -6,6 +6,7 @@ import pytest
 
 from robot_rl.errors import SpecError
 from robot_rl.nodes.graphs import GRAPHS
+from robot_rl.nodes.launching import flags
 
 
 def parameters(graph, **given):
@@ -96,3 +97,27 @@ def test_cameras_are_those_of_the_twin_or_of_the_arm_s_own_drivers():
 def test_a_wrong_argument_is_told_in_one_line(given, told):
     with pytest.raises(SpecError, match=told):
         parameters('deploy', **given)
+
+
+def test_a_perturbation_is_told_to_who_simulates_and_who_draws():
+    nodes = parameters('deploy', perturbation='camera', cameras='true')
+    told = [name for name, given in nodes.items() if given.get('perturbation') == 'camera']
+    assert told == ['sim_robot', 'camera']
+    assert 'perturbation' not in parameters('deploy')['sim_robot']  # as in the file of parameters
+    assert parameters('sim_robot', perturbation='knock')['sim_robot']['perturbation'] == 'knock'
+    assert 'sim_robot' not in parameters('deploy', sim='false', perturbation='none')
+
+
+def test_a_real_arm_is_not_perturbed():
+    with pytest.raises(SpecError, match="perturbation: 'knock' is of the twin; 'sim' is false"):
+        parameters('deploy', sim='false', perturbation='knock')
+
+
+def test_launch_arguments_become_flags_where_they_say_something():
+    given = {'robot': 'ur5e', 'task': '', 'real': 'false', 'judge': 'human'}
+    assert flags(given) == ['--robot', 'ur5e', '--judge', 'human']
+    assert flags({'real': 'true', 'operator': 'true love'}) == [
+        '--real',
+        '--operator',
+        'true love',
+    ]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from robot_rl.bench import deploy
+from robot_rl.bench import deploy, record
 
 
 @pytest.mark.slow
@@ -71,3 +71,15 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
     np.testing.assert_allclose(real.policy_wait, [3e-3, 2e-3])
     np.testing.assert_allclose(real.guard_wait, [6e-3, 6e-3])
     assert real.late == {'policy': 1 / 3, 'command_guard': 0.0, 'timer': 0.5}
+
+
+@pytest.mark.slow
+def test_what_was_sent_is_what_was_recorded_or_lost():
+    rows = {row['metric']: row for row in record.run(2.0)}
+    sent, received = rows['messages_sent']['value'], rows['messages_received']['value']
+    assert sent == 2 * (3 * 500 + 2 * 30)
+    assert sent - received == rows['messages_lost']['value'] == 0
+    # Two pictures of 90 kB at 30 Hz, which cannot be compressed, and small messages.
+    assert 3 < rows['written']['value'] < 8
+    assert rows['cpu_episode_recorder']['value'] > 0 and rows['cpu_generators']['value'] > 0
+    assert all(row['bench'] == 'record' for row in rows.values())

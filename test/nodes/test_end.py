@@ -33,6 +33,7 @@ def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, termin
             'episode_recorder': {'root': str(tmp_path / 'episodes')},
             'replay': {'episode': str(still_episode())},
             'screen': {'terminal': os.ttyname(terminal)},
+            'teleop': {'device': 'twist'},  # there is no terminal for a keyboard
         }
         for node in NODES:
             supervisor.start(node, given.get(node))

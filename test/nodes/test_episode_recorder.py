@@ -10,7 +10,9 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
@@ -20,7 +22,9 @@ from trajectory_msgs.msg import JointTrajectory
 import robot_rl
 from robot_rl import registry
 from robot_rl.resources import git_revision
-from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.checksums import check
+from robot_rl.storage.episode import EpisodeReader, read_header
+from robot_rl.storage.recovery import recover
 
 CONTROLLER = 'forward_position_controller/commands'
 
@@ -298,6 +302,51 @@ def test_a_file_that_cannot_be_written_any_more_ends_the_episode_as_truncated(
     assert EpisodeReader(recorder.root / 'e3').damage() is None
 
 
+def test_what_came_is_held_against_what_is_required(recorder, observer, arm):
+    recorder = recorder()
+    fields = registry.make_task('ur5e/reach').contract().to_dict()
+    recorder.graph()
+    recorder.arm.stop()
+    arm(rate_hz=60.0)  # of the 100 Hz that the robot's file tells
+    recorder.session.say('prepare', episode='e1', contract=fields)
+    recorder.session.hears('ready')
+    recorder.session.say('running')
+    for _ in range(40):  # at the contract's 20 Hz
+        recorder.actions.publish(JointTrajectory())
+        time.sleep(0.05)
+    recorder.end()
+    header = EpisodeReader(recorder.root / 'e1').header
+    states, actions = header.topics['/joint_states'], header.topics['/policy/action']
+    assert (states.required_hz, actions.required_hz) == (100, 20)
+    assert states.expected > 190 and states.got < states.count
+    assert actions.count == 40 and actions.got >= 38 and actions.expected >= 38
+    # Nobody commanded: what the guard tells is asked for from its first message on.
+    assert header.topics['/command_guard/applied'].expected == 0
+    flagged = [line.split(':')[0] for line in header.flags]
+    assert '/joint_states' in flagged and '/policy/command' in flagged
+    assert '/command_guard/applied' not in flagged and '/target_pose' not in flagged
+    assert 0 <= states.delay_s <= states.longest_delay_s < 5
+
+
+def test_diagnostics_tell_how_many_episodes_still_fit(recorder, observer):
+    recorder = recorder()
+    heard = observer.listen(DiagnosticArray, '/diagnostics')
+
+    def left():
+        about = [s for array in heard for s in array.status if s.name == 'episode_recorder']
+        return {v.key: v.value for v in about[-1].values}['episodes_left'] if about else None
+
+    observer.until(lambda: left() == '')  # none of any kind
+    recorder.graph()
+    recorder.episode('e1', actions=30)
+    recorder.end()
+    del heard[:]
+    observer.until(lambda: left())
+    free = shutil.disk_usage(recorder.root).free - 10**9
+    size = (recorder.root / 'e1' / 'streams.mcap').stat().st_size
+    assert int(left()) == pytest.approx(free / size, rel=0.05)
+
+
 def test_a_folder_that_cannot_be_written_is_an_answer_not_an_end(recorder, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     recorder = recorder(root=str(tmp_path / 'file' / 'episodes'))
@@ -339,3 +388,38 @@ def test_an_episode_that_is_recorded_again_is_set_aside_and_kept(recorder):
     recorder.episode('third')
     recorder.end('success')
     assert (recorder.root / 'third').is_dir()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(recorder, supervisor):
+    """The node itself, ten times: while it prepares, records, commits or rests."""
+    rng, recorder = np.random.default_rng(), recorder()
+    recorder.graph()
+    whole: dict[str, bytes] = {}  # as they were committed
+    cut, lost_s = 0, []
+    for number in range(10):
+        id = f'e{number}'
+        recorder.session.say('prepare', episode=id)
+        recorder.session.hears('ready')
+        recorder.session.say('running')
+        ends = number % 3 == 0
+        time.sleep(rng.uniform(0.0, 1.5) + ends)
+        if ends:
+            recorder.session.say('ended', result='truncated')
+            time.sleep(rng.uniform(0.0, 0.15))  # in the middle of the commit, or after it
+        supervisor.children['episode_recorder'].kill()
+        killed_ns = time.time_ns()
+        supervisor.restart('episode_recorder')
+        supervisor.wait_ready()
+        for name, data in whole.items():
+            assert (recorder.root / name / 'streams.mcap').read_bytes() == data
+        if (partial := recorder.root / f'{id}.partial').exists():
+            cut += 1
+            recover(partial)
+            lost_s.append((killed_ns - read_header(recorder.root / id).end_time_ns) * 1e-9)
+        episode = EpisodeReader(recorder.root / id)
+        assert check(episode.path).damaged == () and episode.damage() is None
+        assert episode.header.topics['/joint_states'].count > 0
+        whole[id] = episode.streams_path.read_bytes()
+    assert cut >= 6 and max(lost_s) < 1.0, lost_s
+    assert sorted(path.name for path in recorder.root.iterdir()) == sorted(whole)

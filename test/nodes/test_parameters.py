@@ -17,6 +17,7 @@ NODES = [
     'camera',
     'image_feed',
     'replay',
+    'teleop',
 ]
 
 
@@ -25,6 +26,7 @@ def everyone(supervisor, tmp_path, still_episode):
     for node in NODES:
         given = {'root': str(tmp_path)} if node == 'episode_recorder' else {}
         given |= {'episode': str(still_episode())} if node == 'replay' else {}
+        given |= {'device': 'twist'} if node == 'teleop' else {}
         given |= {'manual': True, 'participants': ['policy']} if node == 'session' else {}
         supervisor.start(node, given)
     supervisor.wait_ready()
@@ -40,6 +42,7 @@ def test_every_node_says_what_its_parameters_are_and_which_may_change(everyone, 
         for name, descriptor in zip(names, described.descriptors, strict=True):
             assert descriptor.description == model.model_fields[name].description
             changeable = node == 'policy' or (node, name) == ('session', 'policy')
+            changeable |= (node, name) == ('teleop', 'speed_scale')
             changeable |= node == 'sim_robot' and name.startswith('push_')
             assert descriptor.read_only is not changeable
         got = observer.call(

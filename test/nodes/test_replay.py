@@ -135,6 +135,27 @@ def test_an_episode_with_columns_only_is_replayed_and_an_emergency_stop_ends_it(
     assert process.returncode == 2 and 'the emergency stop was called' in text, text
 
 
+def test_on_the_arm_nothing_simulated_is_started(
+    supervisor, observer, replay, still_episode, tmp_path, ur5e
+):
+    """The driver runs already: here it is played by a twin that the test has started."""
+    home = np.array([ur5e.home[name] for name in ur5e.joints])
+    id = still_episode(tmp_path / 'store').name
+    supervisor.start('sim_robot')
+    supervisor.wait_ready()
+    states = observer.listen(JointState, 'joint_states')
+    commands = observer.listen(JointTrajectory, 'replay/command')
+    process = replay(id, '--real')
+    observer.until(lambda: len(commands) > 5, 'it does not begin')
+    assert observer.node.count_publishers('joint_states') == 1
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    started = {path.stem for path in (tmp_path / 'replay').glob('*.log')}
+    assert started == {'command_guard', 'replay'}
+    np.testing.assert_allclose(states[-1].position, home + 0.1, atol=0.02)
+    assert supervisor.children['sim_robot'].poll() is None
+
+
 def test_without_a_robot_or_commands_it_says_so_before_anything_starts(replay, tmp_path):
     Store(tmp_path / 'store')
     columns = {

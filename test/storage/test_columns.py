@@ -9,7 +9,8 @@ from robot_rl.specs import ActionField
 from robot_rl.specs.robot import Gripper
 from robot_rl.storage import columns as columns_module
 from robot_rl.storage.columns import CACHE_FILE, aligned_columns
-from robot_rl.storage.episode import EpisodeReader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, write_header
+from robot_rl.storage.sources import HOLD, PERSON, POLICY
 from robot_rl.storage.store import Store
 
 START_NS = 1_700_000_000_000_000_000
@@ -117,7 +118,8 @@ def test_columns_equal_a_walk_over_the_messages(tmp_path, ros, rng, header, name
         'requested': 'action/requested',
         'applied': 'action/applied',
     }
-    assert set(found) == {*names.values(), 'joint_states.time'}
+    assert set(found) == {*names.values(), 'joint_states.time', 'source'}
+    assert found['source'].tolist() == [POLICY] * len(recording.ticks)
     for short, name in names.items():
         assert found[name].dtype == np.float64
         np.testing.assert_allclose(found[name], expected[short], rtol=0, atol=1e-12, err_msg=name)
@@ -314,6 +316,15 @@ def test_the_cache_serves_until_contract_or_streams_change(
         file.write(b'x')
     aligned_columns(reader)
     assert len(reads) == 3
+    # Other streams of the same length, put there with their own manifest.
+    (stored,) = reader.header.files
+    other = reader.header.replace(files=[stored.replace(sha256='0' * 64)])
+    write_header(reader.path, other)
+    aligned_columns(EpisodeReader(reader.path))
+    assert len(reads) == 4
+    write_header(reader.path, reader.header)
+    aligned_columns(reader)
+    assert len(reads) == 5
     cache = reader.path / CACHE_FILE
     assert {path.name for path in reader.path.iterdir()} == {
         'episode.json', 'streams.mcap', cache.name
@@ -321,7 +332,7 @@ def test_the_cache_serves_until_contract_or_streams_change(
     for damaged in (b'', b'PK\3\4 no archive', cache.read_bytes()[:-40]):
         cache.write_bytes(damaged)
         np.testing.assert_array_equal(aligned_columns(reader)['time'], first['time'])
-    assert len(reads) == 6
+    assert len(reads) == 8
 
 
 def test_a_reward_sequence_has_a_value_for_each_step_or_times(tmp_path, recording, header):
@@ -475,6 +486,117 @@ def test_what_a_person_did_to_a_policy_s_episode_was_applied(tmp_path, ros, rng,
     np.testing.assert_array_equal(command[:3], asked[:3])
     np.testing.assert_array_equal(command[3:7], led[3:7])
     np.testing.assert_array_equal(command[7:], asked[7:-1])
+
+
+def intervene(recording, ros, rng, stamped=False):
+    """Let a person lead from the middle of tick 3 to that of tick 6, and the guard hold until 8.
+
+    Returns what was applied, as (arrival, source, position, tick or None), and what the person
+    asked for, as (arrival, position).
+    """
+    first = recording.sent[0][0]
+    applied, asked = [], []
+    for place, (time_ns, topic, message) in enumerate(recording.sent):
+        if topic != 'command_guard/applied':
+            continue
+        tick, part = divmod(len(applied), 5)
+        at = tick + part / 5
+        source = 'teleop' if 3.4 <= at < 6.6 else 'hold' if 6.6 <= at < 8 else 'policy'
+        message.header.frame_id = source
+        if source != 'policy':
+            message.header.stamp.sec = 1 if stamped else 0
+            message.points[0].positions = rng.normal(size=2).tolist()
+        recording.sent[place] = (time_ns + 1, topic, message)  # it comes after the tick
+        mine = tick if source == 'policy' else None
+        applied.append((time_ns + 1, source, np.array(message.points[0].positions), mine))
+    since = next(time for time, source, *_ in applied if source == 'teleop') - first
+    for at in range(since - 3 * MS, since + 160 * MS, 25 * MS):
+        target = rng.normal(size=2)
+        message = ros.trajectory(0, JOINTS[::-1], target[::-1])
+        recording.sent.append((first + at, 'teleop/command', message))
+        asked.append((first + at, target))
+    recording.sent.sort(key=lambda item: item[0])
+    return applied, asked
+
+
+@pytest.mark.parametrize('stamped', [False, True])
+def test_every_step_has_its_source_and_what_that_asked_for(tmp_path, ros, rng, header, stamped):
+    recording = Recording(ros, rng)
+    applied, asked = intervene(recording, ros, rng, stamped)
+    found = aligned_columns(recording.write(tmp_path, header()))
+    ticks = recording.ticks
+    arrivals = [time for time, topic, _ in recording.sent if topic == 'policy/action']
+    after = min(recording.states, key=lambda state: abs(state[0] - ticks[-1][0] - 50 * MS))[0]
+    ends = [*arrivals[1:], after + 300_000]
+    command = [found['joint_states.position'][0]]
+    path, sources, requested = [command[0]], [], []
+    for tick, end in enumerate(ends):
+        begin = arrivals[tick]
+        here = [a for a in applied if a[3] == tick or (a[3] is None and begin < a[0] <= end)]
+        sources.append({'policy': POLICY, 'teleop': PERSON, 'hold': HOLD}[here[-1][1]])
+        path.append(here[-1][2])
+        _, action, target = ticks[tick]
+        if sources[-1] == PERSON:
+            target = [position for time, position in asked if time <= end][-1]
+            action = target - command[-1]
+        requested.append(action[::-1])  # the contract's order
+        last = [a for a in applied if a[0] <= end][-1]  # what a policy goes on from
+        command.append(target if last[1] == 'policy' else last[2])
+    assert sources == [POLICY] * 3 + [PERSON] * 3 + [HOLD] * 2 + [POLICY] * 4
+    assert found['source'].tolist() == sources and found['source'].dtype == np.int8
+    np.testing.assert_allclose(found['command.position'], command, atol=1e-12)
+    np.testing.assert_allclose(found['action/requested'], requested, atol=1e-12)
+    expected = np.diff(path, axis=0)[:, ::-1]
+    np.testing.assert_allclose(found['action/applied'], expected, atol=1e-12)
+
+
+def test_a_person_whose_commands_were_not_recorded_asked_for_what_was_applied(
+    tmp_path, ros, rng, header
+):
+    recording = Recording(ros, rng)
+    intervene(recording, ros, rng)
+    found = aligned_columns(recording.without('teleop/command').write(tmp_path, header()))
+    led = found['source'] == PERSON
+    np.testing.assert_allclose(
+        found['action/requested'][led][1:], found['action/applied'][led][1:], atol=1e-12
+    )
+
+
+@pytest.mark.parametrize('rate_hz', [10, 40])
+def test_on_a_grid_every_step_has_its_source_too(tmp_path, ros, rng, header, contract, rate_hz):
+    recording = Recording(ros, rng)
+    applied, asked = intervene(recording, ros, rng)
+    reader = recording.write(tmp_path, header())
+    found = aligned_columns(reader, contract.replace(rate_hz=rate_hz))
+    command = np.array([t[2] for t in recording.ticks])
+    arrivals = [time for time, topic, _ in recording.sent if topic == 'policy/command']
+    start = found['joint_states.position'][0]
+    led = [start]
+    for row, stamp in enumerate(found['joint_states.time'][1:]):
+        known = round(stamp * 1e9) + 300_000
+        (_, source, *_) = [a for a in applied if a[0] <= known + 500][-1]
+        source = {'policy': POLICY, 'teleop': PERSON, 'hold': HOLD}[source]
+        assert found['source'][row] == source
+        if source == PERSON:
+            led.append([position for time, position in asked if time <= known + 500][-1])
+        else:
+            led.append(command[np.searchsorted(arrivals, known + 500) - 1])
+    np.testing.assert_allclose(found['action/requested'], np.diff(led, axis=0)[:, ::-1])
+    assert {POLICY, PERSON, HOLD} == set(found['source'].tolist())
+
+
+@pytest.mark.parametrize(('source', 'expected'), [('teleop', PERSON), ('policy', POLICY)])
+def test_applied_commands_that_do_not_say_whose_they_are_are_the_episode_s_own(
+    tmp_path, recording, header, source, expected
+):
+    sent = []
+    for time_ns, topic, message in recording.sent:
+        if topic == 'command_guard/applied':
+            message.header.frame_id = ''
+        sent.append((time_ns, topic.replace('policy/command', f'{source}/command'), message))
+    recording.sent = sent
+    found = aligned_columns(recording.write(tmp_path, header(source=source)))
+    assert set(found['source'].tolist()) == {expected}
 
 
 def test_too_short_for_a_period_and_unknown_joints_are_told(tmp_path, recording, header, contract):

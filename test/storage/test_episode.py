@@ -32,6 +32,7 @@ from robot_rl.storage.episode import (
 from robot_rl.storage.files import new_id
 from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.store import Store
+from robot_rl.storage.streams import Required
 
 START_NS = 1_700_000_000_000_000_000
 
@@ -61,25 +62,28 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     (tmp_path / 'episode.json').write_bytes(OLD.read_bytes())
     header = read_header(tmp_path)
     told = json.loads(OLD.read_text())
-    assert (told['schema_version'], header.schema_version) == (1, 2)
-    assert header.git_revision == ''
-    assert header.to_dict() == told | {'schema_version': 2, 'git_revision': ''}
+    assert (told['schema_version'], header.schema_version) == (1, 3)
+    assert (header.git_revision, header.interventions) == ('', None)
+    unknown = dict.fromkeys(('required_hz', 'expected', 'got', 'delay_s', 'longest_delay_s'))
+    topics = {name: topic | unknown for name, topic in told['topics'].items()}
+    new = {'schema_version': 3, 'git_revision': '', 'interventions': None, 'topics': topics}
+    assert header.to_dict() == told | new and header.flags == [] and header.skew_s is None
     assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
     # A change writes the present version, which reads back as the same.
     write_header(tmp_path, header.replace(success=False))
-    assert json.loads((tmp_path / 'episode.json').read_text())['schema_version'] == 2
+    assert json.loads((tmp_path / 'episode.json').read_text())['schema_version'] == 3
     assert read_header(tmp_path) == header.replace(success=False)
 
 
-@pytest.mark.parametrize('version', [3, 99, 0, -1, '1', None, True, [1]])
+@pytest.mark.parametrize('version', [4, 99, 0, -1, '1', None, True, [1]])
 def test_a_header_of_no_known_version_is_refused_and_tells_which_is_read(tmp_path, version):
     data = json.loads(OLD.read_text()) | {'schema_version': version, 'of_the_future': 1}
     (tmp_path / 'episode.json').write_text(json.dumps(data))
     with pytest.raises(StorageError, match=r'episode\.json: schema_version: ') as caught:
         read_header(tmp_path)
     assert '\n' not in str(caught.value)
-    newer = isinstance(version, int) and version > 2
-    assert ('newer than 2' if newer else 'this robot_rl reads 2, found') in str(caught.value)
+    newer = isinstance(version, int) and version > 3
+    assert ('newer than 3' if newer else 'this robot_rl reads 3, found') in str(caught.value)
 
 
 def test_a_committed_episode_reads_back_with_every_message_and_its_times(tmp_path, ros, header):
@@ -187,6 +191,71 @@ def test_what_was_committed_can_be_set_aside_and_is_kept(tmp_path, ros, header, 
     assert store.episodes().ids == [] and aside in store.unfinished()
     with pytest.raises(StorageError, match='cannot be read'):
         set_aside(path)
+
+
+@pytest.mark.parametrize('from_first', [False, True])
+def test_the_report_tells_what_was_required_while_the_episode_ran(
+    tmp_path, ros, header, rng, from_first
+):
+    """10 Hz are asked for from 1 s to 4 s; they come from 0.5 s on, with a pause, until 4.5 s."""
+    times = np.sort(np.append(rng.uniform(0.5, 2.0, 12), rng.uniform(3.0, 4.5, 12)))
+    delays = rng.uniform(-0.01, 0.05, len(times))
+    begin, end = 1.0, 4.0
+    with EpisodeWriter(tmp_path, header()) as writer:
+        required = {
+            '/a': Required('sensor_msgs/msg/JointState', 10.0, from_first),
+            '/silent': Required('std_msgs/msg/String', 10.0, from_first),
+        }
+        writer.run_from(START_NS + int(begin * 1e9), required)
+        writer.run_until(START_NS + int(end * 1e9))
+        for time_s, delay in zip(times, delays, strict=True):
+            arrival = START_NS + round(time_s * 1e9)
+            state = ros.joint_state(arrival - round(delay * 1e9), ('a',), [0.0])
+            ros.write(writer, '/a', state, arrival)
+        ros.write(writer, '/free', ros.string('x'), START_NS)
+        live = writer.report()
+        read = read_header(writer.commit())
+    report = read.topics
+    assert live == report
+    during = times[(times >= begin) & (times <= end)]
+    since = during[0] if from_first else begin
+    assert report['/a'].got == len(during)
+    assert report['/a'].expected == round((end - since) * 10)
+    assert report['/a'].longest_gap_s == pytest.approx(np.diff(times).max(), abs=1e-8)
+    assert report['/a'].delay_s == pytest.approx(delays.mean(), abs=1e-8)
+    assert report['/a'].longest_delay_s == pytest.approx(delays.max(), abs=1e-8)
+    assert (report['/silent'].got, report['/silent'].count) == (0, 0)
+    assert report['/silent'].longest_gap_s == pytest.approx(0 if from_first else end - begin)
+    assert '/silent' not in EpisodeReader(tmp_path / read.id).types()
+    assert report['/silent'].expected == (0 if from_first else 30)
+    assert report['/silent'].is_short is not from_first
+    assert report['/free'].expected is None and report['/free'].delay_s is None
+    assert [line.split(':')[0] for line in read.flags] == [
+        name for name in sorted(required) if report[name].is_short
+    ]
+
+
+@pytest.mark.parametrize(
+    ('got', 'expected', 'short'),
+    [(90, 100, False), (89, 100, True), (0, 2, False), (0, 3, True), (7, 10, True), (8, 9, False)],
+)
+def test_short_is_what_lacks_a_tenth_and_a_quarter_of_a_second(got, expected, short):
+    report = streams.TopicReport(type='a/msg/A', required_hz=10, got=got, expected=expected)
+    assert report.is_short is short
+
+
+def test_skew_is_how_far_apart_the_delays_of_what_is_measured_are(header):
+    def report(type_name, delay_s):
+        return streams.TopicReport(type=type_name, delay_s=delay_s)
+
+    topics = {
+        '/joint_states': report('sensor_msgs/msg/JointState', 0.002),
+        '/wrist': report('sensor_msgs/msg/CompressedImage', 0.062),
+        '/applied': report('trajectory_msgs/msg/JointTrajectory', 0.5),
+        '/notes': report('std_msgs/msg/String', None),
+    }
+    assert header(topics=topics).skew_s == pytest.approx(0.06)
+    assert header(topics={'/wrist': topics['/wrist']}).skew_s is None
 
 
 def test_what_is_not_committed_stays_partial_and_what_is_discarded_is_kept(

@@ -15,7 +15,7 @@ TOLD = [[0.5, 0.0], [0.53, -0.02], [0.56, -0.04]]
 
 @pytest.fixture
 def episode(tmp_path, header, ros, robot):
-    """Return `write(kind, namespace='', joints=..., count=3, told=..., epoch_ns=..., paused_ns=...)`."""
+    """Return `write(kind, ...)`; the arm is told `told`, with a pause after the first one."""
     from std_msgs.msg import Float64MultiArray
 
     def write(

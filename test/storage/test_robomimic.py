@@ -73,6 +73,30 @@ def test_each_episode_is_a_demo(put, tmp_path, contract):
         assert json.loads(data['demo_0'].attrs['episode'])['id'] == 'a'
 
 
+def test_rewards_are_the_newest_ones_of_the_task_or_else_success(put, tmp_path, rng):
+    for id in 'abc':
+        put(id, success=True, task='pick')
+    store, values = Store(tmp_path / 'store'), rng.normal(size=(3, 4))
+    for id, task, author, reward in (
+        ('a', 'pick', 'anna', values[0]),
+        ('a', 'pick', 'bob', values[1]),
+        ('a', 'stack', 'anna', values[2]),
+        ('b', 'stack', 'anna', values[2]),
+    ):
+        store.add_reward(id, reward, task=task, kind='sketch', author=author)
+    times = [START_NS, START_NS + 10**8]  # not one a step
+    store.add_reward('c', [0, 1], task='pick', kind='sketch', author='anna', times_ns=times)
+    out = tmp_path / 'set.hdf5'
+    robomimic.export([store.root / id for id in 'abc'], out, pytest.fail)
+    with h5py.File(out) as hdf5:
+        a, b, c = (hdf5[f'data/demo_{number}'] for number in range(3))
+        assert a.attrs['rewards'] == 'sketch:bob'
+        np.testing.assert_allclose(a['rewards'][()], values[1].astype(np.float32))
+        for demo in (b, c):
+            assert demo.attrs['rewards'] == 'success'
+            assert demo['rewards'][()].tolist() == [0, 0, 0, 1]
+
+
 def test_what_cannot_be_exported_is_told(put, tmp_path, contract):
     put('a', contract=None)
     put('b')

@@ -18,10 +18,11 @@ from robot_rl.errors import SpecError, StorageError, UnknownName
 from robot_rl.storage import garbage
 from robot_rl.storage import index as index_module
 from robot_rl.storage import store as store_module
-from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header
+from robot_rl.storage.episode import EpisodeReader, EpisodeWriter, read_header, write_header
 from robot_rl.storage.index import Index
 from robot_rl.storage.query import KEYS
 from robot_rl.storage.store import INDEX_FILE, Store
+from robot_rl.storage.streams import Required
 
 DAY_NS = 86_400 * 10**9
 QUERIES = [
@@ -45,6 +46,9 @@ QUERIES = [
     'after=1970-01-02 before=1970-01-04 tag=b',
     'id=e4',
     'id=e4,e5,e99 source=policy,teleop',
+    'intervened=true',
+    'intervened=false,unknown',
+    'intervened=unknown source=policy',
     'reward=sketch',
     'reward=sketch:anna',
     'reward=sketch:bob,predicted:model-1',
@@ -52,6 +56,9 @@ QUERIES = [
     'reward=predicted:anna',
     'reward=none success=true',
     'reward=none,sketch:anna',
+    'flagged=true',
+    'flagged=false tag=a',
+    'flagged=true,false',
 ]
 REWARDS = {  # by the episode's number
     0: [('sketch', 'anna'), ('sketch', 'bob')],
@@ -79,12 +86,18 @@ def matches(header, query, rewards):
             good = all(tag in header.tags for tag in values)
         elif key == 'reward':
             good = any(value in rewards for value in values)
+        elif key == 'flagged':
+            short = any(topic.got < 0.9 * topic.expected for topic in header.topics.values())
+            good = str(short).lower() in values
         elif key == 'after':
             good = header.start_time_ns >= days[value] * DAY_NS
         elif key == 'before':
             good = header.start_time_ns < days[value] * DAY_NS
         elif key == 'success':
             good = header.success in [truth[value] for value in values]
+        elif key == 'intervened':
+            said = None if header.interventions is None else header.interventions > 0
+            good = said in [truth[value] for value in values]
         else:
             good = str(getattr(header, key)) in values
         if not good:
@@ -92,8 +105,11 @@ def matches(header, query, rewards):
     return True
 
 
-def add(store, header, **fields):
+def add(store, header, short=False, **fields):
     with EpisodeWriter(store.root, header(**fields)) as writer:
+        if short:  # for a second nothing comes where ten messages should
+            writer.run_from(0, {'/a': Required('std_msgs/msg/String', 10.0)})
+            writer.run_until(10**9)
         return writer.commit()
 
 
@@ -105,6 +121,7 @@ def store(tmp_path, header, rng):
         add(
             store,
             header,
+            short=number % 7 == 0,
             id=f'e{number}',
             task=str(rng.choice(['reach', 'stack'])),
             source=str(rng.choice(['policy', 'teleop'])),
@@ -114,6 +131,7 @@ def store(tmp_path, header, rng):
             result=str(rng.choice(['success', 'truncated'])),
             success=[True, False, None][number % 3],
             seed=number % 5,
+            interventions=[None, 0, 2, 1][number % 4],
             tags=[['a'], ['a', 'b'], ['b'], []][number % 4],
             start_time_ns=number * DAY_NS // 6,
         )
@@ -638,3 +656,31 @@ def test_many_processes_open_a_new_index_at_once(store):
     ]
     errors = [opener.communicate()[1] for opener in openers]
     assert [opener.returncode for opener in openers] == [0] * 6, errors
+
+
+SPOILT = {
+    'damaged': lambda file: file.write_bytes(file.read_bytes()[:-40]),
+    'newer': lambda file: file.write_text(
+        file.read_text().replace('"schema_version": 3', '"schema_version": 9')
+    ),
+    'gone': lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize('what', SPOILT)
+def test_a_header_that_is_spoilt_later_is_noticed_where_it_is_read(store, what):
+    """The index went on to tell what the header had been."""
+    assert store.episodes('id=e3')[0].seed == 3 and not store.look_again(store.episodes().ids)
+    SPOILT[what](store.root / 'e3' / 'episode.json')
+    with pytest.raises(StorageError, match=r'e3.episode\.json'):
+        list(Store(store.root).episodes('id=e3'))
+    assert 'e3' not in store.episodes().ids and 'episode.json' in store.damaged['e3']
+
+
+def test_a_header_that_another_one_took_the_place_of_is_noticed(store):
+    ids = store.episodes('seed=77').ids
+    write_header(store.root / 'e3', read_header(store.root / 'e3').replace(seed=77))
+    assert store.look_again(store.episodes().ids)
+    assert ids == [] and store.episodes('seed=77').ids == ['e3'] and store.damaged == {}
+    store.label('e3', True)  # a change by a Store needs no second look
+    assert not store.look_again(store.episodes().ids)

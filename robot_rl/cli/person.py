@@ -1,0 +1,99 @@
+"""A person at the terminal of a command that runs trials."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.storage.store import Store
+
+if TYPE_CHECKING:
+    from robot_rl.nodes.calls import Caller
+
+
+class Person:
+    """Who judges trials, or puts things back between them, at this terminal, a line each.
+
+    While a trial runs 'y' or 'n' ends it, as a success or a failure; after one that ended by
+    itself they say what it was. Enter starts the next one. The session's services do the same.
+    """
+
+    def __init__(self, store: Store, judges: bool, starts: bool):
+        self._store, self._judges, self._starts = store, judges, starts
+        self._unjudged: list[str] = []
+        self._waits = False
+        self._caller: Caller | None = None
+        at_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._hears = (judges or starts) and at_terminal
+        self._begun = ''  # a line without its end
+
+    def may_start(self, number: int, count: int) -> None:
+        """Ask for the start of a trial."""
+        self._waits = True
+        _ask(f'trial {number} of {count}: put everything in its place, then Enter')
+
+    def has_ended(self, episode: str, result: str) -> None:
+        """Ask for a judgement of a trial that nobody has judged."""
+        self._waits = False
+        if self._judges and result not in ('success', 'failure'):
+            self._unjudged.append(episode)
+            self._ask_for_judgement()
+
+    def listen(self, supervisor: Supervisor) -> None:
+        """Do what lines say that have come, if any."""
+        if self._hears and self._caller is None:
+            from robot_rl.nodes.calls import Caller
+
+            self._caller = Caller(supervisor.environment)
+        if self._hears and select.select([sys.stdin], [], [], 0)[0]:
+            self._read()
+
+    def finish(self) -> None:
+        """Wait for the judgements that are still to be given, or for Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._unjudged and self._hears:
+                self._read()
+
+    def close(self) -> None:
+        """Leave the graph."""
+        if self._caller is not None:
+            self._caller.close()
+
+    def _read(self) -> None:
+        # Not by sys.stdin: what it keeps for later nobody can wait for.
+        data = b''
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            data = os.read(sys.stdin.fileno(), 4096)
+        self._hears = bool(data)  # nothing: whoever was there has gone
+        *lines, self._begun = (self._begun + data.decode(errors='replace')).split('\n')
+        for line in lines:
+            self._take(line.strip().lower())
+
+    def _take(self, word: str) -> None:
+        if word in ('y', 'n') and self._unjudged:
+            self._store.label(self._unjudged.pop(0), word == 'y')
+        elif word in ('y', 'n') and self._judges:
+            self._call('success' if word == 'y' else 'failure')
+        elif not word and self._waits and not self._unjudged:
+            self._waits = False
+            self._call('start')
+        if self._unjudged:
+            self._ask_for_judgement()
+
+    def _call(self, name: str) -> None:
+        problem = self._caller.call(f'session/{name}')
+        if problem:
+            _ask(problem)
+
+    def _ask_for_judgement(self) -> None:
+        _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
+
+
+def _ask(text: str) -> None:
+    print(f'robot-rl: {text}', file=sys.stderr, flush=True)

@@ -1,0 +1,213 @@
+"""What is said of trials, against counts by hand and another library's statistics."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robot_rl.evaluation.interval import wilson
+from robot_rl.evaluation.report import rows, write_report
+from robot_rl.evaluation.trials import (
+    TAG,
+    Interventions,
+    Trial,
+    done_after_s,
+    interventions,
+    read_trial,
+    summary,
+    teleoperators,
+)
+from robot_rl.imitation.collect import collect_episodes
+from robot_rl.registry import make_environment, make_policy, make_task
+from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
+from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.store import Store
+
+
+@settings(deadline=None)  # the first call imports
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_is_wilson_s(counts):
+    stats = pytest.importorskip('scipy.stats')
+    expected = stats.binomtest(*counts).proportion_ci(0.95, method='wilson')
+    np.testing.assert_allclose(wilson(*counts), expected, atol=1e-9)
+
+
+def test_of_no_trial_nothing_is_known():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ('distances', 'after'),
+    [
+        ([0.3, 0.1, 0.01, 0.01], 0.2),
+        ([0.3, 0.01, 0.1, 0.01], 0.3),  # it left again
+        ([0.01, 0.01, 0.0, 0.01], 0.0),
+        ([0.01, 0.01, 0.01, 0.5], None),
+    ],
+)
+def test_a_task_is_done_once_it_stays_done(distances, after):
+    task, places = make_task('ur5e/reach'), np.zeros((4, 3))
+    places[:, 0] = distances
+    columns = {'time': 100 + 0.1 * np.arange(4), 'tool.position': places}
+    columns['target_pose.position'] = np.zeros((4, 3))
+    found = done_after_s(task, columns)
+    assert found is None if after is None else found == pytest.approx(after)
+
+
+@pytest.fixture
+def applied(tmp_path):
+    """Return `write(sources, source='policy')`: an episode, 10 ms between what was applied."""
+    pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`) for real CDR bytes')
+    from rclpy.serialization import serialize_message
+    from trajectory_msgs.msg import JointTrajectory
+
+    def write(sources: list[str], source: str = 'policy') -> EpisodeReader:
+        with EpisodeWriter(tmp_path, EpisodeHeader(source=source)) as writer:
+            kind = 'trajectory_msgs/msg/JointTrajectory'
+            for number, who in enumerate(sources):
+                message, time_ns = JointTrajectory(), 10**18 + number * 10**7
+                message.header.frame_id = who
+                writer.write(
+                    '/arm/command_guard/applied', kind, message_definition(kind),
+                    serialize_message(message), time_ns, time_ns, number, b'',
+                )  # fmt: skip
+            return EpisodeReader(writer.commit())
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('sources', 'count', 'seconds'),
+    [
+        ('pppp', 0, 0.0),
+        ('ttpppph', 0, 0.0),  # things were put in their places before
+        ('hppttphh', 1, 0.02),
+        ('ppthhtpp', 1, 0.04),  # a pause of who intervenes is no second intervention
+        ('ppttppttt', 2, 0.04),
+        ('pphhpp', 0, 0.0),
+        ('ppee', 0, 0.0),  # an emergency stop is nobody's command
+        ('hhh', 0, 0.0),
+    ],
+)
+def test_interventions_are_counted_and_timed(applied, sources, count, seconds):
+    names = {'p': 'policy', 't': 'teleop', 'h': 'hold', 'e': 'estop'}
+    found = interventions(applied([names[letter] for letter in sources]))
+    assert found.count == count and found.seconds == pytest.approx(seconds)
+
+
+def test_who_shows_the_task_intervenes_in_nothing(applied):
+    assert interventions(applied(['teleop'] * 5, 'teleop')) == Interventions(0, 0.0)
+    assert interventions(applied([])) == Interventions(0, 0.0)
+
+
+def trial(success, length=3.0, after=None, count=0, episode='e'):
+    return Trial(episode, 1, 'truncated', 'done', success, length, after, 0.1,
+                 Interventions(count, 0.5 * count))  # fmt: skip
+
+
+def test_a_summary_counts_what_was_judged():
+    trials = [
+        trial(True, 3.0, 1.0, 1), trial(True, 5.0, 2.0), trial(True, 7.0, 3.0, 2),
+        trial(False, 9.0, episode='bad'), trial(None, 6.0, episode='open'),
+        Trial('cut', None, 'estop', 'no columns', None),
+    ]  # fmt: skip
+    found = summary(trials)
+    assert (found['trials'], found['successes'], found['success_rate']) == (6, 3, 0.75)
+    assert found['success_interval'] == list(wilson(3, 4))
+    assert found['failures'] == ['bad'] and found['not_judged'] == ['open', 'cut']
+    assert found['length_s'] == {'lower_quartile': 4, 'median': 5, 'upper_quartile': 6}
+    assert found['done_after_s']['median'] == 2
+    assert (found['interventions'], found['intervened_s']) == (3, 1.5)
+    assert found['interventions_per_hour'] == pytest.approx(3 / (30 / 3600))
+    nothing = summary([Trial('cut', None, 'estop', 'no columns', None)])
+    assert nothing['success_rate'] is nothing['length_s'] is None
+    assert nothing['interventions_per_hour'] is None
+    json.dumps(nothing, allow_nan=False)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Return a store with two demonstrations, one trial of the demonstrator, and a failure."""
+    store, name = Store(tmp_path / 'store'), 'ur5e/reach'
+    environment = make_environment(name, num_envs=2)
+    for policy, seeds, about in (
+        ('scripted', [1, 2], {'source': 'teleop'}),
+        ('scripted', [3], {'source': 'teleop', 'tags': [TAG]}),
+        ('constant', [4], {'source': 'policy', 'tags': [TAG]}),
+    ):
+        made = make_policy(policy, name, environment.contract)
+        collect_episodes(store, environment, made, seeds, about | {'policy': policy})
+    environment.close()
+    return store
+
+
+def test_demonstrations_are_compared_with_and_trials_are_not(store):
+    task = make_task('ur5e/reach')
+    shown = teleoperators(store, task)
+    assert shown['episodes'] == 2
+    assert shown['length_s']['median'] == pytest.approx(3.0)
+    times = []
+    for seed in (1, 2):
+        found, columns = read_trial(store, task, *store.episodes(seed=seed).ids)
+        distance = np.linalg.norm(
+            columns['tool.position'] - columns['target_pose.position'], axis=1
+        )
+        far = np.flatnonzero(distance > 0.02)[-1] + 1
+        times.append(columns['time'][far] - columns['time'][0])
+        assert found.success and found.done_after_s == pytest.approx(times[-1])
+        assert found.final_distance == pytest.approx(distance[-1])
+    assert shown['done_after_s']['median'] == pytest.approx(np.mean(times))
+    assert teleoperators(store, make_task('ur5e/lift'))['episodes'] == 0
+
+
+def test_a_trial_is_judged_by_the_task_or_left_to_a_person(store):
+    task, (id,) = make_task('ur5e/reach'), store.episodes(seed=4).ids
+    store.label(id, None)
+    assert read_trial(store, task, id, 'human')[0].success is None
+    assert store.open(id).header.success is None
+    found, _ = read_trial(store, task, id)
+    assert found.success is False and found.done_after_s is None and found.result == 'truncated'
+    assert store.open(id).header.success is False
+    store.label(id, True)
+    assert read_trial(store, task, id)[0].success is True  # a person's label stays
+
+
+def test_a_trial_that_cannot_be_read_is_told(store):
+    (id,) = store.episodes(seed=4).ids
+    (store.path(id) / 'steps.npz').write_bytes(b'')
+    found, columns = read_trial(store, make_task('ur5e/reach'), id)
+    assert columns is None and 'steps.npz' in found.reason and found.length_s is None
+
+
+def test_the_page_has_every_trial_with_its_pictures_and_escapes_words(tmp_path):
+    good, bad = trial(True, 3.0, 1.25, episode='good'), trial(False, episode='bad')
+    each = [t._asdict() | {'interventions': t.interventions._asdict()} for t in (good, bad)]
+    each[1]['reason'] = 'a <b>bold</b> word'
+    each[0]['event'] = {'at_s': 0.75, 'moved': {'target_pose': [0.1, -0.25, 0]}, 'knocked': {}}
+    column = {'perturbation': 'none'} | summary([good, bad]) | {'each': each}
+    data = dict.fromkeys(('policy_sha256', 'robot', 'world', 'judge', 'run', 'store'), 'x')
+    data |= {'policy': '<p>', 'task': 'ur5e/reach', 'columns': [column]}
+    data['teleoperators'] = {'episodes': 0, 'length_s': None, 'done_after_s': None}
+    pictures = {'good': {'end': np.zeros((8, 9, 3), np.uint8)}}
+    write_report(tmp_path / 'r.html', data, pictures, {'good': '../st/good'})
+    page = (tmp_path / 'r.html').read_text()
+    assert '&lt;p&gt;' in page and '<b>' not in page and 'href="../st/good"' in page
+    assert page.count('<img') == 1 and page.count('data:image/jpeg;base64,') == 1
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert page.index('>success<') < page.index('>good<') < page.index('>failure<')
+    assert 'target_pose moved by (0.10, -0.25, 0.00) m after 0.75 s' in page
+    assert 'done after 1.2 s' in page or 'done after 1.3 s' in page
+
+
+def test_the_table_has_a_line_for_each_perturbation_and_the_teleoperators():
+    columns = [{'perturbation': name} | summary([trial(True, 3.0, 1.0)]) for name in ('none', 'x')]
+    shown = {'episodes': 4, 'length_s': summary([trial(True)])['length_s'], 'done_after_s': None}
+    first, second, third = rows(columns, shown)
+    assert first[:2] == ['none', '1 of 1'] and second[0] == 'x'
+    assert first[2] == '{:.0%} to {:.0%}'.format(*wilson(1, 1))
+    assert third[0] == '(teleoperators, 4 good)' and third[4] == '3.0 s (3.0 to 3.0)'

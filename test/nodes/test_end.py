@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -17,14 +16,6 @@ from robot_rl.nodes.supervisor import NodeFailure
 WAITING = {'session': {'participants': ['nobody']}}
 
 
-@pytest.fixture
-def terminal():
-    ours, theirs = pty.openpty()
-    yield theirs
-    os.close(ours)
-    os.close(theirs)
-
-
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, terminal, number):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
@@ -32,7 +23,7 @@ def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, termin
         given = WAITING | {
             'episode_recorder': {'root': str(tmp_path / 'episodes')},
             'replay': {'episode': str(still_episode())},
-            'screen': {'terminal': os.ttyname(terminal)},
+            'screen': {'terminal': terminal.path},
             'teleop': {'device': 'twist'},  # there is no terminal for a keyboard
         }
         for node in NODES:

@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import signal
-import threading
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import Log
 from std_msgs.msg import String
 
-from .conftest import LATCHED
-
-ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
-
-
-class Terminal:
-    """What is drawn on a pseudo-terminal."""
-
-    def __init__(self):
-        self._ours, self._theirs = pty.openpty()
-        self.path = os.ttyname(self._theirs)
-        self.drawn = b''
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def text(self) -> str:
-        """Return all that was drawn, without colours."""
-        return ESCAPES.sub('', self.drawn.decode())
-
-    def hang_up(self) -> None:
-        """Close it, as a window is closed."""
-        self._stop.set()
-        self._thread.join()
-        os.close(self._theirs)
-        os.close(self._ours)
-
-    def _read(self) -> None:
-        while not self._stop.is_set():
-            if select.select([self._ours], [], [], 0.05)[0]:
-                self.drawn += os.read(self._ours, 65536)
-
-
-@pytest.fixture
-def terminal():
-    terminal = Terminal()
-    yield terminal
-    if not terminal._stop.is_set():
-        terminal.hang_up()
+from test.nodes.conftest import LATCHED
 
 
 @pytest.fixture

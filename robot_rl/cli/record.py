@@ -36,6 +36,9 @@ class Options(common.Options):
     real: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
         False, description='an arm, whose driver runs already, in the place of its twin'
     )
+    cameras: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(
+        False, description="with pictures, also where the task sees none; the twin's are drawn"
+    )
     store: Path = pydantic.Field(
         default_factory=common.store_folder,
         description='the folder of the episodes, made where it is missing; $ROBOT_RL_STORE, or '
@@ -107,7 +110,7 @@ def _arguments(options: Options) -> dict[str, str]:
         'episodes': str(options.episodes),
         'sim': 'false' if options.real else 'true',
         'storage': str(options.store),
-        'cameras': 'true' if task.cameras else 'false',
+        'cameras': 'true' if options.cameras or task.cameras else 'false',
         'tags': ','.join(options.tag),
         'operator': options.operator,
     } | up.pairs(options.arguments, 'record')

@@ -62,7 +62,7 @@ class Board:
 
     def draw(self, now: float) -> RenderableType:
         """Return the picture at `now` [s]."""
-        parts = [self._heading(now), self._nodes(), self._topics()]
+        parts = [self._heading(now), self._nodes(), *self._topics()]
         parts += [Text('\n').join(self._words)] if self._words else []
         return Group(*parts, *self._keys())
 
@@ -100,7 +100,7 @@ class Board:
             grid.add_row(name, Text(words, _STYLES[report.level]))
         return grid
 
-    def _topics(self) -> RenderableType:
+    def _topics(self) -> Iterable[RenderableType]:
         """Rates and longest gaps of what is recorded, in the episode in hand."""
         recorder = self._report('episode_recorder')
         table = Table(box=None, pad_edge=False, header_style='dim')
@@ -113,7 +113,8 @@ class Board:
                 table.add_row(topic, rate, recorder.get(f'{topic} gap [s]'))
         if lost := recorder.get('lost'):
             table.add_row('messages lost', Text(lost, _STYLES[0 if lost == '0' else 2]))
-        return table
+        if table.row_count:
+            yield table
 
     def _keys(self) -> Iterable[RenderableType]:
         if self.keys:

@@ -52,7 +52,7 @@ class Screen(Node):
         )
         self.create_subscription(String, support.SOURCE, self._on_source, support.LATCHED_READER)
         self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
-        self.create_subscription(Log, '/rosout', self._on_log, 100)
+        self.create_subscription(Log, '/rosout', self._on_log, support.LATCHED_READER)
         self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:

@@ -9,9 +9,12 @@ import signal
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import Log
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from test.nodes.conftest import LATCHED
+
+ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # as rcl has it
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def screen(supervisor, observer, terminal):
         child = supervisor.start('screen', {'terminal': terminal.path, 'device': 'none'})
         session = observer.node.create_publisher(String, 'session/state', LATCHED)
         diagnostics = observer.publisher(DiagnosticArray, '/diagnostics')
-        rosout = observer.publisher(Log, '/rosout')
+        rosout = observer.publisher(Log, '/rosout', ROSOUT)
 
         def say(self, state: str, **fields) -> None:
             text = json.dumps({'episode': 'e1', 'task': 'ur5e/reach', 'state': state} | fields)

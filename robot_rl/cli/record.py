@@ -14,7 +14,7 @@ import tyro
 from robot_rl.cli import common, up
 from robot_rl.nodes.graphs import TELEOP
 
-EXAMPLE = 'robot-rl record --robot ur5e --task ur5e/lift --teleop keyboard --episodes 10'
+EXAMPLE = 'robot-rl record --task ur5e/lift --teleop keyboard --episodes 10'
 # Of what a node that has failed said, so much is shown.
 _LAST_WORDS = 5
 
@@ -103,8 +103,10 @@ def _arguments(options: Options) -> dict[str, str]:
     from robot_rl import registry
 
     task = registry.make_task(options.task)
+    robot = options.robot or task.config.robot
+    common.require_robot_of(task, robot)
     return {
-        'robot': options.robot or task.config.robot,
+        'robot': robot,
         'task': options.task,
         'teleop': options.teleop,
         'episodes': str(options.episodes),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ from test.nodes.conftest import READER
 MOVES = ((b'\x1b[A', b'\x1b[B'), (b'\x1b[D', b'\x1b[C'), (b'w', b's'))
 # A terminal repeats a key so often [s].
 REPEATS_S = 0.04
+# How long the tool rests before a person is content, and when that has taken too long [s].
+RESTS_S, LED_WITHIN_S = 0.5, 40.0
 
 
 class Operator:
@@ -52,12 +55,17 @@ class Operator:
 
         return self._observer.until(there, f'no episode {index} is {state}', 60.0)
 
-    def leads_to_the_target(self, within_m: float = 0.01, deadline_s: float = 40.0) -> None:
-        """Press keys until the tool rests at the target."""
-        end, near_since = time.monotonic() + deadline_s, math.inf
-        while time.monotonic() < near_since + 0.5:
-            assert time.monotonic() < end, f'it is {self._error()} off'
-            error = self._error()
+    def target(self) -> np.ndarray:
+        """Where the target is seen [3] [m]."""
+        at = self._targets[-1].pose.position
+        return np.array([at.x, at.y, at.z])
+
+    def leads_to(self, place: Callable[[], np.ndarray], within_m: float = 0.01) -> None:
+        """Press keys until the tool rests at a place [3] [m]."""
+        end, near_since = time.monotonic() + LED_WITHIN_S, math.inf
+        while time.monotonic() < near_since + RESTS_S:
+            error = place() - self.tool()
+            assert time.monotonic() < end, f'it is {error} off'
             axis = int(np.abs(error).argmax())
             if np.linalg.norm(error) > within_m:
                 near_since = math.inf
@@ -67,12 +75,10 @@ class Operator:
                 near_since = min(near_since, time.monotonic())
             time.sleep(REPEATS_S)
 
-    def _error(self) -> np.ndarray:
-        """From where the tool is seen to where the target is seen [3] [m]."""
-        state, target = self._states[-1], self._targets[-1].pose.position
-        by_name = dict(zip(state.name, state.position, strict=True))
-        tool = self._chain.position(np.array([by_name[name] for name in self._robot.joints]))
-        return np.array([target.x, target.y, target.z]) - tool
+    def tool(self) -> np.ndarray:
+        """Where the tool is seen [3] [m]."""
+        by_name = dict(zip(self._states[-1].name, self._states[-1].position, strict=True))
+        return self._chain.position(np.array([by_name[name] for name in self._robot.joints]))
 
     def _shift(self, speed: float) -> None:
         """Go at a share of full speed, near the target more slowly."""
@@ -123,7 +129,7 @@ def test_what_is_shown_by_keys_is_recorded_and_can_be_cloned(
         operator.waits_for('ready', index)
         terminal.type(b'\r')
         ids.append(operator.waits_for('running', index))
-        operator.leads_to_the_target()
+        operator.leads_to(operator.target)
         terminal.type(b'y')
         if index == 0:  # which did not please, and is shown again
             operator.waits_for('ready', 1)
@@ -131,7 +137,7 @@ def test_what_is_shown_by_keys_is_recorded_and_can_be_cloned(
             operator.waits_for('ready', 0, but=ids[0])
             terminal.type(b'\r')
             ids.append(operator.waits_for('running', 0))
-            operator.leads_to_the_target()
+            operator.leads_to(operator.target)
             terminal.type(b'y')
     assert process.wait(60) == 0, terminal.text()[-3000:]
     assert 'Traceback' not in terminal.text()

@@ -12,7 +12,7 @@ import pydantic
 import tyro
 
 from robot_rl.cli import common, up
-from robot_rl.nodes.graphs import TELEOP
+from robot_rl.nodes.graphs import GRAPHS, TELEOP
 
 EXAMPLE = 'robot-rl record --task ur5e/lift --teleop keyboard --episodes 10'
 # Of what a node that has failed said, so much is shown.
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     """Record until the last episode or Ctrl-C; print what was recorded."""
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
-    heard = Heard(drawn=up.GRAPHS['record'].values(arguments).has_screen)
+    heard = Heard(drawn=GRAPHS['record'].values(arguments).has_screen)
     code = up.run('record', arguments, options.log_dir, heard)
     if heard.drawn and code:
         heard.tell_last_words()

@@ -304,9 +304,10 @@ def set_aside(path: Path) -> Path:
     header = read_header(path)
     final = path.with_name(f'{header.id}{DISCARDED}')
     try:
-        write_header(path, header.replace(result='discarded'))
-        path.rename(final)
-        sync_directory(path.parent)
+        with Claim(path):
+            write_header(path, header.replace(result='discarded'))
+            path.rename(final)
+            sync_directory(path.parent)
     except OSError as error:
         raise StorageError(f'{path}: cannot be set aside ({error.strerror})') from None
     return final

@@ -153,7 +153,7 @@ def test_replay_of_what_is_no_episode_ends_with_one_clear_line(launch, workspace
 def test_ctrl_c_ends_everything_cleanly(launch, workspace, tmp_path, file):
     arguments = {
         'deploy': ['policy:=random', 'episodes:=0', f'storage:={tmp_path / "episodes"}'],
-        'record': [f'storage:={tmp_path / "episodes"}', 'namespace:=arm1'],
+        'record': [f'storage:={tmp_path / "episodes"}', 'namespace:=arm1', 'teleop:=twist'],
         'sim_robot': ['seed:=3', 'log_level:=warn'],
     }
     process = launch(file, *arguments[file])

@@ -303,13 +303,13 @@ def set_aside(path: Path) -> Path:
     """
     header = read_header(path)
     final = path.with_name(f'{header.id}{DISCARDED}')
-    try:
-        with Claim(path):
+    with Claim(path):
+        try:
             write_header(path, header.replace(result='discarded'))
             path.rename(final)
             sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f'{path}: cannot be set aside ({error.strerror})') from None
+        except OSError as error:
+            raise StorageError(f'{path}: cannot be set aside ({error.strerror})') from None
     return final
 
 

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -106,7 +107,7 @@ class Board:
         table = Table(box=None, pad_edge=False, header_style='dim')
         table.add_column('recorded topic', no_wrap=True)
         for name in ('rate [Hz]', 'longest gap [s]'):
-            table.add_column(name, justify='right')
+            table.add_column(Text(name), justify='right')  # no markup: [s] would be one
         for name, rate in recorder.values.items():
             if name.endswith(' [Hz]'):
                 topic = name.removesuffix(' [Hz]')
@@ -119,7 +120,7 @@ class Board:
     def _keys(self) -> Iterable[RenderableType]:
         if self.keys:
             words = [Text.assemble((key, 'bold cyan'), f' {what}') for key, what in self.keys]
-            yield Text('   ').join(words)
+            yield Columns(words, padding=(0, 3))
 
     def _report(self, node: str) -> Report:
         return self.reports.get(node, Report())

@@ -45,15 +45,30 @@ class Operator:
         self._targets = observer.listen(PoseStamped, 'target_pose', 1)
         self._sessions = observer.listen(String, 'session/state', READER)
 
-    def waits_for(self, state: str, index: int, but: str = '') -> str:
-        """Wait for an episode, other than `but`, in a state; return its id."""
+    def waits_for(self, state: str, index: int, but: str = '', key: bytes = b'') -> str:
+        """Wait for an episode, other than `but`, in a state; return its id.
+
+        Meanwhile press a `key` once a second: what is asked for too early, nobody hears.
+        """
+        pressed_at = -math.inf
 
         def there():
+            nonlocal pressed_at
+            if key and time.monotonic() > pressed_at + 1.0:
+                pressed_at = time.monotonic()
+                self._terminal.type(key)
             info = json.loads(self._sessions[-1].data) if self._sessions else {}
             there = (info.get('state'), info.get('index')) == (state, index)
             return there and info['episode'] != but and info['episode']
 
         return self._observer.until(there, f'no episode {index} is {state}', 60.0)
+
+    def shows_reach(self, index: int, but: str = '') -> str:
+        """Lead the tool to the target in an episode; return its id."""
+        self.waits_for('ready', index, but)
+        id = self.waits_for('running', index, but, key=b'\r')
+        self.leads_to(self.target)
+        return id
 
     def target(self) -> np.ndarray:
         """Where the target is seen [3] [m]."""
@@ -124,21 +139,15 @@ def test_what_is_shown_by_keys_is_recorded_and_can_be_cloned(
         '--task', 'ur5e/reach', '--episodes', '3', '--operator', 'ada', '--tag', 'keys',
         '--store', str(store), '--log-dir', str(logs),
     )  # fmt: skip
-    operator, ids = Operator(observer, terminal, ur5e), []
-    for index in range(3):
-        operator.waits_for('ready', index)
-        terminal.type(b'\r')
-        ids.append(operator.waits_for('running', index))
-        operator.leads_to(operator.target)
-        terminal.type(b'y')
-        if index == 0:  # which did not please, and is shown again
-            operator.waits_for('ready', 1)
-            terminal.type(b'r')
-            operator.waits_for('ready', 0, but=ids[0])
-            terminal.type(b'\r')
-            ids.append(operator.waits_for('running', 0))
-            operator.leads_to(operator.target)
-            terminal.type(b'y')
+    operator = Operator(observer, terminal, ur5e)
+    aside = operator.shows_reach(0)
+    operator.waits_for('ready', 1, key=b'y')
+    operator.waits_for('prepare', 0, aside, key=b'r')  # it did not please, and is shown again
+    ids = [operator.shows_reach(0, aside)]
+    for index in (1, 2):
+        operator.waits_for('ready', index, key=b'y')
+        ids.append(operator.shows_reach(index))
+    terminal.type(b'y')
     assert process.wait(60) == 0, terminal.text()[-3000:]
     assert 'Traceback' not in terminal.text()
     observer.until(lambda: f'3 episodes in {store}: 3 success' in terminal.text())
@@ -146,7 +155,6 @@ def test_what_is_shown_by_keys_is_recorded_and_can_be_cloned(
     for words in ('episode 3 of 3', '/joint_states', 'EMERGENCY STOP', 'start: start'):
         assert words in terminal.text(), words
 
-    aside, *ids = ids
     assert read_header(store / f'{aside}.discarded').result == 'discarded'
     task = make_task('ur5e/reach')
     assert Store(store).episodes('source=teleop success=true tag=keys').ids == sorted(ids)

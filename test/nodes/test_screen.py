@@ -55,6 +55,7 @@ def test_it_shows_episodes_guard_rates_gaps_and_room(screen, terminal):
     screen.shows('ur5e/reach  episode 3 of 10  2 success, 1 discarded', '41.5 GB free')
     screen.shows('command_guard     holding')
     words = terminal.text()
+    assert re.search(r'rate \[Hz\] +longest gap \[s\]', words)
     assert re.search(r'/joint_states +99\.8 +0\.017', words)
     assert re.search(r'messages lost +3', words)
     screen.report('episode_recorder', 'recording', disk_free_gb=41.5, episodes_left=812)

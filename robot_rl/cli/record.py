@@ -12,11 +12,9 @@ import pydantic
 import tyro
 
 from robot_rl.cli import common, up
-from robot_rl.nodes.graphs import GRAPHS, TELEOP
+from robot_rl.nodes.graphs import TELEOP
 
 EXAMPLE = 'robot-rl record --task ur5e/lift --teleop keyboard --episodes 10'
-# Of what a node that has failed said, so much is shown.
-_LAST_WORDS = 5
 
 
 class Options(common.Options):
@@ -60,42 +58,27 @@ def main(argv: list[str]) -> int:
     """Record until the last episode or Ctrl-C; print what was recorded."""
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
-    heard = Heard(drawn=GRAPHS['record'].values(arguments).has_screen)
-    code = up.run('record', arguments, options.log_dir, heard)
-    if heard.drawn and code:
-        heard.tell_last_words()
-    episodes = [told for told in heard.episodes if told['result'] != 'discarded']
+    said = up.Said('record', arguments, sys.stderr)
+    by_index: dict[
+        int, dict[str, Any]
+    ] = {}  # what is recorded again takes the place of the former
+
+    def show(node: str, line: str) -> None:
+        if node == 'session' and line.startswith('{'):
+            told = json.loads(line)
+            if told['result'] != 'discarded':
+                by_index[told['index']] = told
+        said(node, line)
+
+    code = up.run('record', arguments, options.log_dir, show)
+    said.tell_why(code)
+    episodes = by_index.values()
     results = collections.Counter(told['result'] for told in episodes)
     counted = ', '.join(f'{number} {result}' for result, number in results.items())
     data = {'store': str(options.store), 'episodes': [told['episode'] for told in episodes]}
     text = f'{len(episodes)} episodes in {options.store}' + (f': {counted}' if counted else '')
     common.emit(data | {'results': results}, options.as_json, text)
     return code
-
-
-class Heard:
-    """What nodes say: shown on standard error, or kept where a screen is `drawn`."""
-
-    def __init__(self, drawn: bool):
-        self.drawn = drawn
-        self.episodes: list[dict[str, Any]] = []  # the lines of the session
-        self._last: dict[str, collections.deque[str]] = {}
-
-    def __call__(self, node: str, line: str) -> None:
-        """Take a line that `node` has said."""
-        if node == 'session' and line.startswith('{'):
-            self.episodes.append(json.loads(line))
-        if self.drawn:
-            self._last.setdefault(node, collections.deque(maxlen=_LAST_WORDS)).append(line)
-        else:
-            print(f'[{node}] {line}', file=sys.stderr, flush=True)
-
-    def tell_last_words(self) -> None:
-        """Show the last lines of every node that has ended with an error."""
-        for node, lines in self._last.items():
-            if any('has ended with code' in line for line in lines):
-                for line in lines:
-                    print(f'[{node}] {line}', file=sys.stderr)
 
 
 def _arguments(options: Options) -> dict[str, str]:

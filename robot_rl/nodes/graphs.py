@@ -138,9 +138,9 @@ class Values:
     @property
     def has_screen(self) -> bool:
         """Whether a terminal shows how the recording goes."""
-        if self['screen']:
-            return self.is_true('screen')
-        return self['teleop'] != 'none' and sys.stdout.isatty()
+        if 'screen' not in self._values or self['screen'] == 'false':
+            return False
+        return self['screen'] == 'true' or (self['teleop'] != 'none' and sys.stdout.isatty())
 
     def node(self, executable: str, respawn: bool = False, **parameters: Any) -> Process:
         """Return a node; parameters that are empty are left to params_file."""

@@ -59,23 +59,20 @@ def main(argv: list[str]) -> int:
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
     said = up.Said('record', arguments, sys.stderr)
-    by_index: dict[
-        int, dict[str, Any]
-    ] = {}  # what is recorded again takes the place of the former
+    told: list[dict[str, Any]] = []
 
     def show(node: str, line: str) -> None:
         if node == 'session' and line.startswith('{'):
-            told = json.loads(line)
-            if told['result'] != 'discarded':
-                by_index[told['index']] = told
+            told.append(json.loads(line))
         said(node, line)
 
     code = up.run('record', arguments, options.log_dir, show)
     said.tell_why(code)
-    episodes = by_index.values()
-    results = collections.Counter(told['result'] for told in episodes)
+    # Those that were recorded again have been set aside.
+    episodes = [episode for episode in told if (options.store / episode['episode']).is_dir()]
+    results = collections.Counter(episode['result'] for episode in episodes)
     counted = ', '.join(f'{number} {result}' for result, number in results.items())
-    data = {'store': str(options.store), 'episodes': [told['episode'] for told in episodes]}
+    data = {'store': str(options.store), 'episodes': [episode['episode'] for episode in episodes]}
     text = f'{len(episodes)} episodes in {options.store}' + (f': {counted}' if counted else '')
     common.emit(data | {'results': results}, options.as_json, text)
     return code

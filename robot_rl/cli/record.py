@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
     """Record until the last episode or Ctrl-C; print what was recorded."""
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
+    store = Path(arguments['storage'])
     said = up.Said('record', arguments, sys.stderr)
     told: list[dict[str, Any]] = []
 
@@ -69,11 +70,11 @@ def main(argv: list[str]) -> int:
     code = up.run('record', arguments, options.log_dir, show)
     said.tell_why(code)
     # Those that were recorded again have been set aside.
-    episodes = [episode for episode in told if (options.store / episode['episode']).is_dir()]
+    episodes = [episode for episode in told if (store / episode['episode']).is_dir()]
     results = collections.Counter(episode['result'] for episode in episodes)
     counted = ', '.join(f'{number} {result}' for result, number in results.items())
-    data = {'store': str(options.store), 'episodes': [episode['episode'] for episode in episodes]}
-    text = f'{len(episodes)} episodes in {options.store}' + (f': {counted}' if counted else '')
+    data = {'store': str(store), 'episodes': [episode['episode'] for episode in episodes]}
+    text = f'{len(episodes)} episodes in {store}' + (f': {counted}' if counted else '')
     common.emit(data | {'results': results}, options.as_json, text)
     return code
 

@@ -44,7 +44,7 @@ def run(*command, cwd, **environment):
 
 def assert_complete(found):
     assert 'ur5e' in found['robots']
-    assert set(found['launch']) == {'train', 'sim_robot', 'deploy', 'record', 'replay'}
+    assert set(found['launch']) == {'train', 'sim_robot', 'deploy', 'evaluate', 'record', 'replay'}
     assert 'ur5e_reach' in found['policies']
     assert found['model'] == 6
     assert found['page'] == ['icon.svg', 'index.html', 'page.css', 'page.js']

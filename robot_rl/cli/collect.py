@@ -141,7 +141,7 @@ def _through_ros(options: Options) -> list[Any]:
             ids.extend([told['episode']] if told['result'] != 'discarded' else [])
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
 
-    code = up.run('deploy', _arguments(options, task), show=show)
+    code = up.run('deploy', _arguments(options, task), None, show)
     if code or not ids:
         raise RobotRLError(f'collect: the nodes ended with code {code}; see their logs')
     episodes = judge(Store(options.store), task, f'id={",".join(ids)}', _tell)

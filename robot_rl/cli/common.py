@@ -20,6 +20,7 @@ from robot_rl.specs.base import Spec, load_yaml
 
 if TYPE_CHECKING:
     from robot_rl.robots.kinematics import KinematicChain
+    from robot_rl.sim.task import ArmTask
     from robot_rl.specs import RobotSpec
     from robot_rl.storage.store import Store
 
@@ -112,6 +113,17 @@ def run_action(
     words = arrange(argv[1:])
     options = parse(model, words, whole, model.__doc__, f'robot-rl {whole} {arguments}'.rstrip())
     return action(options) or 0
+
+
+def require_robot_of(task: ArmTask, robot: str) -> None:
+    """Raise SpecError where a task is of another robot than the one of this name or file."""
+    from robot_rl.specs import RobotSpec
+
+    if (name := RobotSpec.load(robot).name) != task.robot.name:
+        raise SpecError(
+            f'task {task.name} is of robot {task.robot.name}, not of {name}; give '
+            f'--robot {task.robot.name}, or another --task'
+        )
 
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:

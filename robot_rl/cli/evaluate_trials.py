@@ -23,7 +23,6 @@ from robot_rl.evaluation.trials import TAG, Trial, read_trial, summary, teleoper
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.sim.perturbation import Kind, drawn, perturbed
 from robot_rl.sim.task import ArmTask, Columns
-from robot_rl.specs import RobotSpec
 from robot_rl.storage.files import new_id
 from robot_rl.storage.store import Store
 
@@ -115,12 +114,7 @@ def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
         raise RobotRLError(
             '--reset seeds: no seed puts the things beside a real arm back; ask does'
         )
-    robot = RobotSpec.load(options.robot)
-    if robot.name != task.robot.name:
-        raise RobotRLError(
-            f'task {task.name} is of robot {task.robot.name}, not of {robot.name}; give '
-            f'--robot {task.robot.name}, or another --task'
-        )
+    common.require_robot_of(task, options.robot)
     asks = options.real or options.reset == 'ask'
     return {
         'sim': 'false' if options.real else 'true',

@@ -20,6 +20,7 @@ COMMANDS = (
     'export',
     'policies',
     'play',
+    'record',
     'collect',
     'episodes',
     'calibrate',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
 import signal
 import sys
@@ -9,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import pydantic
 import tyro
@@ -22,6 +24,9 @@ from robot_rl.nodes.supervisor import Supervisor
 
 EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
 _POLL_S = 0.05
+_ENDED = 'has ended with code'
+# Of what a node said, so much is its last words.
+_LAST_WORDS = 5
 
 
 class Options(common.Options):
@@ -46,19 +51,44 @@ def main(argv: list[str]) -> int:
     if options.show_args:
         common.emit(_described(graph), options.as_json, _show(graph))
         return 0
-    return run(options.graph, _pairs(options.arguments), options.log_dir)
+    arguments = pairs(options.arguments, 'up')
+    said = Said(options.graph, arguments, sys.stdout)
+    code = run(options.graph, arguments, options.log_dir, said)
+    said.tell_why(code)
+    return code
 
 
-def show(node: str, line: str) -> None:
-    """Print what a node says."""
-    print(f'[{node}] {line}', flush=True)
+class Said:
+    """What the nodes of a graph say: printed, or kept where they draw a screen."""
+
+    def __init__(self, graph: str, arguments: Mapping[str, str], file: TextIO):
+        self._kept = GRAPHS[graph].values(arguments).has_screen
+        self._file = file
+        self._last: dict[str, collections.deque[str]] = {}
+
+    def __call__(self, node: str, line: str) -> None:
+        """Take a line."""
+        if self._kept:
+            self._last.setdefault(node, collections.deque(maxlen=_LAST_WORDS)).append(line)
+        else:
+            self._print(node, line)
+
+    def tell_why(self, code: int) -> None:
+        """Print the last words of the nodes whose end has ended all, where that was an error."""
+        for node, lines in self._last.items():
+            if code and any(line.startswith(_ENDED) for line in lines):
+                for line in lines:
+                    self._print(node, line)
+
+    def _print(self, node: str, line: str) -> None:
+        print(f'[{node}] {line}', file=self._file, flush=True)
 
 
 def run(
     name: str,
     arguments: Mapping[str, str],
-    log_dir: Path | None = None,
-    show: Callable[[str, str], None] = show,
+    log_dir: Path | None,
+    show: Callable[[str, str], None],
     meanwhile: Callable[[Supervisor], None] = lambda supervisor: None,
 ) -> int:
     """Run a graph until a node ends or a signal comes; return the exit code of that node.
@@ -66,6 +96,8 @@ def run(
     `show(node, line)` is given what the nodes say; `meanwhile` is called again and again.
     """
     graph = GRAPHS[name]
+    if 'terminal' in graph.arguments and (terminal := _terminal()):
+        arguments = {'terminal': terminal} | dict(arguments)  # nodes have no /dev/tty of their own
     values = graph.values(arguments)
     processes = graph.nodes(values)  # what is wrong shows before anything is started
     common.require_ros(name)
@@ -114,7 +146,7 @@ def _watch(
             code = child.poll()
             if code is None:
                 continue
-            print(f'[{name}] has ended with code {code}', file=sys.stderr)
+            show(name, f'{_ENDED} {code}')
             if name not in respawned or code == WRONG_INPUT_CODE:
                 return code if code >= 0 else 1
             time.sleep(RESPAWN_AFTER_S)
@@ -122,20 +154,28 @@ def _watch(
     return 0
 
 
+def _terminal() -> str:
+    """Return the path of the terminal that this runs on, '' where there is none."""
+    for stream in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            return os.ttyname(stream)
+    return ''
+
+
 def _show_lines(supervisor: Supervisor, show: Callable[[str, str], None]) -> None:
     for name, line in supervisor.new_lines():
         show(name, line)
 
 
-def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+def pairs(words: tuple[str, ...], command: str) -> dict[str, str]:
     """Return {name: value} of words name:=value. Raises RobotRLError."""
-    pairs = {}
+    found = {}
     for word in words:
         name, separator, value = word.partition(':=')
         if not separator:
-            raise RobotRLError(f'up: {word!r}: <name>:=<value> is right')
-        pairs[name] = value
-    return pairs
+            raise RobotRLError(f'{command}: {word!r}: <name>:=<value> is right')
+        found[name] = value
+    return found
 
 
 def _described(graph: Graph) -> dict[str, dict[str, str]]:

@@ -36,6 +36,8 @@ class SessionInfo(Spec):
     episode: str = ''
     # Where the episode stands in the present run of episodes, from 0.
     index: pydantic.NonNegativeInt = 0
+    # The id of the recorded episode in the place of which this one is run; that is set aside.
+    instead_of: str = ''
     task: str = ''
     # Who commands: 'policy', 'teleop', ...
     source: str = ''

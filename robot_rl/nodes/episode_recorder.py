@@ -25,7 +25,7 @@ from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.resources import git_revision
 from robot_rl.specs import Contract, RobotSpec, Spec
-from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeHeader, EpisodeWriter, set_aside
 from robot_rl.storage.recent import RecentSizes
 from robot_rl.storage.schemas import message_definition
 from robot_rl.storage.sources import by_policy, count_interventions, number
@@ -165,6 +165,7 @@ class EpisodeRecorder(Node):
             return
         if self._writer is not None:
             self._finish(*self._cut('the next episode was prepared'))
+        self._set_aside(info.instead_of)
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
@@ -185,6 +186,15 @@ class EpisodeRecorder(Node):
             'preparing', f'no publisher of {", ".join(sorted(self._required))}'
         )
         self._waiting = True
+
+    def _set_aside(self, id: str) -> None:
+        """Discard the episode in the place of which the one in hand is recorded, if any."""
+        if not id:
+            return
+        try:
+            set_aside(self._root / id)
+        except StorageError as error:  # which is no reason not to record
+            self.get_logger().warning(str(error))
 
     def _header(self, info: SessionInfo) -> EpisodeHeader:
         fields = info.to_dict()
@@ -399,8 +409,11 @@ class EpisodeRecorder(Node):
             self.get_logger().warning(problem)
         level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
         about['lost'] = sum(self._lost.values())
-        values = about | {f'{name} [Hz]': round(t.rate_hz, 1) for name, t in report.items()}
-        self._diagnostics.publish(level, '; '.join(problems) or 'recording', values)
+        for name, topic in report.items():
+            if not self._topics[name].latched:  # which come when something changes
+                about[f'{name} [Hz]'] = round(topic.rate_hz, 1)
+                about[f'{name} gap [s]'] = round(topic.longest_gap_s, 3)
+        self._diagnostics.publish(level, '; '.join(problems) or 'recording', about)
 
 
 def _commit(writer: EpisodeWriter, result: str, termination: str, interventions: int) -> Path:

@@ -5,6 +5,7 @@ It imports neither launch nor rclpy.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from robot_rl.registry import SCRIPTED
 
 SWITCH = ('true', 'false')
 MAYBE = ('', *SWITCH)
+# The devices of the node teleop; 'none': the node is not started.
+TELEOP = ('none', 'keyboard', 'joy', 'twist', 'leader', 'page')
 FROM_FILE = '(empty: as in params_file)'
 REAL = '(empty: {} where sim is false, else as in params_file)'
 # The exit code of a node that was given something that a person can mend.
@@ -61,6 +64,14 @@ ARGUMENTS = {
     'cameras': Argument(
         'false', 'hand pictures to the policy; with sim, draw those of the twin', SWITCH
     ),
+    'teleop': Argument('none', 'with what a person commands the arm', TELEOP),
+    'screen': Argument(
+        '',
+        'show on the terminal how the recording goes, instead of what nodes say (empty: where a '
+        'device is started and standard output is a terminal)',
+        MAYBE,
+    ),
+    'terminal': Argument('/dev/tty', 'where that is shown, and where a keyboard is read'),
     'namespace': Argument('', 'namespace of all nodes and topics, one per arm'),
     'params_file': Argument('', 'YAML file of node parameters (empty: {default_file})'),
     'log_level': Argument(
@@ -123,6 +134,13 @@ class Values:
         if not self['manual']:
             return True if self['sim'] == 'false' else None
         return self.is_true('manual')
+
+    @property
+    def has_screen(self) -> bool:
+        """Whether a terminal shows how the recording goes."""
+        if 'screen' not in self._values or self['screen'] == 'false':
+            return False
+        return self['screen'] == 'true' or (self['teleop'] != 'none' and sys.stdout.isatty())
 
     def node(self, executable: str, respawn: bool = False, **parameters: Any) -> Process:
         """Return a node; parameters that are empty are left to params_file."""
@@ -190,7 +208,15 @@ def _record(values: Values) -> list[Process]:
         values.node('command_guard', respawn=True, robot=values['robot']),
         *_around(values, record=True),
     ]
-    return [*started, _session(values, started)]
+    started.append(_session(values, started, tags=values.words('tags')))
+    device, terminal = values['teleop'], values['terminal']
+    if device != 'none':
+        started.append(
+            values.node('teleop', robot=values['robot'], device=device, terminal=terminal)
+        )
+    if values.has_screen:
+        started.append(values.node('screen', terminal=terminal, device=device))
+    return started
 
 
 def _replay(values: Values) -> list[Process]:
@@ -253,7 +279,8 @@ GRAPHS = {
     ),
     'record': Graph(
         'demonstrations: a person commands the arm through the guard',
-        ('sim', 'robot', 'task', 'episodes', 'first_seed', 'operator', 'storage', 'cameras'),
+        ('sim', 'robot', 'task', 'teleop', 'episodes', 'first_seed', 'operator', 'tags', 'storage',
+         'cameras', 'screen', 'terminal'),
         'record', _record,
     ),
     'replay': Graph(

@@ -42,7 +42,9 @@ def describe(name: str) -> LaunchDescription:
 
     def nodes(context: LaunchContext) -> list[Node]:
         values = Values(context.launch_configurations)
-        return [_node(process, values, graph) for process in graph.nodes(values)]
+        processes = graph.nodes(values)
+        drawn = any(process.executable == 'screen' for process in processes)
+        return [_node(process, values, graph, drawn) for process in processes]
 
     return LaunchDescription([*arguments, OpaqueFunction(function=nodes)])
 
@@ -89,7 +91,8 @@ def _execute(command: str, words: list[str]) -> ExecuteProcess:
     return ExecuteProcess(cmd=cmd, output='screen', sigterm_timeout=SAVE_WITHIN_S)
 
 
-def _node(process: Process, values: Values, graph: Graph) -> Node:
+def _node(process: Process, values: Values, graph: Graph, drawn: bool) -> Node:
+    """Return the action that starts a node; where a screen is `drawn`, it alone is heard there."""
     from launch.actions import Shutdown
     from launch_ros.actions import Node
     from launch_ros.parameter_descriptions import ParameterValue
@@ -111,7 +114,7 @@ def _node(process: Process, values: Values, graph: Graph) -> Node:
         namespace=values['namespace'],
         parameters=[file, given],
         ros_arguments=['--log-level', values['log_level']],
-        output='screen',
+        output='log' if drawn and process.executable != 'screen' else 'screen',
         on_exit=ended,
         respawn=process.respawn,
         respawn_delay=RESPAWN_AFTER_S,

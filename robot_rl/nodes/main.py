@@ -27,6 +27,7 @@ NODES = {
     'camera': 'robot_rl.nodes.camera:CameraNode',
     'image_feed': 'robot_rl.nodes.image_feed:ImageFeed',
     'replay': 'robot_rl.nodes.replay:Replay',
+    'screen': 'robot_rl.nodes.screen:Screen',
     'teleop': 'robot_rl.nodes.teleop:Teleop',
     # For robot-rl bench deploy and bench record.
     'echo': 'robot_rl.nodes.echo:Echo',
@@ -159,6 +160,11 @@ def image_feed() -> int:
 def replay() -> int:
     """What gives the commands of an episode again."""
     return run('replay')
+
+
+def screen() -> int:
+    """What shows on a terminal how a recording goes."""
+    return run('screen')
 
 
 def teleop() -> int:

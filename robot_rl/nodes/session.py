@@ -37,6 +37,7 @@ CALLS: dict[str, Result | None] = {
     'success': 'success',
     'failure': 'failure',
     'discard': 'discarded',
+    'rerecord': 'discarded',
 }
 # How long a state is kept for those who have not heard it yet: nobody is to hang others [s].
 HEARD_WITHIN_S = 0.2
@@ -128,6 +129,8 @@ class SessionNode(Node):
         self._diagnostics = support.Diagnostics(self, str(self._fields['robot']))
         self._diagnostics.repeat(self._report)
         self._counts: collections.Counter[str] = collections.Counter()  # of episodes, by result
+        self._last = ''  # the episode that counted last, and can be run again
+        self._instead_of = ''  # the one that the next is run in the place of
         self._end: End | None = None
         self._worker: support.Worker | None = None
 
@@ -227,6 +230,8 @@ class SessionNode(Node):
             return self._paused and state != 'running'
         if call in ('success', 'failure'):
             return state == 'running'
+        if call == 'rerecord' and state != 'running' and not self._last:
+            return False
         return state in ('prepare', 'ready', 'running')
 
     def _work(self, stop: threading.Event) -> None:
@@ -244,15 +249,18 @@ class SessionNode(Node):
         if self._given.exit_when_done and not stop.is_set():
             self._end()
 
-    def _episode(self, index: int, stop: threading.Event) -> bool:
-        """Run one episode; return whether it counts (a discarded one is run again).
+    def _episode(self, index: int, stop: threading.Event) -> int:
+        """Run one episode; return how far that leads: 0 where it was discarded, and is run again.
 
-        Raises NotReady where it could not begin.
+        It is -1 where the one before is to be recorded again. Raises NotReady where it could not
+        begin.
         """
         self._take_policy()
         seed = self._given.first_seed
         fields = self._fields | {'index': index, 'seed': seed + index if seed >= 0 else None}
-        self._publish(self._session.prepare(new_id(), **fields))
+        prepared = self._session.prepare(new_id(), instead_of=self._instead_of, **fields)
+        self._instead_of = ''
+        self._publish(prepared)
         ending = self._walk(stop)
         has_run = self._session.info.state == 'running'
         stopped = stop.is_set() or (ending.result == 'discarded' and ending.reason in CALLS)
@@ -263,7 +271,13 @@ class SessionNode(Node):
         self._print(ending, stop)
         if not (has_run or stopped):
             raise NotReady(ending.reason)
-        return ending.result != 'discarded'
+        if ending.reason == 'rerecord' and not has_run:
+            self._instead_of, self._last = self._last, ''
+            return -1
+        if ending.result == 'discarded':
+            return 0
+        self._last = ended.episode
+        return 1
 
     def _walk(self, stop: threading.Event) -> Ending:
         """Take the prepared episode to its end; return how it ends."""
@@ -407,6 +421,8 @@ class SessionNode(Node):
             'task': self._fields['task'],
             'source': self._fields['source'],
             'policy': self._fields['policy'],
+            'index': info.index,
+            'episodes': self._given.episodes,
             'counted': ', '.join(f'{n} {result}' for result, n in self._counts.items()),
         }
         values |= {f'{name}.state': state for name, state in answers.items()}

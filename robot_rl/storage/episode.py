@@ -296,6 +296,23 @@ class EpisodeReader:
         return rewards.read(self.path, id)
 
 
+def set_aside(path: Path) -> Path:
+    """Discard an episode that was committed: it is kept as '<id>.discarded', found by no query.
+
+    Returns its new directory. Raises StorageError where there is no such episode.
+    """
+    header = read_header(path)
+    final = path.with_name(f'{header.id}{DISCARDED}')
+    with Claim(path):
+        try:
+            write_header(path, header.replace(result='discarded'))
+            path.rename(final)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise StorageError(f'{path}: cannot be set aside ({error.strerror})') from None
+    return final
+
+
 def reserve(path: Path) -> None:
     """Keep room for the end of the recording in `path`. Raises OSError where there is none."""
     with (path / RESERVE_FILE).open('wb') as file:

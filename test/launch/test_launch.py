@@ -46,7 +46,7 @@ ARGUMENTS = {
         'use_sim_time',
     },
     'deploy': {'sim', 'robot', 'task', 'policy', 'episodes', 'manual', 'record', 'storage'},
-    'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'params_file'},
+    'record': {'sim', 'robot', 'task', 'episodes', 'operator', 'storage', 'teleop', 'screen'},
     'replay': {'sim', 'robot', 'task', 'episode', 'seed', 'params_file'},
 }
 
@@ -153,7 +153,7 @@ def test_replay_of_what_is_no_episode_ends_with_one_clear_line(launch, workspace
 def test_ctrl_c_ends_everything_cleanly(launch, workspace, tmp_path, file):
     arguments = {
         'deploy': ['policy:=random', 'episodes:=0', f'storage:={tmp_path / "episodes"}'],
-        'record': [f'storage:={tmp_path / "episodes"}', 'namespace:=arm1'],
+        'record': [f'storage:={tmp_path / "episodes"}', 'namespace:=arm1', 'teleop:=twist'],
         'sim_robot': ['seed:=3', 'log_level:=warn'],
     }
     process = launch(file, *arguments[file])

@@ -43,6 +43,28 @@ def test_a_graph_has_the_nodes_that_are_asked_for_and_all_take_part():
     ]  # fmt: skip
 
 
+def test_a_person_s_device_and_the_screen_share_a_terminal_and_take_no_part_in_episodes():
+    given = {'teleop': 'keyboard', 'screen': 'true', 'terminal': '/dev/pts/7', 'tags': 'a,b'}
+    nodes = parameters('record', robot='ur5e', **given)
+    assert list(nodes) == [
+        'command_guard', 'sim_robot', 'episode_recorder', 'session', 'teleop', 'screen',
+    ]  # fmt: skip
+    assert nodes['session']['participants'] == ['command_guard', 'sim_robot', 'episode_recorder']
+    assert nodes['session']['tags'] == ['a', 'b']
+    told = {'device': 'keyboard', 'terminal': '/dev/pts/7', 'use_sim_time': False}
+    assert nodes['screen'] == told and nodes['teleop'] == told | {'robot': 'ur5e'}
+    assert 'screen' not in parameters('record', teleop='joy', screen='false')
+    with pytest.raises(SpecError, match=r"teleop: one of 'none', 'keyboard'"):
+        parameters('record', teleop='keybord')
+
+
+def test_a_screen_is_drawn_by_itself_where_a_device_is_used_on_a_terminal(monkeypatch):
+    for on_terminal in (True, False):
+        monkeypatch.setattr('sys.stdout.isatty', lambda is_so=on_terminal: is_so)
+        assert ('screen' in parameters('record', teleop='joy')) is on_terminal
+        assert 'screen' not in parameters('record')
+
+
 def test_cameras_are_those_of_the_twin_or_of_the_arm_s_own_drivers():
     nodes = parameters('deploy', cameras='true', record='false', robot='fr3', task='fr3/push')
     assert list(nodes) == [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -35,6 +38,7 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 READER = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DEADLINE_S = 20.0
 RETRY_S = 6.0
+ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 
 
 class Observer:
@@ -160,6 +164,40 @@ class Arm:
         self._publisher.publish(self.message)
 
 
+class Terminal:
+    """What is drawn on a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = pty.openpty()
+        self.path = os.ttyname(self.theirs)
+        self.drawn = b''
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """Return all that was drawn, without colours."""
+        return ESCAPES.sub('', self.drawn.decode())
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self._ours, keys)
+
+    def hang_up(self) -> None:
+        """Close it, as a window is closed; once is enough."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        os.close(self.theirs)
+        os.close(self._ours)
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            if select.select([self._ours], [], [], 0.05)[0]:
+                self.drawn += os.read(self._ours, 65536)
+
+
 @pytest.fixture
 def domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     for name, value in loopback().items():  # as the supervisor's nodes
@@ -188,6 +226,13 @@ def observer(domain_id) -> Iterator[Observer]:
 @pytest.fixture
 def conductor(observer) -> Callable[[str], Conductor]:
     return lambda node: Conductor(observer, node)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    terminal.hang_up()
 
 
 @pytest.fixture

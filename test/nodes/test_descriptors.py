@@ -113,7 +113,7 @@ def test_a_wrong_override_is_one_line_that_says_what_is_right(make_node):
 
 @pytest.mark.parametrize('executable', ['policy', 'command_guard', 'session', 'sim_robot',
                                         'episode_recorder', 'camera', 'image_feed',
-                                        'replay', 'teleop'])  # fmt: skip
+                                        'replay', 'screen', 'teleop'])  # fmt: skip
 def test_no_number_of_a_node_with_a_bound_lacks_its_range(executable):
     module = importlib.import_module(NODES[executable].split(':')[0])
     for name, field in module.Parameters.model_fields.items():

@@ -17,12 +17,13 @@ WAITING = {'session': {'participants': ['nobody']}}
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, number):
+def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, terminal, number):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     try:
         given = WAITING | {
             'episode_recorder': {'root': str(tmp_path / 'episodes')},
             'replay': {'episode': str(still_episode())},
+            'screen': {'terminal': terminal.path},
             'teleop': {'device': 'twist'},  # there is no terminal for a keyboard
         }
         for node in NODES:

@@ -373,6 +373,23 @@ def test_a_killed_recorder_loses_the_episode_in_hand_at_most(recorder, superviso
     assert cut.header.operator == 'ada' and '/policy/action' in rescued
 
 
+def test_an_episode_that_is_recorded_again_is_set_aside_and_kept(recorder):
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('first')
+    recorder.end('success')
+    recorder.session.fields['instead_of'] = 'first'
+    recorder.episode('second')
+    recorder.end('failure')
+    names = sorted(path.name for path in recorder.root.iterdir())
+    assert names == ['first.discarded', 'second']
+    assert EpisodeReader(recorder.root / 'first.discarded').damage() is None
+    recorder.session.fields['instead_of'] = 'no such'  # which is told, and is no obstacle
+    recorder.episode('third')
+    recorder.end('success')
+    assert (recorder.root / 'third').is_dir()
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(recorder, supervisor):
     """The node itself, ten times: while it prepares, records, commits or rests."""

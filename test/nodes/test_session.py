@@ -132,6 +132,47 @@ def test_a_person_starts_and_judges_manual_episodes(play, observer):
     assert [line['result'] for line in session.lines()] == ['discarded', 'success', 'failure']
 
 
+def test_a_person_records_an_episode_again_while_it_runs_or_after_it(play, observer):
+    session = play(manual=True, episodes=2, source='teleop', participants=['arm'], first_seed=5)
+    run_before = ['']
+
+    def now(state: str, index: int) -> dict:
+        def found():
+            info = json.loads(session.states[-1].data) if session.states else {'state': ''}
+            said = (info['state'], info.get('index')) == (state, index)
+            return info if said and info['episode'] not in run_before else None
+
+        return observer.until(found, f'{state} {index}')
+
+    def run(index: int, result: str) -> dict:
+        session.answer(now('prepare', index), 'ready')
+        now('ready', index)
+        assert observer.call('session/start').success
+        running = now('running', index)
+        run_before.append(running['episode'])
+        assert observer.call(f'session/{result}').success
+        return running
+
+    assert not observer.call('session/rerecord').success  # nothing has been recorded
+    run(0, 'rerecord')
+    first = run(0, 'success')
+    assert (first['seed'], first['instead_of']) == (5, '')
+    run_before.append(now('prepare', 1)['episode'])
+    assert observer.call('session/rerecord').success
+    again = run(0, 'failure')
+    assert (again['seed'], again['instead_of']) == (5, first['episode'])
+    assert run(1, 'success')['instead_of'] == ''
+    assert session.child.wait(20) == 0
+    results = [(line['index'], line['result'], line['reason']) for line in session.lines()]
+    assert results == [
+        (0, 'discarded', 'rerecord'),
+        (0, 'success', 'success'),
+        (1, 'discarded', 'rerecord'),
+        (0, 'failure', 'failure'),
+        (1, 'success', 'success'),
+    ]
+
+
 def test_stop_ends_the_episode_and_the_next_waits_for_a_person(play, observer):
     session = play(episodes=2)
     session.answer(session.info('prepare'), 'ready')

@@ -97,3 +97,19 @@ def test_arguments_are_listed(up):
     text, _ = (process := up('record', '--show-args')).communicate(timeout=30)
     assert process.returncode == 0
     assert 'params_file' in text and 'config/nodes/record.yaml' in text
+
+
+def test_record_says_what_nodes_say_where_there_is_no_terminal_and_ends_on_a_signal(
+    command, tmp_path
+):
+    logs = '--log-dir', str(tmp_path / 'logs')
+    process = command(
+        'record', '--task', 'ur5e/reach', '--teleop', 'none', '--store', str(tmp_path / 'e'), *logs
+    )
+    said = tmp_path / 'logs' / 'session.log'
+    until(lambda: said.exists() and 'ready: call ~/start' in said.read_text(), 'not ready')
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and 'Traceback' not in text, text
+    assert '[session] ' in text and text.endswith(f'0 episodes in {tmp_path / "e"}\n')
+    assert nodes_of(tmp_path) == {}

@@ -26,10 +26,12 @@ from robot_rl.storage.episode import (
     EpisodeReader,
     EpisodeWriter,
     read_header,
+    set_aside,
     write_header,
 )
 from robot_rl.storage.files import new_id
 from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.store import Store
 from robot_rl.storage.streams import Required
 
 START_NS = 1_700_000_000_000_000_000
@@ -185,6 +187,21 @@ def test_the_report_tells_losses_gaps_and_rates(tmp_path, ros, header):
     assert report['/a'].longest_gap_s == pytest.approx(0.8)
     assert report['/a'].rate_hz == pytest.approx(6 / 1.3)
     assert (report['/b'].count, report['/b'].longest_gap_s, report['/b'].rate_hz) == (1, 0, 0)
+
+
+def test_what_was_committed_can_be_set_aside_and_is_kept(tmp_path, ros, header, record_short):
+    store = Store(tmp_path)
+    with EpisodeWriter(tmp_path, header(id='good')) as writer:
+        ros.write(writer, '/note', ros.string('kept'), START_NS)
+        path = writer.commit(result='success', success=True)
+    assert store.episodes('success=true').ids == ['good']
+    aside = set_aside(path)
+    assert aside.name == 'good.discarded' and not path.exists()
+    assert EpisodeReader(aside).header.result == 'discarded'
+    assert [item.message.data for item in EpisodeReader(aside).messages()] == ['kept']
+    assert store.episodes().ids == [] and aside in store.unfinished()
+    with pytest.raises(StorageError, match='cannot be read'):
+        set_aside(path)
 
 
 @pytest.mark.parametrize('from_first', [False, True])

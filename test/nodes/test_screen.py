@@ -1,0 +1,112 @@
+"""The screen's node on a pseudo-terminal, with words of the test in place of nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import Log
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+
+from test.nodes.conftest import LATCHED
+
+ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # as rcl has it
+
+
+@pytest.fixture
+def screen(supervisor, observer, terminal):
+    """A screen, and what nodes say to it."""
+
+    class Screen:
+        child = supervisor.start('screen', {'terminal': terminal.path, 'device': 'none'})
+        session = observer.node.create_publisher(String, 'session/state', LATCHED)
+        diagnostics = observer.publisher(DiagnosticArray, '/diagnostics')
+        rosout = observer.publisher(Log, '/rosout', ROSOUT)
+
+        def say(self, state: str, **fields) -> None:
+            text = json.dumps({'episode': 'e1', 'task': 'ur5e/reach', 'state': state} | fields)
+            self.session.publish(String(data=text))
+
+        def report(self, node: str, message: str, level: bytes = b'\0', **values) -> None:
+            pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+            status = DiagnosticStatus(name=node, message=message, level=level, values=pairs)
+            self.diagnostics.publish(DiagnosticArray(status=[status]))
+
+        def shows(self, *words: str) -> None:
+            try:
+                observer.until(lambda: all(word in terminal.text() for word in words))
+            except AssertionError:
+                raise AssertionError(f'no {words} in {terminal.text()[-2000:]}') from None
+
+    supervisor.wait_ready()
+    return Screen()
+
+
+def test_it_shows_episodes_guard_rates_gaps_and_room(screen, terminal):
+    screen.say('ready', index=2)
+    screen.report('session', 'ready', index=2, episodes=10, counted='2 success, 1 discarded')
+    screen.report('command_guard', 'holding', DiagnosticStatus.WARN)
+    rates = {'/joint_states [Hz]': 99.8, '/joint_states gap [s]': 0.017, 'lost': 3}
+    screen.report('episode_recorder', 'recording', disk_free_gb=41.5, **rates)
+    screen.shows('ur5e/reach  episode 3 of 10  2 success, 1 discarded', '41.5 GB free')
+    screen.shows('command_guard     holding')
+    words = terminal.text()
+    assert re.search(r'rate \[Hz\] +longest gap \[s\]', words)
+    assert re.search(r'/joint_states +99\.8 +0\.017', words)
+    assert re.search(r'messages lost +3', words)
+    screen.report('episode_recorder', 'recording', disk_free_gb=41.5, episodes_left=812)
+    screen.shows('room for 812 episodes')
+
+
+def test_the_bell_rings_where_an_episode_starts_and_where_it_stops(screen, terminal):
+    screen.say('prepare')
+    screen.say('ready')
+    screen.shows(' ready')
+    assert terminal.drawn.count(b'\a') == 0
+    screen.say('running')
+    screen.shows(' running 0.')
+    screen.shows(' running 1.')  # the time goes on
+    assert terminal.drawn.count(b'\a') == 1
+    screen.say('ended', result='success')
+    screen.shows('episode 1: success')
+    screen.say('prepare', episode='e2', index=1)
+    screen.shows('episode 2')
+    assert terminal.drawn.count(b'\a') == 2
+
+
+def test_warnings_and_what_the_device_says_are_shown_and_no_other_arm_s(screen, terminal):
+    def say(name, line, level):
+        screen.rosout.publish(Log(name=name, msg=line, level=level))
+
+    say('sim_robot', 'of no importance', Log.INFO)
+    say('other.command_guard', "the other arm's", Log.ERROR)
+    screen.report('other/command_guard', 'of the other arm')
+    say('command_guard', 'refused: too fast', Log.ERROR)
+    say('teleop', 'success: done', Log.INFO)
+    screen.shows('command_guard: refused: too fast', 'teleop: success: done')
+    for words in ('of no importance', 'other arm'):
+        assert words not in terminal.text()
+
+
+def test_it_ends_with_a_line_where_there_is_no_terminal_or_no_more(
+    screen, supervisor, terminal, tmp_path
+):
+    supervisor.start('screen', {'terminal': str(tmp_path / 'none')}, name='nowhere')
+    assert supervisor.children['nowhere'].wait(20) == 2
+    assert 'none: no terminal to draw on (No such file' in supervisor.log('nowhere')
+    screen.shows('episode')
+    terminal.hang_up()
+    assert screen.child.wait(20) == 2
+    assert 'no terminal to draw on (' in supervisor.log('screen')
+
+
+def test_the_last_picture_stays_and_the_cursor_comes_back(screen, terminal):
+    screen.say('ready')
+    screen.shows(' ready')
+    screen.child.send_signal(signal.SIGINT)
+    assert screen.child.wait(20) == 0
+    assert terminal.drawn.rstrip().endswith(b'\x1b[?25h')

@@ -356,7 +356,7 @@ def test_simulated_time_is_told_and_passes_at_the_speed_that_is_asked(
     simulated = (last.sec - first.sec) + (last.nanosec - first.nanosec) * 1e-9
     assert simulated == pytest.approx(3.0, abs=0.5) and 1.5 < simulated / took < 2.5
     times = [c.clock.sec + c.clock.nanosec * 1e-9 for c in clock]
-    assert times == sorted(times) and times[0] < 1.0
+    assert times == sorted(times) and times[0] < 60.0  # from 0 on, and no clock on the wall
     assert abs(times[-1] - (last.sec + last.nanosec * 1e-9)) < 0.5
     assert observer.call('sim_robot/reset').success
     states = twin.passes(5)

@@ -12,14 +12,12 @@ from robot_rl.errors import StorageError
 from robot_rl.evaluation.interval import wilson
 from robot_rl.imitation.data import find_episodes
 from robot_rl.sim.task import ArmTask, Columns
-from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.sources import PERSON, by_policy, count_interventions
 from robot_rl.storage.store import Store
 
 # What every trial is tagged with: a trial is no demonstration, whoever commands.
 TAG = 'evaluation'
-_APPLIED = 'command_guard/applied'
-# What the guard names as the source where nobody commands.
-_BY_ITSELF = 'hold', 'estop'
 # So many of those who showed the task are read, the newest.
 _MOST = 200
 
@@ -27,7 +25,7 @@ Judge = Literal['task', 'human']
 
 
 class Interventions(NamedTuple):
-    """When another than an episode's own source had the arm: how often, and for how long [s]."""
+    """Of a person in an episode that a policy runs: how often, and for how long [s]."""
 
     count: int
     seconds: float
@@ -60,14 +58,17 @@ def read_trial(
     With 'task', one that nobody has judged yet is judged by the task, and labelled; not where the
     poses that the task is about were not recorded, as beside an arm that sees by cameras.
     """
-    reader = store.open(id)
-    header = reader.header
+    header = store.open(id).header
     trial = Trial(id, header.seed, header.result, header.termination, header.success)
     try:
         columns = _columns(store, task, id)
-        trial = trial._replace(interventions=interventions(reader), length_s=length_s(columns))
+        trial = trial._replace(
+            interventions=interventions(header, columns), length_s=length_s(columns)
+        )
     except StorageError as error:
         return trial._replace(reason=str(error)), None
+    stepped_in, length = interventions(header, columns), length_s(columns)
+    trial = trial._replace(interventions=stepped_in, length_s=length)
     missing = _missing(task, columns)
     if missing:
         return trial._replace(reason=f'{trial.reason}; not recorded: {missing}'), columns
@@ -110,26 +111,15 @@ def done_after_s(task: ArmTask, columns: Columns) -> float | None:
     return float(columns['time'][first] - columns['time'][0])
 
 
-def interventions(episode: EpisodeReader) -> Interventions:
-    """Read when another than the episode's own source had the arm, from what the guard applied.
-
-    From when the own source began: what was before put things in their places. While the guard
-    holds the arm by itself, the arm is still whose it was.
-    """
-    own, who = episode.header.source or 'policy', ''
-    topics = {topic for topic in episode.types() if f'/{topic}'.endswith(f'/{_APPLIED}')}
-    if not topics:
+def interventions(header: EpisodeHeader, columns: Columns) -> Interventions:
+    """Return how often a person took over from the policy of an episode, and led how long [s]."""
+    if not by_policy(header.source) or 'source' not in columns:  # nobody is there in simulation
         return Interventions(0, 0.0)
-    count, time_ns, since_ns = 0, 0, 0
-    for item in episode.messages(topics):
-        source = item.message.header.frame_id
-        if who and who != own:
-            time_ns += item.publish_time_ns - since_ns
-        if source not in _BY_ITSELF and (who or source == own):
-            count += who == own != source
-            who = source
-        since_ns = item.publish_time_ns
-    return Interventions(count, time_ns * 1e-9)
+    led, count = np.asarray(columns['source']), header.interventions
+    if count is None:  # of a recorder that did not count
+        count = count_interventions(led.tolist())
+    seconds = np.diff(columns['time'])[led == PERSON].sum()
+    return Interventions(count, float(seconds))
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from robot_rl.evaluation.trials import (
 from robot_rl.imitation.collect import collect_episodes
 from robot_rl.registry import make_environment, make_policy, make_task
 from robot_rl.storage import column_file
-from robot_rl.storage.episode import EpisodeHeader, EpisodeReader, EpisodeWriter
+from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.foreign import ForeignEpisode, write
-from robot_rl.storage.schemas import message_definition
+from robot_rl.storage.sources import ESTOP, HOLD, PERSON, POLICY
 from robot_rl.storage.store import Store
 
 
@@ -62,50 +62,24 @@ def test_a_task_is_done_once_it_stays_done(distances, after):
     assert found is None if after is None else found == pytest.approx(after)
 
 
-@pytest.fixture
-def applied(tmp_path):
-    """Return `write(sources, source='policy')`: an episode, 10 ms between what was applied."""
-    pytest.importorskip('rclpy', reason='needs rclpy (extra `ros`) for real CDR bytes')
-    from rclpy.serialization import serialize_message
-    from trajectory_msgs.msg import JointTrajectory
-
-    def write(sources: list[str], source: str = 'policy') -> EpisodeReader:
-        with EpisodeWriter(tmp_path, EpisodeHeader(source=source)) as writer:
-            kind = 'trajectory_msgs/msg/JointTrajectory'
-            for number, who in enumerate(sources):
-                message, time_ns = JointTrajectory(), 10**18 + number * 10**7
-                message.header.frame_id = who
-                writer.write(
-                    '/arm/command_guard/applied', kind, message_definition(kind),
-                    serialize_message(message), time_ns, time_ns, number, b'',
-                )  # fmt: skip
-            return EpisodeReader(writer.commit())
-
-    return write
-
-
 @pytest.mark.parametrize(
-    ('sources', 'count', 'seconds'),
+    ('steps', 'counted', 'count', 'seconds'),
     [
-        ('pppp', 0, 0.0),
-        ('ttpppph', 0, 0.0),  # things were put in their places before
-        ('hppttphh', 1, 0.02),
-        ('ppthhtpp', 1, 0.04),  # a pause of who intervenes is no second intervention
-        ('ppttppttt', 2, 0.04),
-        ('pphhpp', 0, 0.0),
-        ('ppee', 0, 0.0),  # an emergency stop is nobody's command
-        ('hhh', 0, 0.0),
+        ('pppp', None, 0, 0.0),
+        ('hppttphh', None, 1, 0.2),
+        ('ppthhtpp', None, 1, 0.2),  # a pause of who intervenes is no second intervention
+        ('ppttppttt', None, 2, 0.5),
+        ('pphhppee', None, 0, 0.0),  # nobody's commands
+        ('ppttpp', 2, 2, 0.2),  # the recorder saw a change within a step
     ],
 )
-def test_interventions_are_counted_and_timed(applied, sources, count, seconds):
-    names = {'p': 'policy', 't': 'teleop', 'h': 'hold', 'e': 'estop'}
-    found = interventions(applied([names[letter] for letter in sources]))
+def test_interventions_are_counted_and_timed(steps, counted, count, seconds):
+    numbers = {'p': POLICY, 't': PERSON, 'h': HOLD, 'e': ESTOP}
+    columns = {'source': np.array([numbers[letter] for letter in steps], np.int8)}
+    columns['time'] = 100 + 0.1 * np.arange(len(steps) + 1)
+    found = interventions(EpisodeHeader(source='policy', interventions=counted), columns)
     assert found.count == count and found.seconds == pytest.approx(seconds)
-
-
-def test_who_shows_the_task_intervenes_in_nothing(applied):
-    assert interventions(applied(['teleop'] * 5, 'teleop')) == Interventions(0, 0.0)
-    assert interventions(applied([])) == Interventions(0, 0.0)
+    assert interventions(EpisodeHeader(source='teleop'), columns) == Interventions(0, 0.0)
 
 
 def trial(success, length=3.0, after=None, count=0, episode='e'):

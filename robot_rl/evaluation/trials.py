@@ -62,9 +62,6 @@ def read_trial(
     trial = Trial(id, header.seed, header.result, header.termination, header.success)
     try:
         columns = _columns(store, task, id)
-        trial = trial._replace(
-            interventions=interventions(header, columns), length_s=length_s(columns)
-        )
     except StorageError as error:
         return trial._replace(reason=str(error)), None
     stepped_in, length = interventions(header, columns), length_s(columns)

@@ -21,6 +21,7 @@ from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.nodes.graphs import GRAPHS, RESPAWN_AFTER_S, WRONG_INPUT_CODE, Graph, Process
 from robot_rl.nodes.supervisor import Supervisor
+from robot_rl.nodes.terminal import kept
 
 EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
 _POLL_S = 0.05
@@ -108,7 +109,11 @@ def run(
     domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
-    with Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor:
+    shown = values['terminal'] if 'terminal' in graph.arguments else ''
+    with (
+        kept(shown),
+        Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor,
+    ):
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
         code = _watch(supervisor, processes, stop, show, meanwhile)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import termios
+from collections.abc import Iterator
 
 from robot_rl.errors import RobotRLError
 
@@ -71,6 +72,27 @@ class Terminal:
             termios.tcsetattr(reader, termios.TCSADRAIN, self._former)
         with contextlib.suppress(OSError):
             os.close(reader)
+
+
+@contextlib.contextmanager
+def kept(path: str) -> Iterator[None]:
+    """Give a terminal back as it was, also where whoever reads it is killed; '': none."""
+    try:
+        reader = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:  # whoever is to read it will say so
+        yield
+        return
+    try:
+        former = termios.tcgetattr(reader)
+    except termios.error:
+        former = None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # it is gone
+            if former and termios.tcgetattr(reader) != former:
+                termios.tcsetattr(reader, termios.TCSANOW, former)
+        os.close(reader)
 
 
 def decoded(data: bytes, more: bool) -> tuple[list[str], bytes]:

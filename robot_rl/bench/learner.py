@@ -42,7 +42,7 @@ _SLICE_S = 0.1
 
 
 def run(
-    seconds: float,
+    seconds: float = 20.0,
     agents: Sequence[str] = AGENTS,
     peers: bool = False,
     device: str = 'cpu',

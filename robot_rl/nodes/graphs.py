@@ -200,7 +200,7 @@ def _deploy(values: Values) -> list[Process]:
     about = {'policy': policy, 'manual': values.manual, 'tags': values.words('tags')} | shown
     if shown:
         about['policy_label'] = policy
-    return [*started, _session(values, started, **about)]
+    return [*started, _session(values, started, **about), *_person(values)]
 
 
 def _record(values: Values) -> list[Process]:
@@ -208,15 +208,7 @@ def _record(values: Values) -> list[Process]:
         values.node('command_guard', respawn=True, robot=values['robot']),
         *_around(values, record=True),
     ]
-    started.append(_session(values, started, tags=values.words('tags')))
-    device, terminal = values['teleop'], values['terminal']
-    if device != 'none':
-        started.append(
-            values.node('teleop', robot=values['robot'], device=device, terminal=terminal)
-        )
-    if values.has_screen:
-        started.append(values.node('screen', terminal=terminal, device=device))
-    return started
+    return [*started, _session(values, started, tags=values.words('tags')), *_person(values)]
 
 
 def _replay(values: Values) -> list[Process]:
@@ -227,6 +219,17 @@ def _replay(values: Values) -> list[Process]:
         values.node('command_guard', respawn=True, robot=robot),
         values.node('replay', robot=robot, episode=values['episode']),
     ]
+
+
+def _person(values: Values) -> list[Process]:
+    """Return what a person leads the arm with, and what shows how it goes."""
+    device, terminal, started = values['teleop'], values['terminal'], []
+    if device != 'none':
+        robot = values['robot']
+        started.append(values.node('teleop', robot=robot, device=device, terminal=terminal))
+    if values.has_screen:
+        started.append(values.node('screen', terminal=terminal, device=device))
+    return started
 
 
 def _around(values: Values, record: bool, perturbation: str = '') -> list[Process]:
@@ -274,7 +277,8 @@ GRAPHS = {
     'deploy': Graph(
         'a policy on an arm, simulated or real: policy, command guard, recorder and session',
         ('sim', 'robot', 'task', 'policy', 'noise', 'seed', 'episodes', 'first_seed', 'manual',
-         'operator', 'tags', 'record', 'storage', 'cameras', 'perturbation'),
+         'operator', 'tags', 'record', 'storage', 'cameras', 'perturbation', 'teleop', 'screen',
+         'terminal'),
         'deploy', _deploy,
     ),
     'record': Graph(

@@ -65,6 +65,17 @@ def test_a_screen_is_drawn_by_itself_where_a_device_is_used_on_a_terminal(monkey
         assert 'screen' not in parameters('record')
 
 
+def test_a_person_may_stand_by_while_a_policy_runs_and_takes_no_part_in_the_episode():
+    nodes = parameters(
+        'deploy', teleop='joy', screen='true', terminal='/dev/pts/7', record='false'
+    )
+    assert list(nodes) == [
+        'policy', 'command_guard', 'sim_robot', 'session', 'teleop', 'screen',
+    ]  # fmt: skip
+    assert nodes['session']['participants'] == ['policy', 'command_guard', 'sim_robot']
+    assert 'teleop' not in parameters('deploy')
+
+
 def test_cameras_are_those_of_the_twin_or_of_the_arm_s_own_drivers():
     nodes = parameters('deploy', cameras='true', record='false', robot='fr3', task='fr3/push')
     assert list(nodes) == [

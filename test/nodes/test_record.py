@@ -68,6 +68,7 @@ class Operator:
     def shows_reach(self, index: int, but: str = '') -> str:
         """Lead the tool to the target in an episode; return its id."""
         self.waits_for('ready', index, but)
+        self._observer.until(lambda: self._states and self._targets, 'nothing is seen')
         id = self.waits_for('running', index, but, key=b'\r')
         self.leads_to(self.target)
         return id

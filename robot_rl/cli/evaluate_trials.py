@@ -141,8 +141,7 @@ def _trials(
 
     def show(node: str, line: str) -> None:
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
-        if node == 'session' and line.startswith('{'):
-            told = json.loads(line)
+        if told := up.ended(node, line):
             if told['result'] != 'discarded' and 'path' in told:
                 episodes.append(told['episode'])
                 person.has_ended(told['episode'], told['result'])
@@ -151,7 +150,8 @@ def _trials(
 
     try:
         code = up.run('deploy', arguments, logs, show, person.listen)
-        person.finish()
+        if code or len(episodes) == options.episodes:  # else a signal has ended them
+            person.finish()
     finally:
         person.close()
     return episodes, code

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from std_msgs.msg import String
 
 from robot_rl import registry
 from robot_rl.control.runtime import identify
@@ -22,6 +23,7 @@ from robot_rl.sim.twin import Twin, perturbed_world
 from robot_rl.storage.columns import aligned_columns
 from robot_rl.storage.samples import stamp_ns
 from robot_rl.storage.store import Store
+from test.nodes.conftest import READER
 
 
 @pytest.fixture
@@ -163,7 +165,22 @@ def terminal(command):
             one.process.wait(30)
 
 
-def test_a_person_starts_and_judges_the_trials(terminal, tmp_path):
+def state(states: list[String]) -> str:
+    return json.loads(states[-1].data)['state']
+
+
+def test_a_signal_ends_trials_that_nobody_has_judged(terminal, tmp_path):
+    """It ended the nodes, and the command waited for the judgement."""
+    at = terminal('--policy', 'ur5e_reach', '--episodes', '2', '--judge', 'human')
+    at.hears('did it succeed')
+    at.process.terminate()
+    assert at.ends() == 1, at.text
+    first, *_ = Store(tmp_path / 'store').episodes(success=None)  # the second may have begun
+    assert f'not judged, perturbed by none: {first.id}' in at.text
+
+
+def test_a_person_starts_and_judges_the_trials(terminal, observer, tmp_path):
+    states = observer.listen(String, 'session/state', READER)
     at = terminal('--policy', 'ur5e_reach', '--episodes', '3', '--judge', 'human',
                   '--reset', 'ask')  # fmt: skip
     at.hears('trial 1 of 3: put everything in its place, then Enter')
@@ -174,8 +191,8 @@ def test_a_person_starts_and_judges_the_trials(terminal, tmp_path):
     at.says('n')
     at.hears('trial 2 of 3')
     at.says('')
-    time.sleep(1.0)  # in the middle of it
-    at.says('y')
+    observer.until(lambda: state(states) == 'running', 'it does not run')
+    at.says('y')  # in the middle of it
     at.hears('trial 3 of 3')
     at.says('')
     at.hears('did it succeed')

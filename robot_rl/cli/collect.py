@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,9 +135,8 @@ def _through_ros(options: Options) -> list[Any]:
     task, ids = registry.make_task(options.task), []
 
     def show(node: str, line: str) -> None:
-        if node == 'session' and line.startswith('{'):
-            told = json.loads(line)
-            ids.extend([told['episode']] if told['result'] != 'discarded' else [])
+        if (told := up.ended(node, line)) and told['result'] != 'discarded':
+            ids.append(told['episode'])
         print(f'[{node}] {line}', file=sys.stderr, flush=True)
 
     code = up.run('deploy', _arguments(options, task), None, show)

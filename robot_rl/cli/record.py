@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,8 +62,8 @@ def main(argv: list[str]) -> int:
     told: list[dict[str, Any]] = []
 
     def show(node: str, line: str) -> None:
-        if node == 'session' and line.startswith('{'):
-            told.append(json.loads(line))
+        if episode := up.ended(node, line):
+            told.append(episode)
         said(node, line)
 
     code = up.run('record', arguments, options.log_dir, show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import pydantic
 import tyro
@@ -83,6 +84,11 @@ class Said:
 
     def _print(self, node: str, line: str) -> None:
         print(f'[{node}] {line}', file=self._file, flush=True)
+
+
+def ended(node: str, line: str) -> dict[str, Any] | None:
+    """Return what session prints of an episode that has ended; None: a line is another."""
+    return json.loads(line) if node == 'session' and line.startswith('{') else None
 
 
 def run(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import SetParameters
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState, Joy
 from std_msgs.msg import Bool, Float64MultiArray, String
@@ -81,6 +82,7 @@ class Pilot:
     """Holds a gamepad, and publishes its state 50 times a second."""
 
     def __init__(self, observer):
+        self._observer = observer
         self.message = Joy(axes=[0.0] * 8, buttons=[0] * 11)
         self._publisher = observer.publisher(Joy, 'joy')
         self._stop = threading.Event()
@@ -88,9 +90,12 @@ class Pilot:
         self._thread.start()
 
     def hold(self, *buttons: int, forward: float = 0.0) -> None:
+        """Hold that until told otherwise; return when teleop has heard of it."""
         axes = [0.0] * 8
         axes[FORWARD] = forward
         self.message = Joy(axes=axes, buttons=[int(i in buttons) for i in range(11)])
+        self._publisher.publish(self.message)
+        self._observer.until(lambda: self._publisher.wait_for_all_acked(Duration()), 'not heard')
 
     def die(self) -> None:
         self._stop.set()
@@ -132,7 +137,6 @@ def test_a_gamepad_moves_the_arm_only_while_its_button_is_held(supervisor, obser
 
     hand = pilot()
     hand.hold()
-    time.sleep(0.2)
     hand.hold(DEAD_MAN, forward=1.0)
     arm.waits_for_motion()
     os.kill(supervisor.children['teleop'].pid, signal.SIGKILL)
@@ -143,7 +147,7 @@ def test_a_gamepad_moves_the_arm_only_while_its_button_is_held(supervisor, obser
 def test_a_button_stops_and_what_is_asked_then_moves_nothing(supervisor, observer, pilot):
     arm = Watched(supervisor, observer, 'joy')
     hand = pilot()
-    time.sleep(0.2)
+    hand.hold()
     hand.hold(DEAD_MAN, forward=1.0)
     arm.waits_for_motion()
     hand.hold(DEAD_MAN, 8, forward=1.0)  # the emergency stop
@@ -155,7 +159,6 @@ def test_a_button_stops_and_what_is_asked_then_moves_nothing(supervisor, observe
     assert arm.moves_within(1.0) < 1e-3
     assert 'let go, and hold again' in supervisor.log('teleop')
     hand.hold()
-    time.sleep(0.2)
     hand.hold(DEAD_MAN, forward=-1.0)
     arm.waits_for_motion()
 

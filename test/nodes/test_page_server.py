@@ -91,6 +91,16 @@ def heard(socket: ClientConnection, kind: str) -> dict | str:
     raise AssertionError(f'no {kind}')
 
 
+def hold(served: Served, socket: ClientConnection, joint: float) -> None:
+    """Hold a joint until that is heard: an answer to what was shown too long ago is refused."""
+    end = time.monotonic() + DEADLINE_S
+    while not served.helm.wish(time.monotonic()).enabled:
+        assert time.monotonic() < end, 'it is not held'
+        seen = heard(socket, 'view')['time']
+        socket.send(json.dumps({'hold': {'seen': seen, 'joints': [joint]}}))
+        time.sleep(0.005)
+
+
 def test_the_page_and_its_files_are_served(serve):
     served = serve()
     status, text, headers = served.ask()
@@ -111,8 +121,7 @@ def test_a_page_is_told_and_heard(serve):
         assert heard(socket, 'about') == ABOUT
         view = heard(socket, 'view')
         assert (view['joints'], view['control'], view['pages']) == ([0.5], 'yours', 1)
-        socket.send(json.dumps({'hold': {'seen': view['time'], 'joints': [0.5]}}))
-        until(lambda: served.helm.wish(time.monotonic()).enabled)
+        hold(served, socket, 0.5)
         socket.send(json.dumps({'ask': 'start'}))
         until(lambda: served.helm.calls() == ['start'])
     assert not served.helm.wish(time.monotonic()).enabled
@@ -121,8 +130,7 @@ def test_a_page_is_told_and_heard(serve):
 def test_a_page_that_falls_silent_has_let_go(serve):
     served = serve()
     with served.socket() as socket:
-        socket.send(json.dumps({'hold': {'seen': heard(socket, 'view')['time'], 'joints': [1]}}))
-        until(lambda: served.helm.wish(time.monotonic()).enabled)
+        hold(served, socket, 1)
         until(lambda: not served.helm.wish(time.monotonic()).enabled)
         assert heard(socket, 'view')['control'] == 'yours'
 

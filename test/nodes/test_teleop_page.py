@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(
 )
 # What the twin may still move in REST_S when it holds [rad].
 STILL, REST_S = 2e-3, 0.3
+# After which a button that does not move the arm is pressed anew [s].
+PRESSED_S = 4.0
 PHONE = {
     'viewport': {'width': 360, 'height': 740},
     'has_touch': True,
@@ -81,11 +83,6 @@ class Twin:
     def is_stopped(self) -> bool:
         return bool(self._stopped) and self._stopped[-1].data
 
-    def moves(self, name: str, by: float = 0.05) -> None:
-        """Wait until a joint has moved `by` or farther in the direction of its sign."""
-        start = self.joint(name)
-        self.until(lambda: (self.joint(name) - start) / by > 1, f'{name} does not move')
-
 
 @pytest.fixture
 def twin(supervisor, observer, ur5e) -> Twin:
@@ -130,18 +127,34 @@ def hold(page: Page, label: str) -> None:
     page.mouse.down()
 
 
+def lead(twin: Twin, page: Page, label: str, name: str, by: float) -> None:
+    """Hold a button until a joint has moved `by` or farther in the direction of its sign.
+
+    Where a busy machine has let it go, or was too late to follow, it is held anew, as people do.
+    """
+    start, pressed_at = twin.joint(name), -PRESSED_S
+
+    def moved() -> bool:
+        nonlocal pressed_at
+        if time.monotonic() - pressed_at > PRESSED_S or not page.locator('.held').count():
+            page.mouse.up()
+            hold(page, label)
+            pressed_at = time.monotonic()
+        return (twin.joint(name) - start) / by > 1
+
+    twin.until(moved, f'{name} does not move')
+
+
 def test_a_held_button_moves_the_twin_and_stop_holds_it(twin, visit):
     page = visit(twin.url)
     expect(page.locator('#control')).to_have_text('You have control')
     expect(page.locator('#guard')).to_have_text('guard: idle')
-    hold(page, 'elbow_joint +')
-    twin.moves('elbow_joint', 0.05)
+    lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.05)
     expect(page.locator('#guard')).to_have_text('guard: teleop')
     page.mouse.up()
     twin.until(twin.is_at_rest, 'it moves on after it was let go')
 
-    hold(page, 'elbow_joint -')
-    twin.moves('elbow_joint', -0.02)
+    lead(twin, page, 'elbow_joint -', 'elbow_joint', -0.02)
     page.keyboard.press('Escape')  # stop, while the button is held
     twin.until(twin.is_stopped, 'the guard has not stopped')
     twin.until(twin.is_at_rest, 'it moves on though the guard has stopped')
@@ -159,8 +172,7 @@ def test_a_held_button_moves_the_twin_and_stop_holds_it(twin, visit):
     page.get_by_role('button', name='Release').click()
     twin.until(lambda: not twin.is_stopped(), 'the stop is not released')
     expect(page.locator('#reset')).to_be_hidden()
-    hold(page, 'elbow_joint +')
-    twin.moves('elbow_joint', 0.02)
+    lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)
     page.locator('#stop').hover()  # the pointer is the button's until it is let go
     page.mouse.up()
     twin.until(twin.is_at_rest, 'it moves on after it was let go')
@@ -174,16 +186,14 @@ def test_a_closed_tab_has_let_go_and_the_next_page_has_control(twin, visit):
     hold(other, 'wrist_1_joint +')
     expect(other.locator('#said')).to_have_text('Take control first.')
     other.mouse.up()
-    hold(page, 'wrist_1_joint +')
-    twin.moves('wrist_1_joint', 0.05)
+    lead(twin, page, 'wrist_1_joint +', 'wrist_1_joint', 0.05)
     other.get_by_role('button', name='Take control').click()
     expect(other.locator('#said')).to_contain_text('wait until it lets go')
     page.close()
     twin.until(twin.is_at_rest, 'it moves on though the tab is closed')
     other.get_by_role('button', name='Take control').click()
     expect(other.locator('#control')).to_have_text('You have control')
-    hold(other, 'turn about z +')
-    twin.moves('wrist_3_joint', -0.05)
+    lead(twin, other, 'turn about z +', 'wrist_3_joint', -0.05)
     other.mouse.up()
     twin.until(twin.is_at_rest, 'it moves on after it was let go')
 
@@ -277,8 +287,7 @@ def test_a_camera_that_compresses_nothing_is_seen(supervisor, observer, visit):
 
 def test_a_hidden_tab_has_let_go(twin, visit):
     page = visit(twin.url)
-    hold(page, 'elbow_joint +')
-    twin.moves('elbow_joint', 0.02)
+    lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)
     page.evaluate("""() => {
         Object.defineProperty(document, 'hidden', { get: () => true });
         document.dispatchEvent(new Event('visibilitychange'));
@@ -288,7 +297,6 @@ def test_a_hidden_tab_has_let_go(twin, visit):
 
 def test_a_page_that_hangs_has_let_go(twin, visit):
     page = visit(twin.url)
-    hold(page, 'elbow_joint +')
-    twin.moves('elbow_joint', 0.02)
+    lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)
     page.evaluate('() => { setTimeout(() => { for (;;); }, 0); }')
     twin.until(twin.is_at_rest, 'it moves on though the page hangs')

@@ -368,11 +368,10 @@ class EpisodeRecorder(Node):
     def _episodes_left(self) -> int | str:
         """Return how many episodes of the kind in hand still fit on the disk; '': not known yet.
 
-        As long as there was none, the one in hand counts as far as it has come.
+        Of one that has not ended nobody knows how large it gets.
         """
         info = self._participant.info
         size = self._sizes.mean(info.task, info.source) if info.task else None
-        size = size or (self._writer.bytes if self._writer else 0)
         room = max(0.0, self._free_gb() - self._given.min_free_gb) * 1e9
         return int(room / size) if size else ''
 

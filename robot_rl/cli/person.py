@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from robot_rl.errors import StorageError
 from robot_rl.nodes.supervisor import Supervisor
 from robot_rl.storage.store import Store
 
@@ -54,8 +55,9 @@ class Person:
             self._read()
 
     def finish(self) -> None:
-        """Wait for the judgements that are still to be given, or for Ctrl-C."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        """Wait for the judgements that are still to be given, for Ctrl-C, or for a SIGTERM."""
+        for number in (signal.SIGINT, signal.SIGTERM):  # up.Stop would only take a note of them
+            signal.signal(number, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             while self._unjudged and self._hears:
                 self._read()
@@ -77,13 +79,19 @@ class Person:
 
     def _take(self, word: str) -> None:
         if word in ('y', 'n') and self._unjudged:
-            self._store.label(self._unjudged.pop(0), word == 'y')
+            self._label(self._unjudged.pop(0), word == 'y')
         elif word in ('y', 'n') and self._judges:
             self._call('success' if word == 'y' else 'failure')
         elif not word and self._start and not self._unjudged:
             self._start = ''
             self._call('start')
         self._ask_next()
+
+    def _label(self, episode: str, success: bool) -> None:
+        try:
+            self._store.label(episode, success)
+        except StorageError as error:  # which is no reason to end the trial that runs
+            _ask(f'{error}; it is left open')
 
     def _call(self, name: str) -> None:
         problem = self._caller.call(f'session/{name}')

@@ -190,7 +190,8 @@ class Jog:
         of that is a motion aside. Away from a singular pose nothing is held back.
         """
         here, there = self._chain.jacobian(np.stack([self._target, self._target + step]))
-        directions, values, _ = np.linalg.svd(here)
+        # An arm of five joints has five: without those that no joint moves the tool in.
+        directions, values, _ = np.linalg.svd(here, full_matrices=False)
         if values[-1] >= SINGULAR_FROM or np.linalg.svd(there, compute_uv=False)[-1] >= values[-1]:
             return 1.0
         size = np.linalg.norm(displacement)

@@ -62,9 +62,6 @@ def read_trial(
     trial = Trial(id, header.seed, header.result, header.termination, header.success)
     try:
         columns = _columns(store, task, id)
-        trial = trial._replace(
-            interventions=interventions(header, columns), length_s=length_s(columns)
-        )
     except StorageError as error:
         return trial._replace(reason=str(error)), None
     stepped_in, length = interventions(header, columns), length_s(columns)
@@ -73,11 +70,21 @@ def read_trial(
     if missing:
         return trial._replace(reason=f'{trial.reason}; not recorded: {missing}'), columns
     if trial.success is None and by == 'task':
-        trial = trial._replace(success=store.label(id, bool(task.success(columns))).success)
+        trial = _judged(store, trial, bool(task.success(columns)))
     distance = float(task.final_distance(columns))
     return trial._replace(
         done_after_s=done_after_s(task, columns), final_distance=distance
     ), columns
+
+
+def _judged(store: Store, trial: Trial, success: bool) -> Trial:
+    """Return a judged trial, after labelling it; where that cannot be written, it is told."""
+    trial = trial._replace(success=success)
+    try:
+        store.label(trial.episode, success)
+    except StorageError as error:
+        return trial._replace(reason=f'{trial.reason}; not labelled: {error}')
+    return trial
 
 
 def _columns(store: Store, task: ArmTask, id: str) -> Columns:

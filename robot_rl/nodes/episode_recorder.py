@@ -167,7 +167,6 @@ class EpisodeRecorder(Node):
             return
         if self._writer is not None:
             self._finish(*self._cut('the next episode was prepared'))
-        self._set_aside(info.instead_of)
         self._require_disk()
         self._drain(time.monotonic())  # what came before does not belong to it
         self._required = self._required_topics(info)
@@ -181,6 +180,7 @@ class EpisodeRecorder(Node):
         }
         self._lost, self._has_run = {}, False
         self._writer = EpisodeWriter(self._root, self._header(info))
+        self._set_aside(info.instead_of)  # now that there is another one
         for topic in self._topics.values():  # a goal that was set before is this episode's too
             if topic.name in self._required and topic.newest is not None:
                 self._write(topic, *topic.newest)

@@ -46,7 +46,6 @@ class Screen(Node):
         self._board = Board(HELP.items() if self._given.device == 'keyboard' else ())
         self._lock = threading.Lock()
         self._rings = False
-        self._prefix = self.get_namespace().strip('/')
         self.create_subscription(
             String, support.SESSION_STATE, self._on_session, support.LATCHED_READER
         )
@@ -102,7 +101,8 @@ class Screen(Node):
             self._board.source = message.data
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        names = {f'{self._prefix}/{name}'.lstrip('/'): name for name in NODES}
+        space = self.get_namespace().strip('/')
+        names = {f'{space}/{name}'.lstrip('/'): name for name in NODES}
         with self._lock:
             for status in message.status:
                 if name := names.get(status.name):
@@ -112,9 +112,9 @@ class Screen(Node):
 
     def _on_log(self, message: Log) -> None:
         """Keep warnings and errors, and all that the device says."""
-        *space, name = message.name.split('.')
+        name = support.speaker(self, message)
         least = Log.INFO if name == 'teleop' else Log.WARN
-        if '/'.join(space) == self._prefix and message.level >= least:
+        if name and message.level >= least:
             level = sum(message.level >= bound for bound in (Log.WARN, Log.ERROR))
             with self._lock:
                 self._board.say(name, message.msg, level)

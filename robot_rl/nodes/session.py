@@ -129,7 +129,7 @@ class SessionNode(Node):
         self._diagnostics = support.Diagnostics(self, str(self._fields['robot']))
         self._diagnostics.repeat(self._report)
         self._counts: collections.Counter[str] = collections.Counter()  # of episodes, by result
-        self._last = ''  # the episode that counted last, and can be run again
+        self._last: SessionInfo | None = None  # what counted last, and can be run again
         self._instead_of = ''  # the one that the next is run in the place of
         self._end: End | None = None
         self._worker: support.Worker | None = None
@@ -230,7 +230,7 @@ class SessionNode(Node):
             return self._paused and state != 'running'
         if call in ('success', 'failure'):
             return state == 'running'
-        if call == 'rerecord' and state != 'running' and not self._last:
+        if call == 'rerecord' and state != 'running' and self._last is None:
             return False
         return state in ('prepare', 'ready', 'running')
 
@@ -271,12 +271,14 @@ class SessionNode(Node):
         self._print(ending, stop)
         if not (has_run or stopped):
             raise NotReady(ending.reason)
-        if ending.reason == 'rerecord' and not has_run:
-            self._instead_of, self._last = self._last, ''
+        if ending.reason == 'rerecord' and not has_run and self._last is not None:
+            last, self._last = self._last, None
+            self._instead_of = last.episode
+            self._counts[last.result] -= 1
             return -1
         if ending.result == 'discarded':
             return 0
-        self._last = ended.episode
+        self._last = ended
         return 1
 
     def _walk(self, stop: threading.Event) -> Ending:
@@ -423,7 +425,7 @@ class SessionNode(Node):
             'policy': self._fields['policy'],
             'index': info.index,
             'episodes': self._given.episodes,
-            'counted': ', '.join(f'{n} {result}' for result, n in self._counts.items()),
+            'counted': ', '.join(f'{n} {result}' for result, n in (+self._counts).items()),
         }
         values |= {f'{name}.state': state for name, state in answers.items()}
         wrong = [self._what_says(name) for name in names if answers[name] == 'error']

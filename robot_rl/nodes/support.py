@@ -17,6 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
+    Log,
     ParameterDescriptor,
     SetParametersResult,
 )
@@ -354,6 +355,15 @@ class Participant:
             return
         self.info = info
         self._on_session(info)
+
+
+def speaker(node: Node, message: Log) -> str:
+    """Return which node of the namespace of `node`, that is, of its arm, says a line of /rosout.
+
+    '': one of another arm.
+    """
+    *space, name = message.name.split('.')
+    return name if '/'.join(space) == node.get_namespace().strip('/') else ''
 
 
 class Latched(Generic[M]):

@@ -66,8 +66,9 @@ class Mapping(Spec):
 class Stick:
     """What the newest state of a joystick asks for. ROS-free; times are steady [s].
 
-    A dead-man button counts as held only once it was seen released: neither at the start, nor
-    when a joystick that was silent is back, does anything move by itself.
+    A button counts only once it was seen released: neither at the start, nor when a joystick that
+    was silent is back, does anything move by itself. A stop that is pressed then counts all the
+    same: a joystick that speaks of changes only has been silent before.
     """
 
     def __init__(self, mapping: Mapping, stale_s: float):
@@ -89,11 +90,12 @@ class Stick:
         former, self._buttons, self._axes = self._buttons, buttons, axes
         self._heard_at = now
         self._released |= not buttons[self._mapping.dead_man]
-        if former is not None:
-            pairs = enumerate(zip(former, buttons, strict=False))
-            pressed = {index for index, (was, held) in pairs if held and not was}
-            self._calls += [call for call, i in self._mapping.calls.items() if i in pressed]
-            self._closes ^= self._mapping.toggle in pressed
+        pairs = enumerate(zip(former or [0] * len(buttons), buttons, strict=False))
+        pressed = {index for index, (was, held) in pairs if held and not was}
+        if former is None:
+            pressed &= {self._mapping.calls.get('estop')}
+        self._calls += [call for call, i in self._mapping.calls.items() if i in pressed]
+        self._closes ^= self._mapping.toggle in pressed
         return ''
 
     def wish(self, now: float) -> Wish:

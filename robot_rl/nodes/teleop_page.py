@@ -48,7 +48,7 @@ class Page:
         self._measured: tuple[float, dict[str, float]] = -float('inf'), {}
         self._source, self._stopped, self._guarded = '', False, False
         self._session: SessionInfo | None = None  # nobody runs episodes
-        self._counts: Counter[str] = Counter()  # of ended episodes, by result
+        self._results: dict[str, str] = {}  # of ended episodes
         self._warnings, self._warning = 0, ''  # how many, and the last
         reader = support.LATCHED_READER
         node.create_subscription(String, support.SOURCE, self._on_source, reader)
@@ -87,14 +87,14 @@ class Page:
         except SpecError as error:
             self._node.get_logger().error(str(error))
             return
-        if info.result and info != self._session:
-            self._counts[info.result] += 1
+        self._results.pop(info.instead_of, None)  # it is recorded again
+        if info.result:
+            self._results[info.episode] = info.result
         self._session = info
 
     def _on_log(self, message: Log) -> None:
         """Take what a node of this arm warns of: why a call or a command is refused, say."""
-        space, _, name = message.name.rpartition('.')
-        if message.level >= Log.WARN and space == self._node.get_namespace().strip('/'):
+        if message.level >= Log.WARN and (name := support.speaker(self._node, message)):
             self._warnings += 1
             self._warning = f'{name}: {message.msg}'
 
@@ -119,7 +119,7 @@ class Page:
             'guard': self._source if self._guarded else '',
             'estop': self._stopped and self._guarded,
             'session': self._session and self._session.model_dump(include=_SHOWN),
-            'counts': dict(self._counts),
+            'counts': Counter(self._results.values()),
             'cameras': self._cameras.names,
             'warning': {'number': self._warnings, 'line': self._warning},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import mujoco
 import numpy as np
 import pytest
@@ -126,6 +128,39 @@ def test_before_a_singular_pose_the_tool_stops_on_its_line_and_comes_back(way):
     assert np.linalg.norm(ways - np.outer(ways @ line, line), axis=1).max() < 5e-4
     assert abs(line[2]) < 0.02
     assert np.linalg.norm(smallest_singular_value(back[-1])[1] - places[-1]) > 0.3
+
+
+FIVE_JOINTS = """
+<mujoco><worldbody><body name="b0"><joint name="j0" axis="0 0 1"/><geom size=".01"/>
+<body name="b1"><joint name="j1" axis="0 1 0"/><geom size=".01"/>
+<body name="b2" pos=".35 0 0"><joint name="j2" axis="0 1 0"/><geom size=".01"/>
+<body name="b3" pos=".35 0 0"><joint name="j3" axis="0 1 0"/><geom size=".01"/>
+<body name="b4" pos=".1 0 0"><joint name="j4" axis="1 0 0"/><geom size=".01"/>
+<site name="tool"/></body></body></body></body></body></worldbody></mujoco>
+"""
+
+
+def test_an_arm_of_five_joints_stops_before_a_singular_pose_too():
+    """It was slowed by the way that no joint leads, not by the one that is about to be lost."""
+    model = mujoco.MjModel.from_xml_string(FIVE_JOINTS)
+    data, jacobian = mujoco.MjData(model), np.zeros((6, 5))
+    names = [f'j{index}' for index in range(5)]
+    arm = SimpleNamespace(
+        joints=names, max_velocity=np.full(5, 4.0), workspace=None, gripper=None,
+        lower=np.full(5, -3.0), upper=np.full(5, 3.0),
+    )  # fmt: skip
+    one = jog(arm, KinematicChain.from_model(model, names, 'tool'))
+    pose = np.array([0.0, -0.9, 1.6, -0.7, 0.0])  # the tool lies along x
+    path = hold(one, Wish(True, twist=axis(0)), pose, 4.0)
+    values, places = [], []
+    for data.qpos[:] in path[::5]:
+        mujoco.mj_forward(model, data)
+        mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], 0)
+        values.append(np.linalg.svd(jacobian, compute_uv=False)[-1])
+        places.append(data.site_xpos[0].copy())
+    assert 0.0199 < values[-1] == min(values) < 0.03 < values[0]
+    np.testing.assert_allclose(np.array(places)[:, 1:], places[0][1:] + np.zeros((len(places), 2)),
+                               atol=1e-3)  # fmt: skip
 
 
 def test_from_a_singular_pose_no_joint_is_faster_than_its_bound():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robot_rl.errors import StorageError
 from robot_rl.evaluation.interval import wilson
 from robot_rl.evaluation.pictures import EpisodePictures
 from robot_rl.evaluation.report import rows, write_report
@@ -180,6 +181,20 @@ def test_a_trial_that_cannot_be_read_is_told(store):
     (store.path(id) / 'steps.npz').write_bytes(b'')
     found, columns = read_trial(store, make_task('ur5e/reach'), id)
     assert columns is None and 'steps.npz' in found.reason and found.length_s is None
+
+
+def test_a_trial_that_cannot_be_labelled_is_judged_all_the_same(store, monkeypatch):
+    """A disk that was full by then lost the report of all trials."""
+
+    def full(*_):
+        raise StorageError('index.sqlite: disk full')
+
+    (id,) = store.episodes(seed=3).ids
+    store.label(id, None)
+    monkeypatch.setattr(store, 'label', full)
+    found, _ = read_trial(store, make_task('ur5e/reach'), id)
+    assert found.success is True and found.done_after_s is not None
+    assert found.reason.endswith('; not labelled: index.sqlite: disk full')
 
 
 def test_the_page_has_every_trial_with_its_pictures_and_escapes_words(tmp_path):

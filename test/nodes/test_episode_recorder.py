@@ -390,6 +390,17 @@ def test_an_episode_that_is_recorded_again_is_set_aside_and_kept(recorder):
     assert (recorder.root / 'third').is_dir()
 
 
+def test_where_nothing_can_be_recorded_no_episode_is_set_aside(recorder):
+    recorder = recorder()
+    recorder.graph()
+    recorder.episode('first')
+    recorder.end('success')
+    resource.prlimit(recorder.child.pid, resource.RLIMIT_FSIZE, (2**12, -1))  # as a full disk
+    recorder.session.say('prepare', episode='second', instead_of='first')
+    assert 'no episode can be recorded here' in recorder.session.hears('error')
+    assert [path.name for path in recorder.root.iterdir()] == ['first']
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(recorder, supervisor):
     """The node itself, ten times: while it prepares, records, commits or rests."""

@@ -60,6 +60,17 @@ def test_one_that_is_held_from_the_start_is_not():
     assert not stick.wish(0.0).enabled and stick.calls() == []
 
 
+def test_a_stop_counts_though_the_joystick_was_silent_before():
+    """As one that publishes changes only: its press was taken for one from before the silence."""
+    stick = Stick(GAMEPAD, STALE_S)
+    stick.hear(axes(), buttons(8), 0.0)
+    assert stick.calls() == ['estop']
+    stick.hear(axes(), buttons(), 0.1)
+    stick.hear(axes(), buttons(7, 8), 5.0)
+    stick.hear(axes(), buttons(7, 8), 5.02)
+    assert stick.calls() == ['estop']
+
+
 def test_a_button_calls_once_when_it_is_pressed(stick):
     for now in (0.1, 0.12, 0.14):
         stick.hear(axes(), buttons(7, 8), now)

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,24 @@ def test_what_is_shown_by_keys_is_recorded_and_can_be_cloned(
     assert main(['retrain', '--task', 'ur5e/reach', '--agent', 'bc', *words, '--set',
                  'updates=50']) == 0  # fmt: skip
     assert main(['evaluate', '--policy', str(out / 'policy.onnx'), '--episodes', '2']) == 0
+
+
+def test_a_terminal_is_given_back_where_who_reads_it_is_killed(record, observer, terminal):
+    former = termios.tcgetattr(terminal.theirs)
+    process = record('--task', 'ur5e/reach')
+    read = lambda: termios.tcgetattr(terminal.theirs) != former  # noqa: E731
+    observer.until(read, 'no keys are read', 60.0)
+    os.kill(child_of(process, 'teleop'), signal.SIGKILL)
+    assert process.wait(60) != 0
+    assert termios.tcgetattr(terminal.theirs) == former
+
+
+def child_of(process: subprocess.Popen, node: str) -> int:
+    """Return the pid of a node that a process has started."""
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    words = {int(pid): Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0') for pid in children}
+    (pid,) = [pid for pid, command in words.items() if node.encode() in command]
+    return pid
 
 
 def test_a_terminal_is_given_back_and_what_was_wrong_is_told(record, terminal):

@@ -9,9 +9,11 @@ import signal
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import Log
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from robot_rl.nodes.support import speaker
 from test.nodes.conftest import LATCHED
 
 ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # as rcl has it
@@ -65,14 +67,14 @@ def test_it_shows_episodes_guard_rates_gaps_and_room(screen, terminal):
     screen.shows('room for 812 episodes')
 
 
-def test_the_bell_rings_where_an_episode_starts_and_where_it_stops(screen, terminal):
+def test_the_bell_rings_where_an_episode_starts_and_where_it_stops(screen, observer, terminal):
     screen.say('prepare')
     screen.say('ready')
     screen.shows(' ready')
     assert terminal.drawn.count(b'\a') == 0
     screen.say('running')
-    screen.shows(' running 0.')
-    screen.shows(' running 1.')  # the time goes on
+    screen.shows(' running ')
+    observer.until(lambda: re.search(r' running [1-9]', terminal.text()), 'its time stands')
     assert terminal.drawn.count(b'\a') == 1
     screen.say('ended', result='success')
     screen.shows('episode 1: success')
@@ -93,6 +95,19 @@ def test_warnings_and_what_the_device_says_are_shown_and_no_other_arm_s(screen, 
     screen.shows('command_guard: refused: too fast', 'teleop: success: done')
     for words in ('of no importance', 'other arm'):
         assert words not in terminal.text()
+
+
+def test_lines_of_nodes_in_a_namespace_of_two_words_are_known(observer):
+    """rcl calls the logger of /cell/arm1/teleop cell.arm1.teleop."""
+    own = Node('screen', context=observer.node.context, namespace='cell/arm1')
+    other = Node('teleop', context=observer.node.context, namespace='cell/arm2')
+    name = own.get_logger().name.replace('screen', 'teleop')
+    assert speaker(own, Log(name=name)) == 'teleop'
+    for name in (other.get_logger().name, 'teleop', 'arm1.teleop'):
+        assert speaker(own, Log(name=name)) == ''
+    assert speaker(observer.node, Log(name='teleop')) == 'teleop'
+    own.destroy_node()
+    other.destroy_node()
 
 
 def test_it_ends_with_a_line_where_there_is_no_terminal_or_no_more(

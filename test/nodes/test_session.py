@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
@@ -132,7 +133,15 @@ def test_a_person_starts_and_judges_manual_episodes(play, observer):
     assert [line['result'] for line in session.lines()] == ['discarded', 'success', 'failure']
 
 
+def counted(told: list) -> str:
+    """Return how many episodes there were by what session says on /diagnostics last."""
+    statuses = [s for message in told for s in message.status if s.name == 'session']
+    values = {value.key: value.value for value in statuses[-1].values} if statuses else {}
+    return values.get('counted', '')
+
+
 def test_a_person_records_an_episode_again_while_it_runs_or_after_it(play, observer):
+    told = observer.listen(DiagnosticArray, '/diagnostics')
     session = play(manual=True, episodes=2, source='teleop', participants=['arm'], first_seed=5)
     run_before = ['']
 
@@ -159,6 +168,8 @@ def test_a_person_records_an_episode_again_while_it_runs_or_after_it(play, obser
     assert (first['seed'], first['instead_of']) == (5, '')
     run_before.append(now('prepare', 1)['episode'])
     assert observer.call('session/rerecord').success
+    # What is set aside counts no more.
+    observer.until(lambda: counted(told) == '2 discarded', 'the success is counted still')
     again = run(0, 'failure')
     assert (again['seed'], again['instead_of']) == (5, first['episode'])
     assert run(1, 'success')['instead_of'] == ''

@@ -242,8 +242,12 @@ def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, condu
     session, page = conductor('teleop'), visit(page_url(supervisor))
     button = lambda name: page.get_by_role('button', name=name, exact=True)  # noqa: E731
     expect(button('Start')).to_be_disabled()
+    session.say('ready', index=0)
+    expect(button('Start')).to_be_enabled()
+    expect(button('Record again')).to_be_disabled()  # there is none before
     session.say('ready', index=4)
     expect(page.locator('#episode')).to_have_text('Episode 5: ready')
+    expect(button('Record again')).to_be_enabled()
     button('Start').click()
     observer.until(lambda: asked == ['start'])
     session.say('running')
@@ -254,6 +258,8 @@ def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, condu
     expect(page.locator('#said')).to_have_text('teleop: discard: no discard now')
     session.say('ended', 'success')
     expect(page.locator('#counts')).to_have_text('1 success')
+    session.say('prepare', episode='e2', instead_of='e1')
+    expect(page.locator('#counts')).to_have_text('')
     expect(page.locator('#guard')).to_have_text('guard: not heard')
 
 

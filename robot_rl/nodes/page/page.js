@@ -336,7 +336,8 @@ function showSession() {
     success: mine && state === 'running',
     failure: mine && state === 'running',
     discard: mine && ['prepare', 'ready', 'running'].includes(state),
-    rerecord: mine && state === 'running',
+    // Before an episode begins, it is the one before that is recorded again.
+    rerecord: mine && (state === 'running' || (['prepare', 'ready'].includes(state) && index > 0)),
   };
   for (const button of document.querySelectorAll('[data-call]')) {
     button.disabled = !possible[button.dataset.call];

@@ -12,6 +12,7 @@ import tyro
 
 from robot_rl.cli import common, up
 from robot_rl.nodes.graphs import TELEOP
+from robot_rl.storage.store import Store
 
 EXAMPLE = 'robot-rl record --task ur5e/lift --teleop keyboard --episodes 10'
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     """Record until the last episode or Ctrl-C; print what was recorded."""
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
-    store = Path(arguments['storage'])
+    store = Store(arguments['storage']).root  # what cannot be one shows before anything is started
     said = up.Said('record', arguments, sys.stderr)
     told: list[dict[str, Any]] = []
 

@@ -21,8 +21,8 @@ from robot_rl import resources
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.nodes.graphs import GRAPHS, RESPAWN_AFTER_S, WRONG_INPUT_CODE, Graph, Process
-from robot_rl.nodes.supervisor import Supervisor
-from robot_rl.nodes.terminal import kept
+from robot_rl.nodes.supervisor import Supervisor, the_only_guard
+from robot_rl.nodes.terminal import given_back
 
 EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
 _POLL_S = 0.05
@@ -110,16 +110,19 @@ def run(
     common.require_ros(name)
     file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
     ros_arguments = ['--params-file', file, '--log-level', values['log_level']]
-    stop = Stop()
-    log_dir = log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{name}-'))
     domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
-    shown = values['terminal'] if 'terminal' in graph.arguments else ''
-    with (
-        kept(shown),
-        Supervisor(log_dir, domain_id, values['namespace'], discovery) as supervisor,
-    ):
+    with contextlib.ExitStack() as stack:
+        if values.read_terminal:
+            stack.enter_context(given_back(values.read_terminal))
+        if any(process.executable == 'command_guard' for process in processes):
+            stack.enter_context(the_only_guard(domain_id, values['namespace']))
+        stop = Stop()
+        log_dir = log_dir or Path(tempfile.mkdtemp(prefix=f'robot-rl-{name}-'))
+        print(f'robot-rl: domain {domain_id}, {discovery}; logs in {log_dir}', file=sys.stderr)
+        supervisor = stack.enter_context(
+            Supervisor(log_dir, domain_id, values['namespace'], discovery)
+        )
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
         code = _watch(supervisor, processes, stop, show, meanwhile)

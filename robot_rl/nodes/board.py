@@ -42,6 +42,7 @@ class Board:
         self.keys = list(keys)  # of the device, and what they do
         self.session, self.source = SessionInfo(), ''
         self.reports: dict[str, Report] = {}
+        self._counts: collections.Counter[str] = collections.Counter()  # of ended ones, by result
         self._words: collections.deque[Text] = collections.deque(maxlen=_WORDS_KEPT)
         self._began = 0.0
 
@@ -53,6 +54,7 @@ class Board:
         if info.state == 'running':
             self._began = now
         if info.state == 'ended':
+            self._counts[info.result] += 1
             style = _RESULTS.get(info.result, 'yellow')
             self._words.append(Text(f'episode {info.index + 1}: {info.result}', style))
         return info.state == 'running' or former.state == 'running'
@@ -69,15 +71,15 @@ class Board:
 
     def _heading(self, now: float) -> RenderableType:
         """Which episode, in what state, what became of those before, and for how many is room."""
-        info, session = self.session, self._report('session')
-        of = session.get('episodes')
+        info, of = self.session, self._report('session').get('episodes')
         number = f'episode {info.index + 1}' + (f' of {of}' if of not in ('', '0') else '')
+        counted = ', '.join(f'{n} {result}' for result, n in self._counts.items())
         state = f' {info.state} '
         if info.state == 'running':
             state += f'{now - self._began:.1f} s '
         grid = _grid(('left', 'right'), expand=True)
         grid.add_row(
-            Text.assemble((info.task, 'bold'), f'  {number}  ', session.get('counted')),
+            Text.assemble((info.task, 'bold'), f'  {number}  ' if info.episode else '  ', counted),
             Text.assemble((state, _STATES.get(info.state, '')), f'  {self._room()}'),
         )
         return grid

@@ -32,6 +32,8 @@ from robot_rl.storage.sources import by_policy, count_interventions, number
 from robot_rl.storage.streams import Required
 
 DRAIN_PERIOD_S = 0.02
+# So many messages of a topic wait while a disk lets nothing be written: ten seconds at 500 Hz.
+_DEPTH = 5000
 # What was on its way when the episode ended belongs to it.
 GRACE_S = 0.05
 SETTLE_S = 0.25
@@ -282,7 +284,7 @@ class EpisodeRecorder(Node):
         reliable = all(o.reliability == ReliabilityPolicy.RELIABLE for o in offers)
         latched = all(o.durability == DurabilityPolicy.TRANSIENT_LOCAL for o in offers)
         qos = QoSProfile(
-            depth=1000,
+            depth=_DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
@@ -366,11 +368,10 @@ class EpisodeRecorder(Node):
     def _episodes_left(self) -> int | str:
         """Return how many episodes of the kind in hand still fit on the disk; '': not known yet.
 
-        As long as there was none, the one in hand counts as far as it has come.
+        Of one that has not ended nobody knows how large it gets.
         """
         info = self._participant.info
         size = self._sizes.mean(info.task, info.source) if info.task else None
-        size = size or (self._writer.bytes if self._writer else 0)
         room = max(0.0, self._free_gb() - self._given.min_free_gb) * 1e9
         return int(room / size) if size else ''
 

@@ -142,6 +142,13 @@ class Values:
             return False
         return self['screen'] == 'true' or (self['teleop'] != 'none' and sys.stdout.isatty())
 
+    @property
+    def read_terminal(self) -> str:
+        """The terminal whose keys command the arm, '' where none does."""
+        if 'teleop' not in self._values or self['teleop'] != 'keyboard':
+            return ''
+        return self['terminal']
+
     def node(self, executable: str, respawn: bool = False, **parameters: Any) -> Process:
         """Return a node; parameters that are empty are left to params_file."""
         given = {name: value for name, value in parameters.items() if value not in ('', None)}

@@ -253,6 +253,25 @@ def reserved_domain_id() -> Iterator[int]:
     raise NodeFailure('ROS domain ids 1 to 100 are all in use; end what runs there first')
 
 
+@contextlib.contextmanager
+def the_only_guard(domain_id: int, namespace: str) -> Iterator[None]:
+    """Hold the right to run a command_guard in a domain and namespace, as far as we start them.
+
+    Two of them would command one arm. Raises NodeFailure where another process of this user has
+    it; of other users nothing is known.
+    """
+    words = 'robot_rl-guard', str(os.getuid()), str(domain_id), *namespace.split('/')
+    lock = _locked(Path(tempfile.gettempdir()) / ('-'.join(filter(None, words)) + '.lock'))
+    if lock is None:
+        where = f' and namespace {namespace}' if namespace else ''
+        raise NodeFailure(
+            f'another robot-rl commands the arm in ROS domain {domain_id}{where}; end it first, '
+            'or set another ROS_DOMAIN_ID'
+        )
+    with lock:
+        yield
+
+
 def _locked(path: Path) -> IO[str] | None:
     """Open and lock a file, which gives the lock back however we end; None: somebody has it."""
     try:

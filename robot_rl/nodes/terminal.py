@@ -30,18 +30,8 @@ class Terminal:
     """
 
     def __init__(self, path: str = '/dev/tty'):
-        self._reader: int | None = None
-        try:
-            self._reader = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-            self._former = termios.tcgetattr(self._reader)
-        except (OSError, termios.error) as error:
-            if self._reader is not None:
-                os.close(self._reader)
-            words = error.args[-1] if error.args else error
-            raise RobotRLError(
-                f'{path}: no terminal to read keys from ({words}); start it in a terminal, or set '
-                'the parameter terminal'
-            ) from None
+        self._reader: int | None
+        self._reader, self._former = _opened(path)
         self._rest = b''
         changed = termios.tcgetattr(self._reader)
         changed[0] &= ~(termios.ICRNL | termios.IXON)
@@ -75,24 +65,35 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def kept(path: str) -> Iterator[None]:
-    """Give a terminal back as it was, also where whoever reads it is killed; '': none."""
-    try:
-        reader = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError:  # whoever is to read it will say so
-        yield
-        return
-    try:
-        former = termios.tcgetattr(reader)
-    except termios.error:
-        former = None
+def given_back(path: str) -> Iterator[None]:
+    """Leave a terminal as it was found, also where the reader of its keys was killed.
+
+    Raises RobotRLError where `path` is no terminal that can be opened.
+    """
+    terminal, former = _opened(path)
     try:
         yield
     finally:
-        with contextlib.suppress(termios.error):  # it is gone
-            if former and termios.tcgetattr(reader) != former:
-                termios.tcsetattr(reader, termios.TCSANOW, former)
-        os.close(reader)
+        with contextlib.suppress(termios.error, OSError):  # it is gone
+            if termios.tcgetattr(terminal) != former:
+                termios.tcsetattr(terminal, termios.TCSADRAIN, former)
+        os.close(terminal)
+
+
+def _opened(path: str) -> tuple[int, list]:
+    """Open a terminal; return its descriptor, and what it is like. Raises RobotRLError."""
+    terminal = None
+    try:
+        terminal = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        return terminal, termios.tcgetattr(terminal)
+    except (OSError, termios.error) as error:
+        if terminal is not None:
+            os.close(terminal)
+        words = error.args[-1] if error.args else error
+        raise RobotRLError(
+            f'{path}: no terminal to read keys from ({words}); start it in a terminal, or set '
+            'the parameter terminal'
+        ) from None
 
 
 def decoded(data: bytes, more: bool) -> tuple[list[str], bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,13 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 6
+_CACHE_VERSION = 7
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
 _PERSON = 'teleop/command'  # in a policy's episode
 _COMMANDS = _ACTION, _COMMAND, _APPLIED, _PERSON, _ASKED_WIDTH, _TOLD_WIDTH
+_SESSION = 'session/state'
 _JOINT_STATES = 'joint_states'
 _MEASURED = 'tool', 'gripper'  # what the joint states tell
 _POSE = 'geometry_msgs/msg/PoseStamped'
@@ -58,9 +60,9 @@ def aligned_columns(
     Where the episode was run by a policy at the contract's rate, the rows are that policy's
     ticks: joint_states is the sample that the action was computed from, and requested what the
     policy asked for. At another rate, and where a person commanded, they are a period of the
-    contract apart, from the first command on; joint_states is the newest sample by then, and
-    requested is where the commands led to within the period. So it is, too, where the contract
-    commands in another way (by joint_position instead of joint_delta).
+    contract apart, from the first command of the running episode on; joint_states is the newest
+    sample by then, and requested is where the commands led to within the period. So it is, too,
+    where the contract commands in another way (by joint_position instead of joint_delta).
 
     command.position of row k is the last target before action k, and of row 0 the measured
     position; a lost message leaves the target before it. Where the guard heard another than the
@@ -425,6 +427,8 @@ def _problem(
 def _read(episode: EpisodeReader, contract: Contract) -> dict[str, Series]:
     """Read what columns are made of: {stream: samples}, the actions and commands too."""
     recorded = samples.read_series(episode, _topics(episode, contract))
+    if session := recorded.pop(_SESSION, None):
+        recorded[_COMMAND] = _once_it_runs(recorded[_COMMAND], session)
     required = [_JOINT_STATES, _ACTION if sources.by_policy(episode.header.source) else _COMMAND]
     for stream in required:
         series = recorded[stream]
@@ -442,6 +446,21 @@ def _read(episode: EpisodeReader, contract: Contract) -> dict[str, Series]:
             )
         recorded[_JOINT_STATES] = filled
     return recorded
+
+
+def _once_it_runs(commands: Series, session: Series) -> Series:
+    """Leave out what a person commanded before the episode ran, where that was recorded.
+
+    A key that was still held when the attempt before was thrown away is no step of this one.
+    """
+    began_ns = session.stamps_ns[session.values['runs']]
+    return commands.where(commands.arrivals_ns >= began_ns[0]) if len(began_ns) else commands
+
+
+def _runs(message: Any) -> dict[str, bool]:
+    """Return whether the episode runs, of a String on session/state."""
+    state = json.loads(message.data)
+    return {'runs': isinstance(state, dict) and state.get('state') == 'running'}
 
 
 def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, Take]]:
@@ -493,6 +512,8 @@ def _later_topics(header: EpisodeHeader, whole: Take) -> dict[str, tuple[str, Ta
     found: dict[str, tuple[str, Take]] = {}
     if sources.by_policy(header.source):
         found[_PERSON] = _PERSON, whole
+    else:
+        found[_SESSION] = _SESSION, _runs
     if gripper := header.robot_spec.gripper:
         found[f'{header.source or "policy"}/gripper'] = _ASKED_WIDTH, samples.width
         found[gripper.topic] = _TOLD_WIDTH, samples.width

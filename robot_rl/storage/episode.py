@@ -175,11 +175,6 @@ class EpisodeWriter:
         self.report = self._streams.report
         self.run_from, self.run_until = self._streams.run_from, self._streams.run_until
 
-    @property
-    def bytes(self) -> int:
-        """How much has been written so far."""
-        return self._streams.bytes
-
     def __enter__(self) -> EpisodeWriter:
         return self
 

@@ -46,6 +46,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.arrivals_ns)
 
+    def where(self, chosen: np.ndarray) -> Series:
+        """Return the samples that a mask [M] of them chooses, of quantities that are arrays."""
+        values = {quantity: column[chosen] for quantity, column in self.values.items()}
+        return Series(self.arrivals_ns[chosen], self.stamps_ns[chosen], values, self.refusal)
+
     def known(self, times_ns: np.ndarray) -> np.ndarray:
         """Return which sample was the newest to have come by each of `times_ns`; -1: none was."""
         return np.searchsorted(self.arrivals_ns, times_ns, side='right') - 1
@@ -149,11 +154,12 @@ def fill_velocities(series: Series, rule: Literal['none', 'zero', 'difference'])
     absent = ~np.isfinite(velocity)
     if rule == 'none':
         whole = ~absent.any(axis=1)
-        values = {quantity: column[whole] for quantity, column in series.values.items()}
-        refusal = series.refusal
+        found = series.where(whole)
         if not whole.all():
-            refusal = refusal or "velocities are missing, and the contract's fill rule is 'none'"
-        return Series(series.arrivals_ns[whole], series.stamps_ns[whole], values, refusal)
+            found.refusal = (
+                found.refusal or "velocities are missing, and the contract's fill rule is 'none'"
+            )
+        return found
     elapsed_s = np.diff(series.stamps_ns, prepend=series.stamps_ns[:1]) * 1e-9
     filled = np.where(absent, 0.0, velocity)
     for row in np.flatnonzero(absent.any(axis=1)) if rule == 'difference' else ():

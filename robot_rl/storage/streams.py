@@ -197,11 +197,6 @@ class StreamWriter:
         return max((topic.last_ns for topic in self._topics.values()), default=None)
 
     @property
-    def bytes(self) -> int:
-        """The length of the file so far."""
-        return self._file.bytes
-
-    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closing.is_set()

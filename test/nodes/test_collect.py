@@ -46,7 +46,12 @@ def steps(tmp_path, id):
 
 
 @pytest.mark.parametrize(
-    'task', ['ur5e/reach', 'ur5e/lift', pytest.param('ur5e/push', marks=pytest.mark.slow)]
+    'task',
+    [
+        'ur5e/reach',
+        pytest.param('ur5e/lift', marks=pytest.mark.slow),
+        pytest.param('ur5e/push', marks=pytest.mark.slow),
+    ],
 )
 def test_a_demonstrator_commands_the_guard_as_a_person_does(collect, tmp_path, task):
     told = collect('--task', task, '--policy', 'scripted', '--episodes', '2', '--tag', 'shown')
@@ -74,6 +79,7 @@ def test_a_demonstrator_commands_the_guard_as_a_person_does(collect, tmp_path, t
             assert 0.035 < columns['gripper.width'][-1, 0] < 0.045  # on the cube
 
 
+@pytest.mark.slow
 def test_a_policy_s_twists_and_widths_are_recorded_as_it_asked_for_them(collect, tmp_path):
     told = collect('--task', 'ur5e/lift', '--policy', 'random', '--episodes', '1')
     header, columns, _ = steps(tmp_path, told['episodes'][0])

@@ -59,6 +59,7 @@ def require_poses_first(episode):
     assert both and all(poses[stamp] <= states[stamp] for stamp in both)
 
 
+@pytest.mark.slow
 def test_a_demonstrator_succeeds_with_the_target_moved_as_well(evaluate, tmp_path):
     told = evaluate('--policy', 'scripted', '--episodes', '2', '--perturb', 'target')
     assert [column['perturbation'] for column in told['columns']] == ['none', 'target']
@@ -99,6 +100,7 @@ def test_what_draws_has_its_cameras_where_the_twin_of_that_seed_has():
     assert np.abs(state.model.cam_pos - task.model().cam_pos).max() > 0.01
 
 
+@pytest.mark.slow
 def test_random_actions_fail_and_a_file_is_named_with_its_hash(evaluate, tmp_path):
     told = evaluate('--policy', 'random', '--episodes', '2')
     (column,) = told['columns']

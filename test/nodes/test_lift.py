@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -18,6 +19,7 @@ def stamp(message) -> tuple[int, int]:
     return message.header.stamp.sec, message.header.stamp.nanosec
 
 
+@pytest.mark.slow
 def test_a_policy_for_lift_runs_through_ros(supervisor, observer, policy_file, tmp_path):
     task = registry.make_task('ur5e/lift')
     contract, start = task.contract(), task.initial(SEED)

@@ -28,6 +28,7 @@ from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.storage.episode import read_header
 from robot_rl.storage.store import Store
 from test.nodes.conftest import READER
+from test.nodes.test_up import nodes_of, until
 
 # The keys that move the tool along x, y and z of the base: with the axis, and against it.
 MOVES = ((b'\x1b[A', b'\x1b[B'), (b'\x1b[D', b'\x1b[C'), (b'w', b's'))
@@ -205,3 +206,38 @@ def test_a_terminal_is_given_back_and_what_was_wrong_is_told(record, terminal):
     assert process.wait(60) != 0
     assert termios.tcgetattr(terminal.theirs) == former
     assert 'no/such.yaml' in terminal.text() and 'Traceback' not in terminal.text()
+
+
+def test_a_terminal_is_given_back_and_an_episode_kept_where_teleop_was_killed(
+    record, observer, terminal, ur5e, tmp_path
+):
+    former, store = termios.tcgetattr(terminal.theirs), tmp_path / 'shown'
+    words = '--store', str(store), '--log-dir', str(tmp_path / 'logs')
+    process = record('--task', 'ur5e/reach', *words)
+    operator = Operator(observer, terminal, ur5e)
+    operator.waits_for('ready', 0)
+    id = operator.waits_for('running', 0, key=b'\r')
+    assert termios.tcgetattr(terminal.theirs) != former
+    os.kill(nodes_of(tmp_path)['teleop'], signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert termios.tcgetattr(terminal.theirs) == former
+    until(lambda: '[teleop] has ended with code -9' in terminal.text(), terminal.text()[-2000:])
+    assert read_header(store / id).result == 'truncated'
+
+
+def test_without_a_terminal_or_a_store_nothing_is_started(tmp_path):
+    (tmp_path / 'file').touch()
+    for words, told in (
+        ((), '/dev/tty: no terminal to read keys from'),
+        (('--store', 'file'), 'file: not a folder for episodes (File exists)'),
+    ):
+        done = subprocess.run(
+            [sys.executable, '-m', 'robot_rl.cli.main', 'record', '--task', 'ur5e/reach', *words],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            start_new_session=True,  # which has no terminal
+        )
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+        assert done.stderr.count('\n') == 1 and not done.stdout

@@ -88,6 +88,7 @@ def test_the_twin_moves_as_it_did(supervisor, observer, replay, tmp_path):
     assert off.max() < WORST and np.sqrt((off**2).mean()) < TYPICAL, (off.max(), off.mean())
 
 
+@pytest.mark.slow
 def test_the_gripper_is_told_as_it_was(supervisor, observer, replay, tmp_path):
     id = record(supervisor, tmp_path / 'store', 'ur5e/lift', 'ur5e_gripper')
     told = observer.listen(Float64MultiArray, 'gripper_controller/commands')
@@ -116,6 +117,7 @@ def test_it_refuses_where_the_arm_stands_far_from_where_the_episode_began(
     assert '"commands"' not in text
 
 
+@pytest.mark.slow
 def test_an_episode_with_columns_only_is_replayed_and_an_emergency_stop_ends_it(
     replay, still_episode, observer, tmp_path, ur5e
 ):

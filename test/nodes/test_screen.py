@@ -49,8 +49,11 @@ def screen(supervisor, observer, terminal):
 
 
 def test_it_shows_episodes_guard_rates_gaps_and_room(screen, terminal):
+    for index, result in enumerate(('success', 'discarded', 'success')):
+        screen.say('ended', episode=f'd{index}', index=index, result=result)
+        screen.shows(f'episode {index + 1}: {result}')
     screen.say('ready', index=2)
-    screen.report('session', 'ready', index=2, episodes=10, counted='2 success, 1 discarded')
+    screen.report('session', 'ready', index=2, episodes=10)
     screen.report('command_guard', 'holding', DiagnosticStatus.WARN)
     rates = {'/joint_states [Hz]': 99.8, '/joint_states gap [s]': 0.017, 'lost': 3}
     screen.report('episode_recorder', 'recording', disk_free_gb=41.5, **rates)
@@ -113,10 +116,19 @@ def test_it_ends_with_a_line_where_there_is_no_terminal_or_no_more(
     supervisor.start('screen', {'terminal': str(tmp_path / 'none')}, name='nowhere')
     assert supervisor.children['nowhere'].wait(20) == 2
     assert 'none: no terminal to draw on (No such file' in supervisor.log('nowhere')
-    screen.shows('episode')
+    screen.shows('idle')
     terminal.hang_up()
     assert screen.child.wait(20) == 2
     assert 'no terminal to draw on (' in supervisor.log('screen')
+
+
+def test_the_last_picture_counts_the_last_episode_and_names_none(screen, terminal):
+    screen.say('ended', index=2, result='failure')
+    screen.shows('episode 3 ', '1 failure')
+    terminal.drawn = b''
+    screen.say('idle', episode='', index=0, task='')
+    screen.shows('  1 failure', 'idle')
+    assert 'episode 1' not in terminal.text()
 
 
 def test_the_last_picture_stays_and_the_cursor_comes_back(screen, terminal):

@@ -163,6 +163,7 @@ def test_a_button_stops_and_what_is_asked_then_moves_nothing(supervisor, observe
     arm.waits_for_motion()
 
 
+@pytest.mark.slow
 def test_a_twist_in_the_tools_frame_and_a_speed_that_is_set_meanwhile(supervisor, observer):
     arm = Watched(supervisor, observer, 'twist', 'ur5e_gripper', twist_stamped=True)
     publisher = observer.publisher(TwistStamped, 'teleop/twist')

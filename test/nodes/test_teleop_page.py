@@ -198,6 +198,7 @@ def test_a_closed_tab_has_let_go_and_the_next_page_has_control(twin, visit):
     twin.until(twin.is_at_rest, 'it moves on after it was let go')
 
 
+@pytest.mark.slow
 def test_a_phone(twin, visit, observer):
     phone = visit(twin.url, **PHONE)
     assert phone.evaluate('document.documentElement.scrollWidth') == 360

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from robot_rl.errors import RobotRLError
 from robot_rl.nodes.keys import HELD_S, JogKeys
-from robot_rl.nodes.terminal import Terminal, decoded
+from robot_rl.nodes.terminal import Terminal, decoded, given_back
 
 
 @pytest.fixture
@@ -76,12 +76,23 @@ def test_a_terminal_is_read_without_echo_and_given_back(ends):
         os.read(master, 100)
 
 
+def test_a_terminal_is_given_back_though_its_reader_was_killed(ends):
+    _, slave = ends
+    former = termios.tcgetattr(slave)
+    with given_back(os.ttyname(slave)):
+        Terminal(os.ttyname(slave))  # which is never closed
+        assert termios.tcgetattr(slave) != former
+    assert termios.tcgetattr(slave) == former
+
+
 def test_what_is_no_terminal_is_told_in_one_line(tmp_path):
     file = tmp_path / 'file'
     file.touch()
     for path in (file, tmp_path / 'missing'):
         with pytest.raises(RobotRLError, match=f'{path.name}: no terminal to read keys from'):
             Terminal(str(path))
+        with pytest.raises(RobotRLError, match='no terminal'), given_back(str(path)):
+            pass
 
 
 def test_a_key_that_repeats_is_held_and_silence_lets_go():

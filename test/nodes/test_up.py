@@ -93,6 +93,24 @@ def test_wrong_arguments_are_told_before_anything_starts(up, arguments, told, tm
     assert not (tmp_path / 'logs').exists()
 
 
+def test_no_two_graphs_command_one_arm(command, tmp_path):
+    words = 'record', '--task', 'ur5e/reach', '--teleop', 'none', '--store', 'e', '--log-dir'
+    first = command(*words, str(tmp_path / 'first'))
+    until((tmp_path / 'first' / 'command_guard.yaml').exists, 'nothing is started')
+    text, _ = (second := command(*words, str(tmp_path / 'second'))).communicate(timeout=30)
+    assert second.returncode == 2 and text.count('\n') == 1, text
+    assert 'another robot-rl commands the arm in ROS domain' in text
+    assert not (tmp_path / 'second').exists() and first.poll() is None
+    first.send_signal(signal.SIGINT)
+    assert first.wait(30) == 0
+    third = command(*words, str(tmp_path / 'third'), 'namespace:=left')
+    fourth = command(*words, str(tmp_path / 'fourth'), 'namespace:=right')
+    for name, process in (('third', third), ('fourth', fourth)):
+        until((tmp_path / name / 'command_guard.yaml').exists, 'nothing is started')
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
 def test_arguments_are_listed(up):
     text, _ = (process := up('record', '--show-args')).communicate(timeout=30)
     assert process.returncode == 0

@@ -463,6 +463,27 @@ def test_a_person_s_commands_are_on_a_grid_from_the_first_one(
         require_grid(found, expected, contract)
 
 
+def test_what_a_person_commanded_before_the_episode_ran_is_no_step(
+    tmp_path, recording, header, contract
+):
+    """A key was held until the attempt before was thrown away, and the arm was put back."""
+    recording.sent = [
+        (time_ns, topic.replace('policy/command', 'teleop/command'), message)
+        for time_ns, topic, message in recording.sent
+        if topic != 'policy/action'
+    ]
+    expected = grid_of(recording, recording.ticks[0][0], 50 * MS, 12)
+    ros, held = recording.ros, recording.ros.trajectory(0, JOINTS, (1.0, 2.0))
+    recording.sent += [(START_NS + at * MS, 'teleop/command', held) for at in range(1, 160, 20)]
+    for at, state in ((0, 'prepare'), (300, 'ready'), (500, 'running'), (1150, 'ended')):
+        text = f'{{"state": "{state}", "episode": "e"}}'
+        recording.sent.append((START_NS + at * MS, 'session/state', ros.string(text)))
+    recording.sent.sort(key=lambda item: item[0])
+    found = aligned_columns(recording.write(tmp_path, header(source='teleop')), contract)
+    require_grid(found, expected, contract)
+    assert 'session/state.time' not in found
+
+
 def test_what_a_person_did_to_a_policy_s_episode_was_applied(tmp_path, ros, rng, header):
     """From tick 3 to tick 6 nothing answers the policy: the guard hears somebody else."""
     recording = Recording(ros, rng)

@@ -336,7 +336,7 @@ function showSession() {
     success: mine && state === 'running',
     failure: mine && state === 'running',
     discard: mine && ['prepare', 'ready', 'running'].includes(state),
-    rerecord: mine && state === 'running',
+    rerecord: mine && ['prepare', 'ready', 'running'].includes(state),
   };
   for (const button of document.querySelectorAll('[data-call]')) {
     button.disabled = !possible[button.dataset.call];

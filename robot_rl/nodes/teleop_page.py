@@ -62,6 +62,7 @@ class Page:
         self._server = PageServer(self._helm, pictures, _about(robot), given)
         self.url = self._server.url
         print(f'page: {self.url}', flush=True)
+        node.get_logger().info(f'page: {self.url}')  # for the screen of a recording
 
     def wish(self, now: float) -> Wish:
         """Return what the page in control asks of the arm at steady time `now` [s]."""

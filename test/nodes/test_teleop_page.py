@@ -14,6 +14,7 @@ pytest.importorskip('uvicorn', reason='needs uvicorn (extra `page`)')
 pytest.importorskip('playwright', reason='needs playwright (extra `dev`)')
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from rcl_interfaces.msg import Log
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
@@ -258,7 +259,7 @@ def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, condu
     expect(button('Record again')).to_be_disabled()  # there is none before
     session.say('ready', index=4)
     expect(page.locator('#episode')).to_have_text('Episode 5: ready')
-    expect(button('Record again')).to_be_enabled()
+    expect(button('Record again')).to_be_enabled()  # of the one before
     button('Start').click()
     observer.until(lambda: asked == ['start'])
     session.say('running')
@@ -272,6 +273,14 @@ def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, condu
     session.say('prepare', episode='e2', instead_of='e1')
     expect(page.locator('#counts')).to_have_text('')
     expect(page.locator('#guard')).to_have_text('guard: not heard')
+
+
+def test_the_screen_of_a_recording_hears_the_address(supervisor, observer):
+    lines = observer.listen(Log, '/rosout', READER)
+    supervisor.start('teleop', {'device': 'page', 'robot': 'ur5e', 'page_port': 0})
+    supervisor.wait_ready()
+    address = f'page: {page_url(supervisor)}'
+    observer.until(lambda: any((m.name, m.msg) == ('teleop', address) for m in lines))
 
 
 def test_a_camera_that_compresses_nothing_is_seen(supervisor, observer, visit):

@@ -42,7 +42,7 @@ class Board:
         self.keys = list(keys)  # of the device, and what they do
         self.session, self.source = SessionInfo(), ''
         self.reports: dict[str, Report] = {}
-        self._counts: collections.Counter[str] = collections.Counter()  # of ended ones, by result
+        self._results: dict[str, str] = {}  # of ended episodes
         self._words: collections.deque[Text] = collections.deque(maxlen=_WORDS_KEPT)
         self._began = 0.0
 
@@ -51,10 +51,11 @@ class Board:
         former, self.session = self.session, info
         if info.state == former.state and info.episode == former.episode:
             return False
+        self._results.pop(info.instead_of, None)  # it is recorded again
         if info.state == 'running':
             self._began = now
         if info.state == 'ended':
-            self._counts[info.result] += 1
+            self._results[info.episode] = info.result
             style = _RESULTS.get(info.result, 'yellow')
             self._words.append(Text(f'episode {info.index + 1}: {info.result}', style))
         return info.state == 'running' or former.state == 'running'
@@ -73,7 +74,8 @@ class Board:
         """Which episode, in what state, what became of those before, and for how many is room."""
         info, of = self.session, self._report('session').get('episodes')
         number = f'episode {info.index + 1}' + (f' of {of}' if of not in ('', '0') else '')
-        counted = ', '.join(f'{n} {result}' for result, n in self._counts.items())
+        counts = collections.Counter(self._results.values())
+        counted = ', '.join(f'{n} {result}' for result, n in counts.items())
         state = f' {info.state} '
         if info.state == 'running':
             state += f'{now - self._began:.1f} s '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -11,8 +12,11 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import Log
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rich.console import Console
 from std_msgs.msg import String
 
+from robot_rl.control.session import SessionInfo
+from robot_rl.nodes.board import Board
 from robot_rl.nodes.support import speaker
 from test.nodes.conftest import LATCHED
 
@@ -120,6 +124,15 @@ def test_it_ends_with_a_line_where_there_is_no_terminal_or_no_more(
     terminal.hang_up()
     assert screen.child.wait(20) == 2
     assert 'no terminal to draw on (' in supervisor.log('screen')
+
+
+def test_an_episode_that_is_taken_back_counts_no_more():
+    board, console = Board(), Console(width=100, record=True, file=io.StringIO())
+    for episode, result in (('e1', 'success'), ('e2', 'success')):
+        board.on_session(SessionInfo(state='ended', episode=episode, result=result), 0.0)
+    board.on_session(SessionInfo(state='prepare', episode='e3', instead_of='e2'), 1.0)
+    console.print(board.draw(2.0))
+    assert '  1 success  ' in console.export_text()
 
 
 def test_the_last_picture_counts_the_last_episode_and_names_none(screen, terminal):

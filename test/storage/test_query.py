@@ -72,7 +72,11 @@ def test_bad_values_are_told_in_one_line(text, said):
 words = st.one_of(
     st.text(max_size=20),
     st.builds('{}={}'.format, st.sampled_from(KEYS), st.text(max_size=20)),
-    st.builds('success={}'.format, st.sampled_from(['true', 'no', 'None', ''])),
+    st.builds(
+        '{}={}'.format,
+        st.sampled_from(['success', 'flagged', 'intervened']),
+        st.sampled_from(['true', 'no', 'None', '']),
+    ),
     st.builds('after={}'.format, st.datetimes().map(datetime.datetime.isoformat)),
     st.builds('seed={}'.format, st.integers(-5, 2**80)),
 )
@@ -86,8 +90,10 @@ def test_any_text_is_a_query_that_sqlite_takes_or_a_clear_line(text):
         assert str(error)
         return
     with sqlite3.connect(':memory:') as connection:
-        columns = [key for key in KEYS if key not in ('tag', 'reward', 'after', 'before')]
-        connection.execute(f'CREATE TABLE episodes ({", ".join(columns)}, start_time_ns)')
+        elsewhere = 'tag', 'reward', 'after', 'before', 'intervened'
+        columns = [key for key in KEYS if key not in elsewhere]
+        columns += ['start_time_ns', 'interventions']
+        connection.execute(f'CREATE TABLE episodes ({", ".join(columns)})')
         connection.execute('CREATE TABLE tags (id, tag)')
         connection.execute('CREATE TABLE rewards (id, kind, author)')
         connection.execute(f'SELECT id FROM episodes WHERE {where}', parameters)

@@ -126,7 +126,7 @@ def test_without_joint_states_the_guard_is_stale(supervisor, statuses):
     'kind',
     [
         'reliability',
-        'type',
+        pytest.param('type', marks=pytest.mark.slow),
         pytest.param('durability', marks=pytest.mark.slow),
         pytest.param('reader', marks=pytest.mark.slow),
     ],

@@ -46,7 +46,7 @@ def graph(supervisor, tmp_path):
     return start
 
 
-@pytest.mark.parametrize('memory', [0, 8])
+@pytest.mark.parametrize('memory', [pytest.param(0, marks=pytest.mark.slow), 8])
 def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_did(
     graph, supervisor, policy_file, tmp_path, memory
 ):
@@ -75,6 +75,7 @@ def test_episodes_of_a_policy_file_are_committed_and_what_it_saw_led_to_what_it_
     assert set(supervisor.stop().values()) == {0}
 
 
+@pytest.mark.slow
 def test_another_policy_is_taken_with_the_next_episode(
     graph, supervisor, observer, policy_file, tmp_path, monkeypatch
 ):

@@ -272,6 +272,7 @@ def test_a_disk_that_gets_short_ends_the_episode_as_truncated_and_refuses_the_ne
     (tmp_path / 'filling').unlink()
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_any_more_ends_the_episode_as_truncated(
     recorder, observer, supervisor
 ):

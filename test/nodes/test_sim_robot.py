@@ -189,7 +189,7 @@ class Teleop:
     ('model', 'tolerance'),
     [
         pytest.param('arm', 6e-3, marks=pytest.mark.slow),
-        ('scene', 6e-3),
+        pytest.param('scene', 6e-3, marks=pytest.mark.slow),
         pytest.param('motors', 1e-3, marks=pytest.mark.slow),
     ],
 )

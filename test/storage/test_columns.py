@@ -445,14 +445,19 @@ def test_another_rate_is_a_walk_with_its_clock(
     require_grid(found, expected, contract)
 
 
+def by_a_person(sent: list[tuple]) -> list[tuple]:
+    """Return what was sent as if a person had commanded what the policy did."""
+    return [
+        (time_ns, topic.replace('policy/command', 'teleop/command'), message)
+        for time_ns, topic, message in sent
+        if topic != 'policy/action'
+    ]
+
+
 def test_a_person_s_commands_are_on_a_grid_from_the_first_one(
     tmp_path, recording, header, contract
 ):
-    recording.sent = [
-        (time_ns, topic.replace('policy/command', 'teleop/command'), message)
-        for time_ns, topic, message in recording.sent
-        if topic != 'policy/action'
-    ]
+    recording.sent = by_a_person(recording.sent)
     for _, topic, message in recording.sent:
         if topic == 'teleop/command':  # a device that knows no stamps
             message.header.stamp.sec = message.header.stamp.nanosec = 0
@@ -467,11 +472,7 @@ def test_what_a_person_commanded_before_the_episode_ran_is_no_step(
     tmp_path, recording, header, contract
 ):
     """A key was held until the attempt before was thrown away, and the arm was put back."""
-    recording.sent = [
-        (time_ns, topic.replace('policy/command', 'teleop/command'), message)
-        for time_ns, topic, message in recording.sent
-        if topic != 'policy/action'
-    ]
+    recording.sent = by_a_person(recording.sent)
     expected = grid_of(recording, recording.ticks[0][0], 50 * MS, 12)
     ros, held = recording.ros, recording.ros.trajectory(0, JOINTS, (1.0, 2.0))
     recording.sent += [(START_NS + at * MS, 'teleop/command', held) for at in range(1, 160, 20)]

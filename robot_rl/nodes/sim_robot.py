@@ -95,6 +95,7 @@ class Parameters(Imperfections, Push):
     publish_clock: bool = pydantic.Field(
         False, description='publish simulated time on /clock, and stamp with it what is measured'
     )
+    realtime_priority: int = support.realtime_priority(0)
     speed: float = pydantic.Field(
         1.0,
         ge=0.01,
@@ -230,6 +231,7 @@ class SimRobot(Node):
 
     def start(self, end: End) -> None:
         """Let time pass."""
+        support.schedule_in_real_time(self, self._given.realtime_priority)
         self._worker = support.Worker(self._work, end)
         self._worker.start()
 

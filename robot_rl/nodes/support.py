@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import math
+import os
 import sys
 import threading
 import traceback
@@ -205,6 +207,38 @@ class Spinning:
     def _spin(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._executor.spin_once()
+
+
+def realtime_priority(default: int) -> Any:
+    """Return the field of a node's parameter for schedule_in_real_time()."""
+    return pydantic.Field(
+        default,
+        ge=0,
+        le=99,
+        description='of all its threads under SCHED_FIFO, where the system lets it; 0: ordinary',
+    )
+
+
+def schedule_in_real_time(node: Node, priority: int) -> bool:
+    """Let the threads of this process, and those that they start, go before all ordinary ones.
+
+    By SCHED_FIFO, as the controller_manager of ros2_control does: on a busy machine a tick else
+    waits for whoever has the processor. `priority`: 1 to 99; 0: as ever. Returns whether the
+    system lets it.
+    """
+    if not priority or not hasattr(os, 'sched_setscheduler'):
+        return False
+    try:
+        for thread in os.listdir('/proc/self/task'):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        node.get_logger().info(
+            f'real-time scheduling: {error.strerror}; ticks may be late while the machine is busy '
+            '(docs/deploy_to_an_arm.md: rtprio)'
+        )
+        return False
+    return True
 
 
 def every(

@@ -156,6 +156,7 @@ class Live:
             observation, stamp_s = self.assembler.assemble(newest.stamp_s, command)
         except ContractMismatch:
             return
+        self.assembler.keep(observation)
         self.observations.append(observation)
         self.command, action = np.random.default_rng(10**6 + seed).normal(size=(2, 2))
         stamp = round(stamp_s * 1e9)

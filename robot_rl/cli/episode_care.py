@@ -94,11 +94,9 @@ class GcOptions(common.StoreOptions):
 
 def find(store: Store, query: tuple[str, ...]) -> Episodes:
     """Return the episodes that match; names that no episode has are told on stderr."""
-    found = store.episodes(query)
-    if store.look_again(found.ids):
-        found = store.episodes(query)
+    store.look_again(query)
     tell(store.hints(query))
-    return found
+    return store.episodes(query)
 
 
 def verify(options: VerifyOptions) -> int:

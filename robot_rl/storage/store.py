@@ -126,7 +126,7 @@ class Store:
         """
         index, root = self._fresh_index(), str(self.root)
         stamps = index.stamps(queries.parse(query, **filters))
-        changed = [id for id, stamp in stamps.items() if stamp != _stamp(root, id)]
+        changed = [id for id, stamp in stamps.items() if stamp != header_stamp(root, id)]
         for id in changed:
             with contextlib.suppress(IndexUnwritable):
                 index.note(id)
@@ -237,7 +237,7 @@ class Store:
 
     def _header(self, id: str, known: Entry | None) -> EpisodeHeader:
         """Return what the index knows, unless the file was changed since by somebody else."""
-        if known and known.stamp == _stamp(str(self.root), id):
+        if known and known.stamp == header_stamp(str(self.root), id):
             return known.header
         with contextlib.suppress(IndexUnwritable):
             self._open_index().note(id)  # whatever is wrong with it, the next query tells
@@ -304,7 +304,9 @@ class Store:
         damaged: dict[str, str] = {}
         entry = None
         try:
-            stamp = _stamp(str(self.root), name)  # before it is read: what comes later is a change
+            stamp = header_stamp(
+                str(self.root), name
+            )  # before it is read: what comes later is a change
             reader = EpisodeReader(self.root / name)
             if reader.header.id != name:
                 raise StorageError(
@@ -334,7 +336,7 @@ class Store:
         return self._index
 
 
-def _stamp(root: str, id: str) -> Stamp | None:
+def header_stamp(root: str, id: str) -> Stamp | None:
     """Return what tells whether an episode's header was changed; None: there is none.
 
     Of many a Path would take as long to be made as its file to be looked at.

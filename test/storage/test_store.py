@@ -182,9 +182,9 @@ def test_counts_equal_a_walk_over_the_headers(store, header):
 def test_a_query_that_finds_few_looks_at_those_only(store, monkeypatch):
     store.episodes()
     looked = []
-    stamp = store_module._stamp
+    stamp = store_module.header_stamp
     monkeypatch.setattr(
-        store_module, '_stamp', lambda root, id: looked.append(id) or stamp(root, id)
+        store_module, 'header_stamp', lambda root, id: looked.append(id) or stamp(root, id)
     )
     assert not store.look_again('id=e3,e4') and looked == ['e3', 'e4']
 

@@ -141,16 +141,16 @@ def _with_pictures(folder: Path, seconds: float, lerobot: str) -> Iterator[dict[
     yield _row('pictures_windows', '1/s', ours * PICTURE_BATCH, limit * PICTURE_BATCH)
     yield _row('pictures_bytes', 'MB/s', ours * megabytes, limit * megabytes)
     yield _row('pictures_beside_decoding', '1/s', ours * PICTURE_BATCH, bare * PICTURE_BATCH)
+    if not lerobot:
+        return
+    steps = LEROBOT_STEPS['image'], LEROBOT_STEPS['video']
+    _export(folder / 'image', steps[0], jpegs)
+    _save_columns(folder / 'video', sampler.steps.flat, steps[1])
     offsets = {OBSERVATION + name: [0, N_STEP] for name in (CAMERA, *FIELDS)}
     offsets |= {ACTION: [0]} | {name: list(range(N_STEP)) for name in (REWARD, DISCOUNT)}
-    for form in ('image', 'video') if lerobot else ():
-        place, steps = folder / f'lerobot_{form}', LEROBOT_STEPS[form]
-        if form == 'image':
-            _export(place, steps, jpegs)
-        else:
-            _save_columns(place, sampler.steps.flat, steps)
-        theirs = _lerobot(lerobot, place, offsets, PICTURE_BATCH, seconds)
-        yield _row(f'pictures_lerobot_{form}_{steps}_steps', '1/s', ours * PICTURE_BATCH, theirs)
+    for form, number in zip(('image', 'video'), steps, strict=True):
+        theirs = _lerobot(lerobot, folder / form, offsets, PICTURE_BATCH, seconds)
+        yield _row(f'pictures_lerobot_{form}_{number}_steps', '1/s', ours * PICTURE_BATCH, theirs)
 
 
 def _episode(number: int, jpegs: list[bytes] | None = None) -> dict[str, np.ndarray | Pictures]:

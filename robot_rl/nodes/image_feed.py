@@ -49,10 +49,10 @@ class Feed:
 
     def serves(self, field: ObservationField) -> bool:
         """Tell whether another contract's field gets the same pictures."""
-        mine = self._field
-        return (field.encoding, field.shape, field.lossless) == (
-            mine.encoding, mine.shape, mine.lossless,
-        )  # fmt: skip
+        return all(
+            getattr(field, part) == getattr(self._field, part)
+            for part in ('encoding', 'shape', 'lossless')
+        )
 
     def missing(self) -> str:
         """Say what is wrong where no picture has been handed over yet."""

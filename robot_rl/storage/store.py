@@ -304,9 +304,8 @@ class Store:
         damaged: dict[str, str] = {}
         entry = None
         try:
-            stamp = header_stamp(
-                str(self.root), name
-            )  # before it is read: what comes later is a change
+            # Before it is read: what comes later is a change.
+            stamp = header_stamp(str(self.root), name)
             reader = EpisodeReader(self.root / name)
             if reader.header.id != name:
                 raise StorageError(

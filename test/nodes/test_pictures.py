@@ -263,6 +263,8 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
         registry.make_task('ur5e/reach'),
     )
     assert columns['wrist.image'].shape == (21, HEIGHT, WIDTH, 3)
+    magic = b'\xff\xd8' if encoding == 'rgb8' else b'\x89PNG'  # made of what came, or as it came
+    assert columns['wrist.image'].file(0).startswith(magic)
     streams = defaultdict(dict)
     for name, values in columns.items():
         stream, _, quantity = name.partition('.')

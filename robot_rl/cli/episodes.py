@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
 
 def _list(options: ListOptions) -> None:
     store = options.open()
-    headers = episode_care.find(store, options.query)
+    headers = list(episode_care.find(store, options.query))
     unfinished = [path.name for path in store.unfinished()]
     data = {
         'count': len(headers),
@@ -158,10 +158,10 @@ def _led(episode: EpisodeReader) -> dict[str, Any]:
 
 def _stats(options: StatsOptions) -> None:
     store = options.open()
-    headers = episode_care.find(store, options.query)
+    episode_care.find(store, options.query)
     episode_care.tell(store.damaged.values())
-    groups = statistics.by_task_and_source(headers)
-    total = statistics.count(headers)
+    groups = store.counts(options.query)
+    total = statistics.total(groups.values())
     rows = [_counted({'task': key[0], 'source': key[1]}, groups[key]) for key in groups]
     lines = common.table(
         [

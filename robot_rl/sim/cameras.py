@@ -113,6 +113,5 @@ def view_of(task: str, contract: Contract) -> dict[str, Any]:
 def picture_field(name: str, size: tuple[int, int]) -> ObservationField:
     """Return the field of what a camera shows, as it is drawn: raw, of `size` (height, width)."""
     data = {'name': name, 'source': f'{name}.image', 'shape': (*size, 3)}
-    return ObservationField.parse(
-        data | {'dtype': 'uint8', 'encoding': 'rgb8'}, f'camera {name!r}'
-    )
+    data |= {'dtype': 'uint8', 'encoding': 'rgb8', 'lossless': True}
+    return ObservationField.parse(data, f'camera {name!r}')

@@ -180,7 +180,9 @@ def test_recover_mends_what_was_cut_and_says_what_it_cannot(store, run):
     assert err.startswith(f'robot-rl: {store / "empty.partial"}: no message reached the disk')
     (episode,) = json.loads(run('ls', 'id=cut', '--json')[1])['episodes']
     assert episode['topics']['/n']['count'] == 3 and episode['termination'].startswith('cut: ')
-    assert run('recover', 'e9')[0] == 2
+    code, _, err = run('recover', 'emtpy')
+    assert (code, err.count('\n')) == (2, 1)
+    assert "unknown unfinished episode 'emtpy'; did you mean 'empty'?" in err
     assert run('recover', 'empty')[0] == 1
 
 

@@ -122,7 +122,7 @@ class KinematicChain:
 
     def points(self, q: np.ndarray) -> np.ndarray:
         """Return where each joint and, last, the tool stand [..., n + 1, 3] [m] at q [..., n]."""
-        return np.stack([frame[..., :3, 3] for frame in self._frames(q)], axis=-2)
+        return np.moveaxis(self._frames(q)[..., :3, 3], 0, -2).copy()
 
     def jacobian(self, q: np.ndarray) -> np.ndarray:
         """Return the geometric Jacobian [..., 6, n] at q [..., n]: linear, then angular."""
@@ -140,29 +140,20 @@ class KinematicChain:
         """
         q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
         frames = self._frames(q)
-        here, turned = _pose_of(frames[-1])
-        position = here + displacement[..., :3]
-        if space is not None:  # an arm that stands outside comes back as fast as it is moved
-            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
-            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
-            position = np.clip(position, np.minimum(low, here + way), np.maximum(high, here - way))
-        turn = quaternions.from_rotation_vector(displacement[..., 3:])
-        orientation = quaternions.multiply(turn, turned)
+        goal = self._moved(frames[-1], displacement, space)
         for step in range(_DIFFERENTIAL_STEPS):
             frames = self._frames(q) if step else frames
-            at, way = _pose_of(frames[-1])
-            error = np.concatenate([position - at, _turn_between(way, orientation)], axis=-1)
             jacobian = self._jacobian_of(frames)
             transposed = np.swapaxes(jacobian, -1, -2)
             gram = jacobian @ transposed + _DIFFERENTIAL_DAMPING * np.eye(6)
-            q = q + (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
-            q = np.clip(q, self.lower, self.upper)
+            error = _between(frames[-1], goal)[..., None]
+            q = q + (transposed @ np.linalg.solve(gram, error))[..., 0]
+            q = np.minimum(np.maximum(q, self.lower), self.upper)
         return q
 
     def displacement(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Return how the tool is displaced [..., 6] from joint values [..., n] to others."""
-        (place, way), (there, orientation) = self.forward(start), self.forward(end)
-        return np.concatenate([there - place, _turn_between(way, orientation)], axis=-1)
+        return _between(self._frames(start)[-1], self._frames(end)[-1])
 
     def inverse(
         self,
@@ -179,9 +170,10 @@ class KinematicChain:
         rng = np.random.default_rng(0)
         lower, upper = np.clip(self.lower, -np.pi, np.pi), np.clip(self.upper, -np.pi, np.pi)
         q = (lower + upper) / 2 if start is None else np.asarray(start, dtype=float)
-        rotation = None if quaternion is None else quaternions.to_matrix(quaternion)
+        turned = quaternion is not None
+        goal = _transform(position, quaternion if turned else np.array([1.0, 0, 0, 0]))
         for _ in range(_STARTS):
-            q = self._descend(q, np.asarray(position, dtype=float), rotation)
+            q = self._descend(q, goal, rows=6 if turned else 3)
             if q is not None:
                 return q
             q = rng.uniform(lower, upper)
@@ -190,69 +182,79 @@ class KinematicChain:
             pose += f' with orientation wxyz {np.round(quaternion, 4).tolist()}'
         raise RobotRLError(f'inverse kinematics: no joint positions within limits reach {pose}')
 
-    def _descend(
-        self, q: np.ndarray, position: np.ndarray, rotation: np.ndarray | None
-    ) -> np.ndarray | None:
-        """Follow damped least-squares steps from q; None where they do not arrive."""
-        rows = 3 if rotation is None else 6
+    def _descend(self, q: np.ndarray, goal: np.ndarray, rows: int) -> np.ndarray | None:
+        """Follow damped least-squares steps from q; None where they do not arrive.
+
+        Of the error, which is the way to `goal` [4, 4], the first `rows` count.
+        """
         for _ in range(_STEPS):
-            tool = self._frames(q)[-1]
-            error = np.zeros(rows)
-            error[:3] = position - tool[:3, 3]
-            if rotation is not None:
-                turn = quaternions.from_matrix(rotation @ tool[:3, :3].T)
-                error[3:] = quaternions.to_rotation_vector(turn)
+            frames = self._frames(q)
+            error = _between(frames[-1], goal)[:rows]
             close = np.linalg.norm(error[:3]) < _POSITION_TOLERANCE
             if close and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
                 return q
-            jacobian = self.jacobian(q)[:rows]
+            jacobian = self._jacobian_of(frames)[:rows]
             gram = jacobian @ jacobian.T + _DAMPING * (error @ error) * np.eye(rows)
             step = jacobian.T @ np.linalg.solve(gram, error)
             step *= min(1.0, _LARGEST_STEP / max(np.abs(step).max(), 1e-12))
             q = np.clip(q + step, self.lower, self.upper)
         return None
 
-    def _frames(self, q: np.ndarray) -> list[np.ndarray]:
-        """Return each joint's frame, moved by the joint, and the tool's: n + 1 of [..., 4, 4]."""
-        q = np.asarray(q, dtype=float)
-        if q.shape[-1:] != (len(self.joints),):
-            raise ValueError(f'q has shape {q.shape}, expected [..., {len(self.joints)}]')
-        moved = self._joint_transforms(q[..., list(self.order)] - self.offset)
-        local = self.fixed[:-1] @ moved
-        frames = [local[..., 0, :, :]]
-        for k in range(1, len(self.joints)):
-            frames.append(frames[-1] @ local[..., k, :, :])
-        frames.append(frames[-1] @ self.fixed[-1])
+    def _moved(self, tool: np.ndarray, displacement: np.ndarray, space: Box | None) -> np.ndarray:
+        """Return the tool's frame [..., 4, 4] displaced [..., 6], within `space`."""
+        here, goal = tool[..., :3, 3], tool.copy()
+        position = here + displacement[..., :3]
+        if space is not None:  # an arm that stands outside comes back as fast as it is moved
+            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
+            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
+            position = np.maximum(position, np.minimum(low, here + way))
+            position = np.minimum(position, np.maximum(high, here - way))
+        turn = quaternions.to_matrix(quaternions.from_rotation_vector(displacement[..., 3:]))
+        goal[..., :3, 3], goal[..., :3, :3] = position, turn @ tool[..., :3, :3]
+        return goal
+
+    def _frames(self, q: np.ndarray) -> np.ndarray:
+        """Return each joint's frame, moved by the joint, and the tool's [n + 1, ..., 4, 4]."""
+        q, n = np.asarray(q, dtype=float), len(self.joints)
+        if q.shape[-1:] != (n,):
+            raise ValueError(f'q has shape {q.shape}, expected [..., {n}]')
+        value = q.reshape(-1, n).T[list(self.order)] - self.offset[:, None]
+        terms = np.stack([np.ones_like(value), np.sin(value), 1 - np.cos(value), value], axis=-1)
+        local = (terms @ self._terms).reshape(n, *q.shape[:-1], 4, 4)
+        frames = np.empty((n + 1, *local.shape[1:]))
+        frames[0] = local[0]
+        for k in range(1, n):
+            np.matmul(frames[k - 1], local[k], out=frames[k])
+        np.matmul(frames[-2], self.fixed[-1], out=frames[-1])
         return frames
 
-    def _joint_transforms(self, values: np.ndarray) -> np.ndarray:
-        """Return each joint's own motion [..., n, 4, 4] (Rodrigues' formula for hinges)."""
-        cross, square, slide = self._generators
-        angle = values[..., None, None]
-        transforms = np.empty((*values.shape, 4, 4))
-        transforms[..., :3, :3] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * square
-        transforms[..., :3, 3] = values[..., None] * slide
-        transforms[..., 3, :] = (0, 0, 0, 1)
-        return transforms
-
-    def _jacobian_of(self, frames: list[np.ndarray]) -> np.ndarray:
-        joints, tool = np.stack(frames[:-1], axis=-3), frames[-1][..., None, :3, 3]
-        axes = (joints[..., :3, :3] @ self.axes[..., None])[..., 0]
-        turning = self.hinge[:, None]
-        linear = np.where(turning, np.cross(axes, tool - joints[..., :3, 3]), axes)
-        rows = np.empty((*axes.shape[:-1], 6))
-        rows[..., self.order, :3] = linear
-        rows[..., self.order, 3:] = np.where(turning, axes, 0.0)
-        return np.swapaxes(rows, -1, -2)
+    def _jacobian_of(self, frames: np.ndarray) -> np.ndarray:
+        joints, tool = frames[:-1], frames[-1]
+        axes = np.einsum('k...ij,kj->k...i', joints[..., :3, :3], self.axes)
+        linear = np.cross(axes, tool[..., :3, 3] - joints[..., :3, 3])
+        slides = ~self.hinge
+        linear[slides], axes[slides] = axes[slides], 0.0
+        columns = np.empty((len(self.joints), *axes.shape[1:-1], 6))
+        columns[self.order, ..., :3], columns[self.order, ..., 3:] = linear, axes
+        return np.moveaxis(columns, 0, -1)
 
     @functools.cached_property
-    def _generators(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The hinges' cross product matrices [n, 3, 3], their squares, the slides' axes [n, 3]."""
+    def _terms(self) -> np.ndarray:
+        """The constants [n, 4, 16] by which each joint's transform from the one before it is
+
+            terms[0] + sin(v) terms[1] + (1 - cos(v)) terms[2] + v terms[3]
+
+        at its value v: Rodrigues' formula for hinges; the last alone moves a slide.
+        """
         hinge = self.hinge[:, None]
         x, y, z = np.where(hinge, self.axes, 0.0).T
         zero = np.zeros_like(x)
+        terms = np.zeros((4, len(self.axes), 4, 4))
+        terms[0] = np.eye(4)
         cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
-        return cross, cross @ cross, np.where(hinge, 0.0, self.axes)
+        terms[1, :, :3, :3], terms[2, :, :3, :3] = cross, cross @ cross
+        terms[3, :, :3, 3] = np.where(hinge, 0.0, self.axes)
+        return np.swapaxes(self.fixed[:-1] @ terms, 0, 1).reshape(-1, 4, 16)
 
 
 def _walk(model: mujoco.MjModel, tool: str, root: int) -> tuple[list[np.ndarray], list[int]]:
@@ -305,6 +307,8 @@ def _pose_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return frame[..., :3, 3].copy(), quaternions.from_matrix(frame[..., :3, :3])
 
 
-def _turn_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the rotation vector [..., 3] [rad] from one orientation [..., 4] to another."""
-    return quaternions.to_rotation_vector(quaternions.multiply(end, quaternions.conjugate(start)))
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the way [..., 6] from one frame [..., 4, 4] to another: position, rotation vector."""
+    turn = end[..., :3, :3] @ np.swapaxes(start[..., :3, :3], -1, -2)
+    rotation = quaternions.to_rotation_vector(quaternions.from_matrix(turn))
+    return np.concatenate([end[..., :3, 3] - start[..., :3, 3], rotation], axis=-1)

@@ -140,14 +140,16 @@ class KinematicChain:
         """
         q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
         frames = self._frames(q)
-        goal = self._moved(frames[-1], displacement, space)
+        error = _within(space, frames[-1][..., :3, 3], displacement)
+        goal = _moved(frames[-1], error)
         for step in range(_DIFFERENTIAL_STEPS):
-            frames = self._frames(q) if step else frames
+            if step:
+                frames = self._frames(q)
+                error = _between(frames[-1], goal)
             jacobian = self._jacobian_of(frames)
             transposed = np.swapaxes(jacobian, -1, -2)
             gram = jacobian @ transposed + _DIFFERENTIAL_DAMPING * np.eye(6)
-            error = _between(frames[-1], goal)[..., None]
-            q = q + (transposed @ np.linalg.solve(gram, error))[..., 0]
+            q = q + (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
             q = np.minimum(np.maximum(q, self.lower), self.upper)
         return q
 
@@ -161,57 +163,58 @@ class KinematicChain:
         quaternion: np.ndarray | None = None,
         start: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return joint values [n] within the limits whose tool stands at `position` [3].
+        """Return joint values [..., n] within the limits whose tool stands at `position` [..., 3].
 
-        With `quaternion` (wxyz) the orientation is met too. Damped least squares (Wampler, IEEE
-        SMC 16(1), 1986) from `start` (default: the middle of the limits), then from fixed random
-        starts. Raises RobotRLError where none arrives: the pose is then most likely unreachable.
+        With `quaternion` [..., 4] (wxyz) the orientation is met too. Damped least squares
+        (Wampler, IEEE SMC 16(1), 1986) from `start` [..., n] (default: the middle of the limits),
+        then from fixed random starts; each pose by itself, whatever stands beside it. Raises
+        RobotRLError where none arrives: the pose is then most likely unreachable.
         """
-        rng = np.random.default_rng(0)
+        rng, position = np.random.default_rng(0), np.asarray(position, dtype=float)
+        shape = (*position.shape[:-1], len(self.joints))
         lower, upper = np.clip(self.lower, -np.pi, np.pi), np.clip(self.upper, -np.pi, np.pi)
-        q = (lower + upper) / 2 if start is None else np.asarray(start, dtype=float)
-        turned = quaternion is not None
-        goal = _transform(position, quaternion if turned else np.array([1.0, 0, 0, 0]))
+        q = np.broadcast_to((lower + upper) / 2 if start is None else start, shape)
+        q, turned = q.reshape(-1, shape[-1]).copy(), quaternion is not None
+        way = quaternion if turned else np.array([1.0, 0, 0, 0])
+        goal = _transform(position, np.broadcast_to(way, (*shape[:-1], 4))).reshape(-1, 4, 4)
+        missing = np.arange(len(q))
         for _ in range(_STARTS):
-            q = self._descend(q, goal, rows=6 if turned else 3)
-            if q is not None:
-                return q
-            q = rng.uniform(lower, upper)
-        pose = f'position {np.round(position, 4).tolist()}'
-        if quaternion is not None:
-            pose += f' with orientation wxyz {np.round(quaternion, 4).tolist()}'
+            q[missing], arrived = self._descend(q[missing], goal[missing], rows=6 if turned else 3)
+            missing = missing[~arrived]
+            if not missing.size:
+                return q.reshape(shape)
+            q[missing] = rng.uniform(lower, upper)
+        pose = f'position {goal[missing[0], :3, 3].round(4).tolist()}'
+        if turned:
+            way = quaternions.from_matrix(goal[missing[0], :3, :3])
+            pose += f' with orientation wxyz {way.round(4).tolist()}'
         raise RobotRLError(f'inverse kinematics: no joint positions within limits reach {pose}')
 
-    def _descend(self, q: np.ndarray, goal: np.ndarray, rows: int) -> np.ndarray | None:
-        """Follow damped least-squares steps from q; None where they do not arrive.
+    def _descend(
+        self, q: np.ndarray, goal: np.ndarray, rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Follow damped least-squares steps from q [M, n]; also tell which arrive -> bool [M].
 
-        Of the error, which is the way to `goal` [4, 4], the first `rows` count.
+        Of the error, which is the way to `goal` [M, 4, 4], the first `rows` count.
         """
+        q, going = q.copy(), np.arange(len(q))
         for _ in range(_STEPS):
-            frames = self._frames(q)
-            error = _between(frames[-1], goal)[:rows]
-            close = np.linalg.norm(error[:3]) < _POSITION_TOLERANCE
-            if close and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
-                return q
-            jacobian = self._jacobian_of(frames)[:rows]
-            gram = jacobian @ jacobian.T + _DAMPING * (error @ error) * np.eye(rows)
-            step = jacobian.T @ np.linalg.solve(gram, error)
-            step *= min(1.0, _LARGEST_STEP / max(np.abs(step).max(), 1e-12))
-            q = np.clip(q + step, self.lower, self.upper)
-        return None
-
-    def _moved(self, tool: np.ndarray, displacement: np.ndarray, space: Box | None) -> np.ndarray:
-        """Return the tool's frame [..., 4, 4] displaced [..., 6], within `space`."""
-        here, goal = tool[..., :3, 3], tool.copy()
-        position = here + displacement[..., :3]
-        if space is not None:  # an arm that stands outside comes back as fast as it is moved
-            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
-            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
-            position = np.maximum(position, np.minimum(low, here + way))
-            position = np.minimum(position, np.maximum(high, here - way))
-        turn = quaternions.to_matrix(quaternions.from_rotation_vector(displacement[..., 3:]))
-        goal[..., :3, 3], goal[..., :3, :3] = position, turn @ tool[..., :3, :3]
-        return goal
+            frames = self._frames(q[going])
+            error = _between(frames[-1], goal[going])[:, :rows]
+            far = np.linalg.norm(error[:, :3], axis=1) >= _POSITION_TOLERANCE
+            far |= np.linalg.norm(error[:, 3:], axis=1) >= _ROTATION_TOLERANCE
+            going, error = going[far], error[far]
+            if not going.size:
+                break
+            jacobian = self._jacobian_of(frames[:, far])[:, :rows]
+            transposed = np.swapaxes(jacobian, -1, -2)
+            damping = _DAMPING * np.square(error).sum(axis=1)[:, None, None]
+            gram = jacobian @ transposed + damping * np.eye(rows)
+            step = (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
+            largest = np.abs(step).max(axis=1, keepdims=True)
+            step *= np.minimum(1.0, _LARGEST_STEP / np.maximum(largest, 1e-12))
+            q[going] = np.clip(q[going] + step, self.lower, self.upper)
+        return q, ~np.isin(np.arange(len(q)), going)
 
     def _frames(self, q: np.ndarray) -> np.ndarray:
         """Return each joint's frame, moved by the joint, and the tool's [n + 1, ..., 4, 4]."""
@@ -229,14 +232,20 @@ class KinematicChain:
         return frames
 
     def _jacobian_of(self, frames: np.ndarray) -> np.ndarray:
-        joints, tool = frames[:-1], frames[-1]
-        axes = np.einsum('k...ij,kj->k...i', joints[..., :3, :3], self.axes)
-        linear = np.cross(axes, tool[..., :3, 3] - joints[..., :3, 3])
+        joints, (n, *lead) = frames[:-1], frames[:-1].shape[:-2]
+        directions = joints.reshape(n, -1, 4) @ self._directions
+        axes = directions.reshape(n, *lead, 4)[..., :3]
+        linear = np.cross(axes, frames[-1][..., :3, 3] - joints[..., :3, 3])
         slides = ~self.hinge
         linear[slides], axes[slides] = axes[slides], 0.0
-        columns = np.empty((len(self.joints), *axes.shape[1:-1], 6))
+        columns = np.empty((n, *lead, 6))
         columns[self.order, ..., :3], columns[self.order, ..., 3:] = linear, axes
         return np.moveaxis(columns, 0, -1)
+
+    @functools.cached_property
+    def _directions(self) -> np.ndarray:
+        """The axes [n, 4, 1] in homogeneous coordinates: a direction, which no place moves."""
+        return np.pad(self.axes, ((0, 0), (0, 1)))[..., None]
 
     @functools.cached_property
     def _terms(self) -> np.ndarray:
@@ -286,10 +295,10 @@ def _tool(model: mujoco.MjModel, name: str) -> tuple[int, np.ndarray]:
 
 
 def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """Return the homogeneous transform [4, 4] of a position and a wxyz quaternion."""
-    transform = np.eye(4)
-    transform[:3, :3] = quaternions.to_matrix(quaternion)
-    transform[:3, 3] = position
+    """Return the homogeneous transforms [..., 4, 4] of positions and wxyz quaternions."""
+    transform = np.zeros((*np.shape(position)[:-1], 4, 4))
+    transform[..., :3, :3] = quaternions.to_matrix(quaternion)
+    transform[..., :3, 3], transform[..., 3, 3] = position, 1.0
     return transform
 
 
@@ -307,8 +316,29 @@ def _pose_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return frame[..., :3, 3].copy(), quaternions.from_matrix(frame[..., :3, :3])
 
 
+def _within(space: Box | None, here: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Return what of a displacement [..., 6] from `here` [..., 3] does not leave `space`."""
+    if space is None:
+        return displacement
+    # An arm that stands outside comes back as fast as it is moved.
+    low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
+    way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
+    place = np.maximum(here + displacement[..., :3], np.minimum(low, here + way))
+    place = np.minimum(place, np.maximum(high, here - way))
+    return np.concatenate([place - here, displacement[..., 3:]], axis=-1)
+
+
+def _moved(frame: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Return a frame [..., 4, 4] moved by a displacement [..., 6]."""
+    moved = frame.copy()
+    turn = quaternions.to_matrix(quaternions.from_rotation_vector(displacement[..., 3:]))
+    moved[..., :3, 3] += displacement[..., :3]
+    moved[..., :3, :3] = turn @ frame[..., :3, :3]
+    return moved
+
+
 def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the way [..., 6] from one frame [..., 4, 4] to another: position, rotation vector."""
+    """Return the displacement [..., 6] that leads from one frame [..., 4, 4] to another."""
     turn = end[..., :3, :3] @ np.swapaxes(start[..., :3, :3], -1, -2)
     rotation = quaternions.to_rotation_vector(quaternions.from_matrix(turn))
     return np.concatenate([end[..., :3, 3] - start[..., :3, 3], rotation], axis=-1)

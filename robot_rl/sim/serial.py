@@ -179,7 +179,7 @@ def _repeats(contract: Contract, rate_hz: float | None) -> int:
     if rate_hz is None:
         return 1
     repeats = round(contract.rate_hz / rate_hz)
-    if repeats < 1 or not math.isclose(repeats * rate_hz, contract.rate_hz, rel_tol=1e-6):
+    if repeats < 1 or not math.isclose(repeats * rate_hz, contract.rate_hz, rel_tol=1e-4):
         raise SpecError(
             f'rate_hz: {rate_hz:g}; the task has {contract.rate_hz:g} steps a second, right is '
             f'that by a whole number, such as {contract.rate_hz / max(repeats, 1):g}'

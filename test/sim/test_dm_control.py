@@ -224,3 +224,5 @@ def test_the_last_decision_of_an_episode_ends_with_it():
 def test_a_rate_that_does_not_divide_the_task_s_is_one_clear_line(rate_hz):
     with pytest.raises(SpecError, match=f'rate_hz: {rate_hz:g}; the task has 100 steps a second'):
         registry.make_environment('suite/cartpole-balance', rate_hz=rate_hz)
+    told = registry.make_environment('suite/cartpole-balance', rate_hz=33.3333)
+    assert told.contract.rate_hz == pytest.approx(100 / 3, rel=1e-12)

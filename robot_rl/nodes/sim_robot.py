@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from rclpy.node import Node
 from rclpy.time import Time as RosTime
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -222,6 +223,8 @@ class SimRobot(Node):
         self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
         self._to_world = ToWorld(self, self._arm, self._given)
+        self._world = self.create_publisher(String, support.WORLD, support.LATCHED)
+        self._tell_world(self._given.seed)
         self._participant = support.Participant(self, self._on_session)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/pause', self._on_pause)
@@ -318,8 +321,15 @@ class SimRobot(Node):
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
         self._arm.reset(seed)
+        self._tell_world(seed)
         self._to_world.now()
         self._to_world.publish(self._stamp(), 0.0)
+
+    def _tell_world(self, seed: int) -> None:
+        """Say which world is simulated from now on, for the record."""
+        twin = self._arm.twin
+        told = {'seed': seed} | twin.world.randomisation.told(twin.domain)
+        self._world.publish(String(data=json.dumps(told)))
 
     def _on_session(self, info: SessionInfo) -> None:
         if info.robot and info.robot != self._robot.name:

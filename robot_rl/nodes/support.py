@@ -55,6 +55,7 @@ POLICY_ACTION = 'policy/action'
 APPLIED = 'command_guard/applied'
 SOURCE = 'command_guard/source'
 TELEOP_COMMAND = 'teleop/command'
+WORLD = 'sim_robot/world'
 
 # A command is never queued: the newest one counts.
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)

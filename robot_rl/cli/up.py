@@ -110,7 +110,7 @@ def run(
         _show_lines(supervisor, show)
     if code:
         print(f'robot-rl: {name} {_ENDED} {code}: {supervisor.last_words(name)}', file=sys.stderr)
-    return max(code, 0) or int(code < 0)
+    return code if code >= 0 else 1
 
 
 class Stop:

@@ -170,6 +170,19 @@ def test_what_is_learned_follows_the_person(store, task, tmp_path, steps, expect
         assert card.training['intervened_steps'] == 16 and '-dagger-' in card.id
 
 
+def test_a_policy_sees_less_and_commands_in_another_way_than_the_task_says(store, task, tmp_path):
+    """A twist is no action of episodes that have columns only, of joints."""
+    words = {'task': task.name, 'agent': 'bc', 'query': 'id=e0', 'updates': 1}
+    hide = 'command', 'joint_velocity'
+    card = retrain(RetrainConfig.parse(words | {'hide': hide}), store, tmp_path / 'a')
+    assert card.contract == task.contract().without(hide)
+    with pytest.raises(SpecError, match="hide: no observation field 'comand'; did you mean"):
+        retrain(RetrainConfig.parse(words | {'hide': ['comand']}), store, tmp_path / 'b')
+    twist = words | {'action_kind': 'cartesian_twist'}
+    with pytest.raises(StorageError, match='which serve no other rate and no other actions'):
+        retrain(RetrainConfig.parse(twist), store, tmp_path / 'c')
+
+
 def test_the_command_says_how_many_steps_of_which_kind_it_used(store, task, tmp_path, capsys):
     words = ['retrain', '--task', task.name, '--store', str(store.root), '--dagger']
     words += ['--updates', '1', '--out']

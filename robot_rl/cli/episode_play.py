@@ -90,7 +90,7 @@ def replay(options: ReplayOptions) -> int:
     if not options.real:
         seed = '' if header.seed is None else str(header.seed)
         given |= {'task': _task(header.task), 'seed': seed}
-    return up.run('replay', given, options.log_dir, up.Said('replay', given, sys.stdout))
+    return up.run('replay', given, options.log_dir, up.said('replay', given, sys.stdout))
 
 
 def _task(name: str) -> str:

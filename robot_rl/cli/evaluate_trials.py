@@ -23,6 +23,7 @@ from robot_rl.evaluation.trials import TAG, Trial, read_trial, summary, teleoper
 from robot_rl.sim.environment import HELD_OUT
 from robot_rl.sim.perturbation import Kind, drawn, perturbed
 from robot_rl.sim.task import ArmTask, Columns
+from robot_rl.specs import Contract
 from robot_rl.storage.files import new_id
 from robot_rl.storage.store import Store
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _NONE = 'none'
 _PICTURE = 240, 180  # [pixels]
-_WAITS = 'call ~/start'  # what session says where it waits for a person
+# What session says where it waits for a person, and where somebody did not get ready.
+_WAITS, _AGAIN = 'call ~/start', 'to try again'
 
 
 def run(options: Options) -> int:
@@ -39,6 +41,8 @@ def run(options: Options) -> int:
     from robot_rl.cli.evaluate import task_of
 
     task = registry.make_task(task_of(options))
+    if not options.real and (contract := _contract(options)):
+        task.require_shown(contract)
     kinds = _kinds(options, task)
     given, id = _arguments(options, task), f'{TAG}-{new_id()}'
     file, digest = identify(options.policy)
@@ -95,12 +99,21 @@ def _kinds(options: Options, task: ArmTask) -> list[Kind]:
     return [_NONE, *dict.fromkeys(asked)]
 
 
+def _contract(options: Options) -> Contract | None:
+    """Return what the policy's file says; None: it has none.
+
+    Raises what control.runtime.load_policy does.
+    """
+    if options.policy in (registry.SCRIPTED, *BUILT_IN):
+        return None
+    return load_policy(options.policy).contract
+
+
 def _sees(options: Options, task: ArmTask) -> bool:
     """Tell whether the policy sees pictures. Raises what control.runtime.load_policy does."""
-    policy = options.policy
-    if policy == registry.SCRIPTED:
+    if options.policy == registry.SCRIPTED:
         return False
-    contract = task.contract() if policy in BUILT_IN else load_policy(policy).contract
+    contract = _contract(options) or task.contract()
     return any(field.encoding for field in contract.observation)
 
 
@@ -146,7 +159,7 @@ def _trials(
                 episodes.append(told['episode'])
                 person.has_ended(told['episode'], told['result'])
         elif node == 'session' and _WAITS in line:
-            person.may_start(len(episodes) + 1, options.episodes)
+            person.may_start(len(episodes) + 1, options.episodes, _AGAIN in line)
 
     try:
         code = up.run('deploy', arguments, logs, show, person.listen)

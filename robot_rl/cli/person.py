@@ -33,9 +33,10 @@ class Person:
         self._hears = (judges or starts) and at_terminal
         self._begun = ''  # a line without its end
 
-    def may_start(self, number: int, count: int) -> None:
-        """Ask for the start of a trial."""
-        self._start = f'trial {number} of {count}: put everything in its place, then Enter'
+    def may_start(self, number: int, count: int, again: bool = False) -> None:
+        """Ask for the start of a trial, or for it `again` where not all nodes got ready."""
+        what = 'mend what is not ready' if again else 'put everything in its place'
+        self._start = f'trial {number} of {count}: {what}, then Enter'
         self._ask_next()
 
     def has_ended(self, episode: str, result: str) -> None:

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     options = common.parse(Options, argv, 'record', __doc__, EXAMPLE)
     arguments = _arguments(options)
     store = Store(arguments['storage']).root  # what cannot be one shows before anything is started
-    said = up.Said('record', arguments, sys.stderr)
+    said = up.said('record', arguments, sys.stderr)
     told: list[dict[str, Any]] = []
 
     def show(node: str, line: str) -> None:
@@ -68,14 +68,14 @@ def main(argv: list[str]) -> int:
         said(node, line)
 
     code = up.run('record', arguments, options.log_dir, show)
-    said.tell_why(code)
     # Those that were recorded again have been set aside.
     episodes = [episode for episode in told if (store / episode['episode']).is_dir()]
     results = collections.Counter(episode['result'] for episode in episodes)
     counted = ', '.join(f'{number} {result}' for result, number in results.items())
     data = {'store': str(store), 'episodes': [episode['episode'] for episode in episodes]}
     text = f'{len(episodes)} episodes in {store}' + (f': {counted}' if counted else '')
-    common.emit(data | {'results': results}, options.as_json, text)
+    if episodes or not code or options.as_json:  # else why not is the last line
+        common.emit(data | {'results': results}, options.as_json, text)
     return code
 
 

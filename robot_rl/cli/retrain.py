@@ -26,7 +26,7 @@ class Options(common.StoreOptions):
     query: str = pydantic.Field('', description='which episodes, as robot-rl episodes ls takes it')
     agent: str | None = pydantic.Field(
         None,
-        description='crr, d4pg or bc (files of config/offline), or the path of such a file; '
+        description='crr, d4pg, bc or bc_by_hand (files of config/offline), or the path of one; '
         'crr where none is given, bc with --dagger',
     )
     dagger: Annotated[bool, tyro.conf.FlagCreatePairsOff] = pydantic.Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -22,13 +21,11 @@ from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.nodes.graphs import GRAPHS, RESPAWN_AFTER_S, WRONG_INPUT_CODE, Graph, Process
 from robot_rl.nodes.supervisor import Supervisor, the_only_guard
-from robot_rl.nodes.terminal import given_back
+from robot_rl.nodes.terminal import cursor_shown, given_back
 
 EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
 _POLL_S = 0.05
 _ENDED = 'has ended with code'
-# Of what a node said, so much is its last words.
-_LAST_WORDS = 5
 
 
 class Options(common.Options):
@@ -54,36 +51,16 @@ def main(argv: list[str]) -> int:
         common.emit(_described(graph), options.as_json, _show(graph))
         return 0
     arguments = pairs(options.arguments, 'up')
-    said = Said(options.graph, arguments, sys.stdout)
-    code = run(options.graph, arguments, options.log_dir, said)
-    said.tell_why(code)
-    return code
+    return run(
+        options.graph, arguments, options.log_dir, said(options.graph, arguments, sys.stdout)
+    )
 
 
-class Said:
-    """What the nodes of a graph say: printed, or kept where they draw a screen."""
-
-    def __init__(self, graph: str, arguments: Mapping[str, str], file: TextIO):
-        self._kept = GRAPHS[graph].values(arguments).has_screen
-        self._file = file
-        self._last: dict[str, collections.deque[str]] = {}
-
-    def __call__(self, node: str, line: str) -> None:
-        """Take a line."""
-        if self._kept:
-            self._last.setdefault(node, collections.deque(maxlen=_LAST_WORDS)).append(line)
-        else:
-            self._print(node, line)
-
-    def tell_why(self, code: int) -> None:
-        """Print the last words of the nodes whose end has ended all, where that was an error."""
-        for node, lines in self._last.items():
-            if code and any(line.startswith(_ENDED) for line in lines):
-                for line in lines:
-                    self._print(node, line)
-
-    def _print(self, node: str, line: str) -> None:
-        print(f'[{node}] {line}', file=self._file, flush=True)
+def said(graph: str, arguments: Mapping[str, str], file: TextIO) -> Callable[[str, str], None]:
+    """Return what prints a line of a node; nothing, where the nodes draw a screen."""
+    if GRAPHS[graph].values(arguments).has_screen:
+        return lambda node, line: None
+    return lambda node, line: print(f'[{node}] {line}', file=file, flush=True)
 
 
 def ended(node: str, line: str) -> dict[str, Any] | None:
@@ -100,7 +77,8 @@ def run(
 ) -> int:
     """Run a graph until a node ends or a signal comes; return the exit code of that node.
 
-    `show(node, line)` is given what the nodes say; `meanwhile` is called again and again.
+    `show(node, line)` is given what the nodes say; `meanwhile` is called again and again. Where
+    the end was an error, the last line on stderr says whose, and why.
     """
     graph = GRAPHS[name]
     if 'terminal' in graph.arguments and (terminal := _terminal()):
@@ -115,6 +93,8 @@ def run(
     with contextlib.ExitStack() as stack:
         if values.read_terminal:
             stack.enter_context(given_back(values.read_terminal))
+        if values.has_screen:
+            stack.enter_context(cursor_shown(values['terminal']))
         if any(process.executable == 'command_guard' for process in processes):
             stack.enter_context(the_only_guard(domain_id, values['namespace']))
         stop = Stop()
@@ -125,10 +105,12 @@ def run(
         )
         for process in processes:
             supervisor.start(process.executable, process.parameters, ros_arguments=ros_arguments)
-        code = _watch(supervisor, processes, stop, show, meanwhile)
+        name, code = _watch(supervisor, processes, stop, show, meanwhile)
         supervisor.stop()
         _show_lines(supervisor, show)
-    return code
+    if code:
+        print(f'robot-rl: {name} {_ENDED} {code}: {supervisor.last_words(name)}', file=sys.stderr)
+    return code if code >= 0 else 1
 
 
 class Stop:
@@ -149,8 +131,11 @@ def _watch(
     stop: Stop,
     show: Callable[[str, str], None],
     meanwhile: Callable[[Supervisor], None],
-) -> int:
-    """Show what the nodes say until one ends for good or `stop` is asked; return the exit code."""
+) -> tuple[str, int]:
+    """Show what the nodes say until one ends for good or `stop` is asked.
+
+    Returns which has ended, and its exit code; '' and 0 where it was asked.
+    """
     respawned = {process.executable for process in processes if process.respawn}
     while not stop.asked:
         time.sleep(_POLL_S)
@@ -162,10 +147,10 @@ def _watch(
                 continue
             show(name, f'{_ENDED} {code}')
             if name not in respawned or code == WRONG_INPUT_CODE:
-                return code if code >= 0 else 1
+                return name, code
             time.sleep(RESPAWN_AFTER_S)
             supervisor.restart(name)
-    return 0
+    return '', 0
 
 
 def _terminal() -> str:

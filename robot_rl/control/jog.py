@@ -81,8 +81,9 @@ class Wish:
     frame: Frame = 'base'
     # -1 closes, 1 opens, 0 lets the gripper be.
     grip: float = 0.0
-    # Joint positions [n] of a leader arm [rad or m].
+    # Joint positions [n] of a leader arm [rad or m], and how far its gripper is open [m].
     positions: np.ndarray | None = None
+    width: float | None = None
 
 
 class Target(NamedTuple):
@@ -129,7 +130,7 @@ class Jog:
         target = self._target + self._step(wish, dt)
         ahead = target - command
         self._target = command + ahead * _share(ahead, self._top * LEAD_S)
-        return Target(self._target.copy(), self._grip(wish.grip, width, dt))
+        return Target(self._target.copy(), self._grip(wish, width, dt))
 
     def _let_go(self) -> None:
         self._target: np.ndarray | None = None
@@ -147,9 +148,8 @@ class Jog:
                 raise RobotRLError(
                     f'jog: {name} of shape {np.shape(values)}, ({sizes[name]},) is right'
                 )
-        return bool(np.isfinite(wish.grip)) and all(
-            np.isfinite(values).all() for values in given.values()
-        )
+        numbers = [wish.grip, 0.0 if wish.width is None else wish.width]
+        return all(np.isfinite(values).all() for values in (numbers, *given.values()))
 
     def _step(self, wish: Wish, dt: float) -> np.ndarray:
         """Return how the joints [n] go on within `dt`."""
@@ -221,20 +221,21 @@ class Jog:
         self._follows, self.waits = True, ''
         step = np.clip(leader - self._target, -self._top * dt, self._top * dt)
         self._target = np.clip(self._target + step, self.robot.lower, self.robot.upper)
-        return Target(self._target.copy(), self._grip(wish.grip, width, dt))
+        return Target(self._target.copy(), self._grip(wish, width, dt))
 
-    def _grip(self, share: float, width: float | None, dt: float) -> float | None:
+    def _grip(self, wish: Wish, width: float | None, dt: float) -> float | None:
         """Return how far the gripper is to be open [m]; None: it is let be, or unknown."""
         gripper = self.robot.gripper
-        if gripper is None or not share:
+        if gripper is None or not (wish.grip or wish.width is not None):
             self._width = None
             return None
         if self._width is None:
             self._width = width
         if self._width is None:
             return None
-        speed = gripper.open_width / GRIP_TAKES_S * self.config.speed_scale
-        wanted = self._width + float(np.clip(share, -1, 1)) * speed * dt
+        most = gripper.open_width / GRIP_TAKES_S * self.config.speed_scale * dt
+        step = wish.grip * most if wish.width is None else wish.width - self._width
+        wanted = self._width + float(np.clip(step, -most, most))
         self._width = min(max(wanted, 0.0), gripper.open_width)
         return self._width
 

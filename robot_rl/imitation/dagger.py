@@ -19,14 +19,16 @@ from robot_rl.storage import sources
 class HumanSteps:
     """Chooses a person's steps, episode by episode, and counts what is used and what is not.
 
-    Demonstrations, those of a scripted demonstrator too, are taken whole; of an episode that a
-    policy ran, the steps in which a person led the arm.
+    Demonstrations, those of a scripted demonstrator too, are taken whole, but for those that were
+    judged to have failed; of an episode that a policy ran, however it ended, the steps in which a
+    person led the arm.
     """
 
     def __init__(self) -> None:
         names = (
             'demonstrations',
             'demonstrated_steps',
+            'failed_demonstrations',  # left out
             'interventions',
             'intervened_steps',
             'policy_steps',  # left out
@@ -41,6 +43,9 @@ class HumanSteps:
         led = episode.columns.get('source')
         shown = led is None and header.policy == registry.SCRIPTED
         if shown or not sources.by_policy(header.source):
+            if header.success is False:
+                self._add(failed_demonstrations=1)
+                return np.zeros(steps, bool)
             self._add(demonstrations=1, demonstrated_steps=steps)
             return np.ones(steps, bool)
         if led is None:
@@ -61,8 +66,11 @@ class HumanSteps:
 
 def told(counts: Mapping[str, int]) -> str:
     """Return the counts of HumanSteps in words."""
-    return (
+    words = (
         '{demonstrated_steps} steps of {demonstrations} demonstrations and {intervened_steps} of '
         '{interventions} interventions were used; {policy_steps} of the policy and {held_steps} '
         'in which nobody led were not'
-    ).format_map(counts)
+    )
+    if counts['failed_demonstrations']:
+        words += '; {failed_demonstrations} demonstrations that failed were left out'
+    return words.format_map(counts)

@@ -18,8 +18,8 @@ from robot_rl.imitation.offline import shuffle_rewards, train_offline
 from robot_rl.policies.agent import CriticConfig, fit_support
 from robot_rl.policies.export import export_onnx
 from robot_rl.resources import git_revision
-from robot_rl.sim.reach import ReachTask
-from robot_rl.specs import PolicyCard, Spec
+from robot_rl.sim.task import ActionKind
+from robot_rl.specs import Contract, PolicyCard, Spec
 from robot_rl.storage.mixture import Mixing
 from robot_rl.storage.store import Store
 
@@ -35,6 +35,9 @@ class RetrainConfig(Spec):
     query: str = ''  # which episodes; see robot-rl episodes ls
     seed: pydantic.NonNegativeInt = 0  # of networks, sampling and hindsight goals
     updates: pydantic.PositiveInt = 3000  # gradient steps
+    hide: tuple[str, ...] = ()  # observation fields of the task that the policy is not to see
+    # What the policy commands the arm by, whatever the arm was commanded by; null: as the task.
+    action_kind: ActionKind | None = None
     # What is learned from: what the source asked for, or what the guard let through.
     action: Literal['requested', 'applied'] = 'requested'
     # All steps; or those that a person did: demonstrations, and interventions (HG-DAgger).
@@ -87,7 +90,9 @@ def retrain(
     written.
     """
     task = registry.make_task(config.task)
-    contract = task.contract()
+    if config.action_kind is not None:
+        task = task.commanded_by(config.action_kind)
+    contract = task.contract().without(config.hide)
     agent = registry.resolve('offline agent', config.agent)
     episodes = find_episodes(store, task, contract, config.query, refused)
     settings = agent.config.parse(config.learner)
@@ -119,7 +124,7 @@ def retrain(
             steps = shuffle_rewards(steps, config.seed)
         train_offline(learner, steps, config.updates, config.seed, note, parts, config.mixing)
     used = {'episodes': len(episodes)} | (human.counts if human else {})
-    card = _card(config, task, used, rows[-1])
+    card = _card(config, task.robot.name, contract, used, rows[-1])
     _write(folder, config, rows)
     export_onnx(learner.policy, card, folder / POLICY)
     return card
@@ -135,16 +140,20 @@ def _steps_folder(folder: Path) -> tempfile.TemporaryDirectory:
 
 
 def _card(
-    config: RetrainConfig, task: ReachTask, used: dict[str, int], last: dict[str, Any]
+    config: RetrainConfig,
+    robot: str,
+    contract: Contract,
+    used: dict[str, int],
+    last: dict[str, Any],
 ) -> PolicyCard:
     control = '-shuffled' if config.shuffle_rewards else ''
     if config.steps == 'human':
         control += '-dagger'
     return PolicyCard(
         id=f'{config.task.replace("/", "-")}-{config.agent}{control}-seed{config.seed}-offline',
-        contract=task.contract(),
+        contract=contract,
         task=config.task,
-        robot=task.robot.name,
+        robot=robot,
         agent=config.agent,
         git_revision=git_revision(),
         training={**used, 'query': config.query, **last},

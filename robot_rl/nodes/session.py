@@ -29,7 +29,7 @@ from robot_rl.nodes.policy import open_policy
 from robot_rl.specs import Spec
 from robot_rl.storage.files import new_id
 
-RECORDER = 'episode_recorder'
+RECORDER, TWIN = 'episode_recorder', 'sim_robot'
 # What a person may call, and the result that it gives to the episode in hand.
 CALLS: dict[str, Result | None] = {
     'start': None,
@@ -41,6 +41,8 @@ CALLS: dict[str, Result | None] = {
 }
 # How long a state is kept for those who have not heard it yet: nobody is to hang others [s].
 HEARD_WITHIN_S = 0.2
+# Whoever is not ready by then is named: a person at the arm may see what is missing [s].
+WAITS_SILENTLY_S = 5.0
 
 
 class NotReady(RobotRLError, RuntimeError):
@@ -78,7 +80,7 @@ class Parameters(Spec):
         0, description="ticks of an episode; 0: the task's own number"
     )
     participants: tuple[str, ...] = pydantic.Field(
-        ('sim_robot', 'policy', 'command_guard', RECORDER),
+        (TWIN, 'policy', 'command_guard', RECORDER),
         description='nodes that must be ready before an episode runs',
     )
     operator: str = pydantic.Field('', description='the person beside the arm')
@@ -158,6 +160,8 @@ class SessionNode(Node):
             file, digest = identify(parameters.policy)
             policy = open_policy(file, parameters.task)
             require_served(policy.contract, task.robot)
+            if TWIN in parameters.participants:  # which has nothing that its task does not have
+                task.require_shown(policy.contract)
             contract, label = policy.contract, label or policy.card.id
         self._period_s = contract.period_s
         return {
@@ -285,8 +289,7 @@ class SessionNode(Node):
         """Take the prepared episode to its end; return how it ends."""
         parameters, info = self._given, self._session.info
         try:
-            if not self._wait(self._all_ready, stop, parameters.ready_timeout_s):
-                return Ending('discarded', self._who_is_late())
+            self._wait_for_all(stop)
             self._publish(self._session.ready())
             if self._paused:
                 self.get_logger().info('ready: call ~/start')
@@ -301,6 +304,16 @@ class SessionNode(Node):
             return Ending('truncated', f'nobody ended it within {timeout_s:g} s')
         except Ending as ending:
             return ending
+
+    def _wait_for_all(self, stop: threading.Event) -> None:
+        """Wait until everybody is ready; before long, say who is not. Raises Ending."""
+        timeout_s = self._given.ready_timeout_s
+        silent_s = min(timeout_s, WAITS_SILENTLY_S)
+        if self._wait(self._all_ready, stop, silent_s):
+            return
+        self.get_logger().warning(f'not ready yet: {self._who_is_late()}')
+        if not self._wait(self._all_ready, stop, timeout_s - silent_s):
+            raise Ending('discarded', f'not ready within {timeout_s:g} s: {self._who_is_late()}')
 
     def _all_ready(self) -> bool:
         names = self._given.participants
@@ -364,8 +377,7 @@ class SessionNode(Node):
     def _who_is_late(self) -> str:
         names = self._given.participants
         late = [name for name in names if self._answer(name).state != 'ready']
-        seconds = f'{self._given.ready_timeout_s:g} s'
-        return f'not ready within {seconds}: ' + '; '.join(map(self._what_says, late))
+        return '; '.join(map(self._what_says, late))
 
     def _what_says(self, name: str) -> str:
         answer = self._answer(name)

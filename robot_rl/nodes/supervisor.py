@@ -10,12 +10,13 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -27,8 +28,12 @@ from robot_rl.errors import RobotRLError
 PARENT = 'ROBOT_RL_PARENT'  # the pid without which a node does not go on
 READY_FILE = 'ROBOT_RL_READY_FILE'  # a node creates this file once it works
 _PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'
+# What ends a node in good order.
+ENDING = signal.SIGINT, signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _POLL_S = 0.02
+# What stands before a line: [FATAL] [<seconds>] [<node>]: of rclpy, or ours without it.
+_LOGGED = re.compile(r'^(\[\w+\] \[[\d.]+\] \[\S+\]|robot_rl\.nodes): ')
 
 
 class NodeFailure(RobotRLError, RuntimeError):
@@ -117,7 +122,11 @@ class Supervisor:
         self._commands[name] = command
         ready = self._file(name, 'ready')
         ready.unlink(missing_ok=True)
-        with self._file(name, 'log').open(mode) as log, self._file(name, 'out').open(mode) as out:
+        with (
+            self._file(name, 'log').open(mode) as log,
+            self._file(name, 'out').open(mode) as out,
+            _kept_waiting(ENDING),
+        ):
             self.children[name] = subprocess.Popen(
                 command,
                 env=self.environment | {READY_FILE: str(ready)},
@@ -152,7 +161,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise NodeFailure(
                     f'not ready within {timeout_s:g} s: '
-                    + '; '.join(map(self._last_words, waiting))
+                    + '; '.join(f'{name}: {self.last_words(name, 3)}' for name in waiting)
                 )
             time.sleep(_POLL_S)
         self.check()
@@ -161,7 +170,8 @@ class Supervisor:
         """Raise NodeFailure, with its last words, where a node has ended with an error."""
         for name, child in self.children.items():
             if child.poll():
-                raise NodeFailure(f'ended with code {child.returncode}: {self._last_words(name)}')
+                words = self.last_words(name, 3)
+                raise NodeFailure(f'ended with code {child.returncode}: {name}: {words}')
 
     def follow(self, node: str, timeout_s: float) -> Iterator[dict[str, Any]]:
         """Yield each JSON line that `node` prints, as it comes, until it ends.
@@ -180,7 +190,7 @@ class Supervisor:
                     return
                 if time.monotonic() > deadline:
                     raise NodeFailure(
-                        f'nothing within {timeout_s:g} s from {self._last_words(node)}'
+                        f'nothing within {timeout_s:g} s from {node}: {self.last_words(node, 3)}'
                     )
                 time.sleep(_POLL_S)
 
@@ -203,12 +213,27 @@ class Supervisor:
         """Return what `node` has written to standard error so far."""
         return self._file(node, 'log').read_text(errors='replace')
 
+    def last_words(self, node: str, lines: int = 1) -> str:
+        """Return the last lines that `node` has written to standard error, and where more are."""
+        last = [line for line in self.log(node).splitlines() if line.strip()][-lines:]
+        words = ' | '.join(_LOGGED.sub('', line) for line in last)
+        return f'{words or "it wrote nothing"} (log: {self._file(node, "log")})'
+
     def _file(self, name: str, suffix: str) -> Path:
         return self.log_dir / f'{name}.{suffix}'
 
-    def _last_words(self, name: str, lines: int = 3) -> str:
-        words = ' | '.join(line for line in self.log(name).splitlines()[-lines:] if line.strip())
-        return f'{name}: {words or "it wrote nothing"} (log: {self._file(name, "log")})'
+
+@contextlib.contextmanager
+def _kept_waiting(numbers: Collection[signal.Signals]) -> Iterator[None]:
+    """Have signals wait; a child that is started meanwhile gets them once it wants to.
+
+    Python would end with a traceback where SIGINT comes before its first line is read.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _whole_lines(file) -> Iterator[str]:
@@ -287,7 +312,11 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def begin() -> None:
-    """Child's side: die with the supervisor, however it dies. Without one, do nothing."""
+    """Child's side: die with the supervisor, however it dies. Without one, do nothing.
+
+    Signals that have waited come now.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return

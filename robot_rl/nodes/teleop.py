@@ -81,6 +81,14 @@ class Parameters(JogConfig, PageConfig):
     leader_joints: tuple[str, ...] = pydantic.Field(
         (), description="leader: its joints, in the order of the robot's; empty: named as these"
     )
+    leader_gripper: str = pydantic.Field(
+        '', description="leader: the joint of its gripper; empty: named as the robot's"
+    )
+    leader_gripper_range: tuple[float, ...] = pydantic.Field(
+        (),
+        description='leader: where that joint stands when closed and when open; empty: where the '
+        "robot's does",
+    )
     switch_topic: str = pydantic.Field(
         'leader/enabled',
         description='leader: topic of the dead-man switch, std_msgs/Bool, said again while it is '

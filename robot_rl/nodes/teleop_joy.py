@@ -29,6 +29,15 @@ class Axis(Spec):
     scale: float = pydantic.Field(1.0, ge=-1.0, le=1.0)
 
 
+class JointMode(Spec):
+    """How joints are moved, one each by an axis, in the place of the tool."""
+
+    # The button that is held meanwhile, beside the dead-man button.
+    button: Index
+    # The axis of each joint, the arm's first one first; the arm may have more of them, or fewer.
+    axes: tuple[Axis, ...] = pydantic.Field(min_length=1)
+
+
 class Mapping(Spec):
     """What axes and buttons, by number, mean; a file in config/teleop."""
 
@@ -43,14 +52,14 @@ class Mapping(Spec):
     close: Index | None = None
     open: Index | None = None
     toggle: Index | None = None
+    joints: JointMode | None = None
     calls: dict[Call, Index] = pydantic.Field(default_factory=dict)
 
     @pydantic.model_validator(mode='after')
     def _names_elements_of_a_twist(self) -> Self:
         if unknown := [name for name in self.twist if name not in TWIST]:
             raise ValueError(f'twist: {unknown} are no elements of {list(TWIST)}')
-        used = [self.dead_man, self.close, self.open, self.toggle, *self.calls.values()]
-        used = [button for button in used if button is not None]
+        used = self._buttons
         if len(set(used)) != len(used):
             raise ValueError(f'a button stands twice in {sorted(used)}')
         return self
@@ -58,9 +67,15 @@ class Mapping(Spec):
     @property
     def sizes(self) -> tuple[int, int]:
         """How many axes and buttons there have to be."""
-        buttons = [self.dead_man, self.close, self.open, self.toggle, *self.calls.values()]
-        axes = [axis.axis for axis in self.twist.values()]
-        return max(axes, default=-1) + 1, max(b for b in buttons if b is not None) + 1
+        axes = [*self.twist.values(), *(self.joints.axes if self.joints else ())]
+        return max((axis.axis for axis in axes), default=-1) + 1, max(self._buttons) + 1
+
+    @property
+    def _buttons(self) -> list[int]:
+        """The numbers of all buttons that mean something."""
+        named = [self.dead_man, self.close, self.open, self.toggle, *self.calls.values()]
+        named.append(self.joints.button if self.joints else None)
+        return [button for button in named if button is not None]
 
 
 class Stick:
@@ -71,8 +86,8 @@ class Stick:
     same: a joystick that speaks of changes only has been silent before.
     """
 
-    def __init__(self, mapping: Mapping, stale_s: float):
-        self._mapping, self._stale_s = mapping, stale_s
+    def __init__(self, mapping: Mapping, stale_s: float, joints: int):
+        self._mapping, self._stale_s, self._joints = mapping, stale_s, joints
         self._axes: Sequence[float] = ()
         self._buttons: Sequence[int] | None = None
         self._heard_at, self._released, self._closes = -float('inf'), False, False
@@ -104,13 +119,15 @@ class Stick:
         mapping, buttons = self._mapping, self._buttons
         if buttons is None or not (self._released and buttons[mapping.dead_man]):
             return Wish()
-        twist = np.zeros(6)
-        for name, axis in mapping.twist.items():
-            twist[TWIST.index(name)] = axis.scale * self._beyond_deadzone(self._axes[axis.axis])
         held = [b is not None and bool(buttons[b]) for b in (mapping.open, mapping.close)]
         grip = float(held[0]) - float(held[1])
         if mapping.toggle is not None and buttons[mapping.toggle]:
             grip = -1.0 if self._closes else 1.0
+        if mapping.joints and buttons[mapping.joints.button]:
+            return Wish(enabled=True, joints=self._joint_shares(mapping.joints), grip=grip)
+        twist = np.zeros(6)
+        for name, axis in mapping.twist.items():
+            twist[TWIST.index(name)] = self._deflection(axis)
         return Wish(enabled=True, twist=twist, frame=mapping.frame, grip=grip)
 
     def calls(self) -> list[str]:
@@ -118,10 +135,18 @@ class Stick:
         calls, self._calls = self._calls, []
         return calls
 
-    def _beyond_deadzone(self, value: float) -> float:
-        """Return a deflection that begins with 0 where the dead zone ends."""
-        zone = self._mapping.deadzone
-        return float(np.sign(value)) * max(abs(value) - zone, 0.0) / (1 - zone)
+    def _joint_shares(self, mode: JointMode) -> np.ndarray:
+        """Return the share of its speed of each joint [n]; 0 where no axis is left for it."""
+        shares = np.zeros(self._joints)
+        for joint, axis in enumerate(mode.axes[: self._joints]):
+            shares[joint] = self._deflection(axis)
+        return shares
+
+    def _deflection(self, axis: Axis) -> float:
+        """Return what an axis asks for; it begins with 0 where the dead zone ends."""
+        value, zone = self._axes[axis.axis], self._mapping.deadzone
+        beyond = float(np.sign(value)) * max(abs(value) - zone, 0.0) / (1 - zone)
+        return axis.scale * beyond
 
     def _look_for_silence(self, now: float) -> None:
         if now - self._heard_at > self._stale_s:
@@ -134,7 +159,7 @@ class Joystick:
     def __init__(self, node: Node, robot: RobotSpec, given: Spec):
         file = resources.find('config/teleop', given.mapping, kind='mapping')
         mapping = Mapping.from_yaml(file)
-        self._stick = Stick(mapping, given.stale_s)
+        self._stick = Stick(mapping, given.stale_s, len(robot.joints))
         self._log = node.get_logger()
         self._messages = support.Polled(node, Joy, given.joy_topic, support.STREAM)
 

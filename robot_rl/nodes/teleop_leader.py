@@ -11,10 +11,11 @@ from robot_rl.control.jog import Wish
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support
 from robot_rl.specs import RobotSpec, Spec
+from robot_rl.specs.robot import Gripper
 
 
 class Leader:
-    """A Device: hears a leader's joint states, and its dead-man switch.
+    """A Device: hears the joint states of a leader and its gripper, and its dead-man switch.
 
     The switch is std_msgs/Bool, said again and again while it is held; without a topic for it, a
     leader that can be heard leads.
@@ -27,12 +28,14 @@ class Leader:
                 f'parameter leader_joints: {len(self._names)} names, {len(robot.joints)} are '
                 f'right: one for each of {list(robot.joints)}'
             )
+        self._gripper = _leaders_gripper(robot, given)
         self._states = support.Polled(node, JointState, given.leader_topic, support.SENSOR)
         self._switch = None
         if given.switch_topic:
             self._switch = support.Polled(node, Bool, given.switch_topic, support.COMMAND)
         self._stale_s, self._log = given.stale_s, node.get_logger()
         self._positions: np.ndarray | None = None
+        self._width: float | None = None
         self._heard_at = self._held_at = -float('inf')
 
     def wish(self, now: float) -> Wish:
@@ -45,7 +48,7 @@ class Leader:
         held = not self._switch or now - self._held_at <= self._stale_s
         if not (fresh and held):
             return Wish()
-        return Wish(enabled=True, positions=self._positions)
+        return Wish(enabled=True, positions=self._positions, width=self._width)
 
     def calls(self) -> list[str]:
         """See teleop.Device."""
@@ -64,3 +67,27 @@ class Leader:
             return
         self._positions = np.array([by_name[name] for name in self._names])
         self._heard_at = now
+        if self._gripper is not None:
+            position = by_name.get(self._gripper.joint)
+            self._width = None if position is None else float(self._gripper.width(position))
+
+
+def _leaders_gripper(robot: RobotSpec, given: Spec) -> Gripper | None:
+    """Return how a leader's gripper tells of its width, as wide as the robot's; None: it has none.
+
+    Raises SpecError.
+    """
+    if robot.gripper is None:
+        return None
+    changes: dict[str, object] = {}
+    if given.leader_gripper:
+        changes['joint'] = given.leader_gripper
+    if given.leader_gripper_range:
+        changes['positions'] = given.leader_gripper_range
+    try:
+        return robot.gripper.replace(**changes)
+    except SpecError as error:
+        raise SpecError(
+            'parameter leader_gripper_range: two positions are right, when closed and when open, '
+            f'found {list(given.leader_gripper_range)}'
+        ) from error

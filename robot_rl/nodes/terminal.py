@@ -17,6 +17,7 @@ _SEQUENCES = {
     b'\x1b[5~': 'pageup', b'\x1b[6~': 'pagedown', b'\x1b[3~': 'delete',
 }  # fmt: skip
 _NAMED = {'\r': 'enter', '\n': 'enter', '\x7f': 'backspace', '\x08': 'backspace', '\t': 'tab'}
+_SHOW_CURSOR = b'\x1b[?25h'  # DECTCEM
 # What is read at once: a key that repeats while nobody reads has no meaning of its own.
 _MOST = 1024
 
@@ -78,6 +79,18 @@ def given_back(path: str) -> Iterator[None]:
             if termios.tcgetattr(terminal) != former:
                 termios.tcsetattr(terminal, termios.TCSADRAIN, former)
         os.close(terminal)
+
+
+@contextlib.contextmanager
+def cursor_shown(path: str) -> Iterator[None]:
+    """Show the cursor of a terminal at the end: who had hidden it to draw may have been killed."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is gone
+            terminal = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            os.write(terminal, _SHOW_CURSOR)
+            os.close(terminal)
 
 
 def _opened(path: str) -> tuple[int, list]:

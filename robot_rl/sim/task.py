@@ -23,11 +23,20 @@ from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.cameras import Sizes, picture_field
 from robot_rl.sim.randomisation import Randomisation
 from robot_rl.sim.scene import load_scene
-from robot_rl.specs import ActionField, Box, Contract, ObservationField, RobotSpec, Spec
+from robot_rl.specs import (
+    ActionField,
+    Box,
+    Contract,
+    ObservationField,
+    RobotSpec,
+    Spec,
+    require_fit,
+)
 from robot_rl.specs.contract import FROM_TOOL
 
 Columns = Mapping[str, np.ndarray]
 Range = tuple[float, float]
+ActionKind = Literal['joint_delta', 'joint_velocity', 'cartesian_twist']
 
 TOOL, WIDTH = 'tool.position', 'gripper.width'
 TARGET_POSE = 'target_pose'
@@ -156,7 +165,7 @@ class TaskConfig(Spec):
     physics_timestep_s: pydantic.PositiveFloat = 0.002
     duration_s: pydantic.PositiveFloat = 3.0
     # What the policy commands the arm by, and within which bounds.
-    action: Literal['joint_delta', 'joint_velocity', 'cartesian_twist'] = 'joint_delta'
+    action: ActionKind = 'joint_delta'
     # Largest change of a joint's command in one decision [rad].
     max_delta: pydantic.PositiveFloat = 0.08
     # [rad/s]
@@ -227,6 +236,10 @@ class ArmTask:
         """Return this task with another view (TaskConfig.sees), and further changes."""
         return type(self)(self.config.replace(sees=sees, **changes))
 
+    def commanded_by(self, action: ActionKind) -> Self:
+        """Return this task with another kind of action (TaskConfig.action)."""
+        return type(self)(self.config.replace(action=action))
+
     @property
     def cameras(self) -> Sizes:
         """The cameras that show it to a policy, {name: (height, width)}; none where none does."""
@@ -265,6 +278,14 @@ class ArmTask:
         joints, poses = self.robot.joints, dict.fromkeys((*self.objects, *self.goals), ())
         own = {'joint_states': joints, 'command': joints, 'tool': ()}
         return own | ({'gripper': ()} if self.robot.gripper else {}) | poses
+
+    def require_shown(self, contract: Contract) -> None:
+        """Raise ContractMismatch where a policy's contract reads what this task does not have.
+
+        Its pictures are not looked at: which cameras there are, the scene says.
+        """
+        pictures = {field.stream: () for field in contract.observation if field.is_picture}
+        require_fit(contract, self.streams() | pictures, where=f'task {self.name}')
 
     def initial(self, seed: int) -> InitialCondition:
         """Return how the episode of this seed starts, in simulation and on the twin alike."""

@@ -267,6 +267,20 @@ def test_the_gripper_goes_on_from_its_width_within_its_range():
     assert blind.tick(0.0, Wish(True, grip=1.0), POSE).width is None
 
 
+def test_a_leader_leads_the_gripper_too_no_faster_than_it_goes():
+    one = jog(GRIPPING, KinematicChain.from_spec(GRIPPING))
+    leader = Wish(True, positions=POSE, width=0.02)
+    widths = [one.tick(tick * DT, leader, POSE, 0.05).width for tick in range(30)]
+    assert widths[0] == 0.05 and widths[-1] == pytest.approx(0.02)
+    np.testing.assert_allclose(np.diff(widths[:10]), -0.085 / 0.7 * DT)
+    beyond = Wish(True, positions=POSE, width=0.2)
+    widths = [one.tick(1 + tick * DT, beyond, POSE, 0.02).width for tick in range(60)]
+    assert max(widths) == 0.085
+    away = Wish(True, positions=POSE + 0.7, width=0.0)
+    assert one.tick(3.0, away, POSE, 0.085).width is None  # an arm that is not led
+    assert one.tick(3.1, Wish(True, positions=POSE, width=np.nan), POSE, 0.08).width is None
+
+
 def test_a_wish_of_another_arm_is_told():
     with pytest.raises(RobotRLError, match=r'joints of shape \(7,\), \(6,\) is right'):
         jog().tick(0.0, Wish(True, joints=np.zeros(7)), POSE)

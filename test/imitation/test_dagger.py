@@ -78,6 +78,7 @@ def episode(task, id, source, policy, led):
 USED = {
     'demonstrations': 2,
     'demonstrated_steps': 2 * STEPS,
+    'failed_demonstrations': 0,
     'interventions': 3,
     'intervened_steps': 16,
     'policy_steps': (40 - 16 - 3) + 30 + 40,
@@ -108,6 +109,18 @@ def test_only_a_person_s_steps_are_written_each_run_as_an_episode(store, task, t
     assert (types == 1).sum() == len(types) - 2 * len(lengths)
     np.testing.assert_allclose(found.flat['action'][types != 2], RIGHT)
     assert (whole.flat['action'][whole.flat['step_type'] != 2] < 0).any()
+
+
+def test_a_demonstration_that_failed_is_left_out_but_not_an_intervention(store, task, tmp_path):
+    for id in ('e0', 'e2'):
+        store.label(id, False)
+    human = HumanSteps()
+    episodes = find_episodes(store, task, task.contract(), '')
+    found = write_steps(tmp_path / 'human', task, task.contract(), episodes, choose=human)
+    failed = {'demonstrations': 1, 'demonstrated_steps': STEPS, 'failed_demonstrations': 1}
+    assert human.counts == USED | failed
+    assert told(human.counts).endswith('; 1 demonstrations that failed were left out')
+    assert np.diff(found.spans, axis=1)[:, 0].tolist() == [41, 11, 6, 2]
 
 
 def test_a_run_is_seen_with_the_history_before_it(store, task, tmp_path):
@@ -155,6 +168,19 @@ def test_what_is_learned_follows_the_person(store, task, tmp_path, steps, expect
     else:
         np.testing.assert_allclose(action, expected, atol=0.015)
         assert card.training['intervened_steps'] == 16 and '-dagger-' in card.id
+
+
+def test_a_policy_sees_less_and_commands_in_another_way_than_the_task_says(store, task, tmp_path):
+    """A twist is no action of episodes that have columns only, of joints."""
+    words = {'task': task.name, 'agent': 'bc', 'query': 'id=e0', 'updates': 1}
+    hide = 'command', 'joint_velocity'
+    card = retrain(RetrainConfig.parse(words | {'hide': hide}), store, tmp_path / 'a')
+    assert card.contract == task.contract().without(hide)
+    with pytest.raises(SpecError, match="hide: no observation field 'comand'; did you mean"):
+        retrain(RetrainConfig.parse(words | {'hide': ['comand']}), store, tmp_path / 'b')
+    twist = words | {'action_kind': 'cartesian_twist'}
+    with pytest.raises(StorageError, match='which serve no other rate and no other actions'):
+        retrain(RetrainConfig.parse(twist), store, tmp_path / 'c')
 
 
 def test_the_command_says_how_many_steps_of_which_kind_it_used(store, task, tmp_path, capsys):

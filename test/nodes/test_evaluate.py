@@ -204,3 +204,48 @@ def test_a_person_starts_and_judges_the_trials(terminal, observer, tmp_path):
     assert [header.success for header in found] == [False, True, True]
     assert [header.result for header in found] == ['truncated', 'success', 'truncated']
     assert '2 of 3' in at.text and f'failures, perturbed by none: {found[0].id}' in at.text
+
+
+@pytest.fixture
+def driver(supervisor):
+    """The twin in the place of an arm's driver, which nobody starts or ends but the test."""
+    supervisor.start('sim_robot', {'task': 'ur5e/reach', 'seed': HELD_OUT})
+    supervisor.wait_ready()
+    return supervisor.children['sim_robot']
+
+
+def test_trials_on_an_arm_begin_when_a_person_has_put_things_back(
+    terminal, driver, observer, tmp_path
+):
+    at = terminal('--real', '--policy', 'ur5e_reach', '--episodes', '2', '--operator', 'ada')
+    at.hears('trial 1 of 2: put everything in its place, then Enter')
+    at.says('')
+    at.hears('trial 2 of 2')
+    assert observer.call('sim_robot/reset').success  # the arm and the target are put back
+    at.says('')
+    assert at.ends() == 0, at.text
+    assert 'on ur5e, the arm' in at.text and '2 of 2' in at.text
+    for header in Store(tmp_path / 'store').episodes('tag=evaluation'):
+        assert (header.world, header.seed, header.operator) == ('real', None, 'ada')
+        assert (header.result, header.success) == ('truncated', True)
+    assert driver.poll() is None
+
+
+@pytest.mark.slow
+def test_a_person_judges_trials_on_an_arm_against_what_was_recorded(terminal, driver, tmp_path):
+    """The task's predicate is not asked: this policy reaches its target."""
+    at = terminal('--real', '--policy', 'ur5e_reach', '--episodes', '2', '--judge', 'human')
+    at.hears('trial 1 of 2')
+    at.says('y')  # of what?
+    at.hears('trial 1 of 2')
+    at.says('')
+    at.hears('did it succeed')
+    at.says('n')
+    at.hears('trial 2 of 2')
+    at.says('')
+    at.hears('did it succeed')
+    at.says('y')
+    assert at.ends() == 0, at.text
+    found = Store(tmp_path / 'store').episodes('tag=evaluation')
+    assert [header.success for header in found] == [False, True]
+    assert '1 of 2' in at.text

@@ -26,7 +26,7 @@ def axes(**values: float) -> list[float]:
 
 @pytest.fixture
 def stick() -> Stick:
-    stick = Stick(GAMEPAD, STALE_S)
+    stick = Stick(GAMEPAD, STALE_S, 6)
     assert stick.hear(axes(), buttons(), 0.0) == ''
     return stick
 
@@ -55,14 +55,14 @@ def test_a_silent_joystick_is_not_held_nor_one_that_is_back_before_it_is_release
 
 
 def test_one_that_is_held_from_the_start_is_not():
-    stick = Stick(GAMEPAD, STALE_S)
+    stick = Stick(GAMEPAD, STALE_S, 6)
     stick.hear(axes(a1=1.0), buttons(4, 7), 0.0)
     assert not stick.wish(0.0).enabled and stick.calls() == []
 
 
 def test_a_stop_counts_though_the_joystick_was_silent_before():
     """As one that publishes changes only: its press was taken for one from before the silence."""
-    stick = Stick(GAMEPAD, STALE_S)
+    stick = Stick(GAMEPAD, STALE_S, 6)
     stick.hear(axes(), buttons(8), 0.0)
     assert stick.calls() == ['estop']
     stick.hear(axes(), buttons(), 0.1)
@@ -81,12 +81,32 @@ def test_a_button_calls_once_when_it_is_pressed(stick):
 
 
 def test_one_button_closes_and_opens_in_turn():
-    stick = Stick(SPACEMOUSE, STALE_S)
+    stick = Stick(SPACEMOUSE, STALE_S, 6)
     grips = []
     for now, held in enumerate([(), (0,), (0, 1), (0, 1), (0,), (0, 1), (0,)]):
         stick.hear(axes(), buttons(*held, count=2), now * 0.1)
         grips.append(stick.wish(now * 0.1).grip)
     assert grips == [0, 0, -1, -1, 0, 1, 0]
+
+
+def test_a_button_more_moves_single_joints(stick):
+    stick.hear(axes(a1=1.0, a6=-1.0), buttons(4, 5), 0.1)
+    wish = stick.wish(0.1)
+    assert wish.enabled and wish.twist is None
+    np.testing.assert_allclose(wish.joints, [0, 1, 0, 0, 0, -1])
+    stick.hear(axes(a1=1.0), buttons(5), 0.2)  # without the dead-man button
+    assert not stick.wish(0.2).enabled
+    stick.hear(axes(a1=1.0), buttons(4), 0.3)
+    assert stick.wish(0.3).joints is None and stick.wish(0.3).twist[0] == 1
+
+
+@pytest.mark.parametrize('joints', [5, 7])
+def test_an_arm_may_have_fewer_joints_or_more_than_there_are_axes(joints):
+    stick = Stick(GAMEPAD, STALE_S, joints)
+    stick.hear(axes(), buttons(), 0.0)
+    stick.hear(axes(a0=-1.0, a6=1.0), buttons(4, 5), 0.1)
+    expected = np.array([-1.0, 0, 0, 0, 0, 1, 0])[:joints]
+    np.testing.assert_allclose(stick.wish(0.1).joints, expected)
 
 
 def test_a_joystick_with_fewer_buttons_is_told(stick):
@@ -99,6 +119,7 @@ def test_a_joystick_with_fewer_buttons_is_told(stick):
     [
         ({'twist': {'linear_q': {'axis': 0}}}, 'linear_q'),
         ({'close': 4}, 'a button stands twice'),
+        ({'joints': {'button': 0, 'axes': [{'axis': 0}]}}, 'a button stands twice'),
         ({'calls': {'begin': 3}}, 'begin'),
         ({'dead_man': -1}, 'dead_man'),
     ],

@@ -83,8 +83,9 @@ def test_it_says_who_is_not_ready_and_ends_with_code_2(play, observer, superviso
     session.answer(info, 'preparing', 'actor', detail='joint_states: none has come')
     assert session.info('ended')['result'] == 'discarded'
     assert session.child.wait(20) == 2
-    words = 'not ready within 8 s: actor is preparing (joint_states: none has come)'
-    assert words in supervisor.log('session')
+    late = 'actor is preparing (joint_states: none has come)'
+    for words in ('not ready yet', 'not ready within 8 s'):
+        assert f'{words}: {late}' in supervisor.log('session')
 
 
 def test_an_error_before_the_start_discards_and_one_in_the_run_truncates(play, supervisor):

@@ -126,10 +126,20 @@ def test_stop_insists(supervisor):
     assert supervisor.stop() == {}
 
 
+def test_a_signal_that_comes_before_a_child_listens_waits_for_it(supervisor):
+    """Python ends with a traceback where SIGINT comes while it starts."""
+    listens = 'import signal, sys\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(0))\n'
+    child = start(supervisor, f'{listens}{READY}{SLEEP}')
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 0 and supervisor.log('child') == ''
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert not blocked & {signal.SIGINT, signal.SIGTERM}  # here nothing waits
+
+
 def test_one_name_is_started_once(supervisor):
-    start(supervisor, SLEEP)
+    start(supervisor, READY + SLEEP)
     with pytest.raises(NodeFailure, match='child has been started already'):
-        start(supervisor, SLEEP)
+        start(supervisor, READY + SLEEP)
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])

@@ -190,16 +190,18 @@ def test_a_twist_in_the_tools_frame_and_a_speed_that_is_set_meanwhile(supervisor
 
 def test_a_leader_is_followed_once_it_is_near(supervisor, observer, ur5e):
     names = [f'leader_{index}' for index in range(6)]
-    arm = Watched(supervisor, observer, 'leader', leader_joints=names)
+    jaw = {'leader_gripper': 'jaw', 'leader_gripper_range': [0.0, 2.0]}
+    arm = Watched(supervisor, observer, 'leader', 'ur5e_gripper', leader_joints=names, **jaw)
+    widths = observer.listen(Float64MultiArray, 'gripper_controller/commands')
     states = observer.publisher(JointState, 'leader/joint_states')
     switch = observer.publisher(Bool, 'leader/enabled')
-    leader = JointState(name=names[::-1], position=[0.0] * 6)
+    leader = JointState(name=['jaw', *names[::-1]])
     held = Bool(data=True)
 
     def bring(positions: np.ndarray) -> None:
-        leader.position = positions[::-1].tolist()
+        leader.position = [0.5, *positions[::-1]]
 
-    bring(arm.measured() + np.array([0, 0, 0.5, 0, 0, 0]))
+    bring(arm.measured()[:6] + np.array([0, 0, 0.5, 0, 0, 0]))
     timer = observer.node.create_timer(
         0.02, lambda: (states.publish(leader), switch.publish(held))
     )
@@ -207,11 +209,13 @@ def test_a_leader_is_followed_once_it_is_near(supervisor, observer, ur5e):
         lambda: "the leader's elbow_joint is 0.50 away" in supervisor.log('teleop'), 'not told'
     )
     assert arm.moves_within(0.3) < 1e-3 and not arm.asked
-    home = arm.measured()
+    home = arm.measured()[:6]
     bring(home + np.array([0.08, 0, 0, 0, 0, 0]))
     observer.until(lambda: arm.measured()[0] - home[0] > 0.07, 'it is not followed')
     bring(home + np.array([0.3, 0, 0, 0, 0, 0]))
     observer.until(lambda: arm.measured()[0] - home[0] > 0.28, 'it is not followed')
+    # A quarter of the way from closed to open.
+    observer.until(lambda: widths and abs(widths[-1].data[0] - 0.085 / 4) < 1e-6, 'no gripper')
     held.data = False
     bring(home)
     arm.waits_for_rest()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
+
+from robot_rl.registry import make_task
 
 
 @pytest.fixture
@@ -76,6 +79,37 @@ def test_a_node_that_cannot_start_ends_all_with_its_words(up, tmp_path):
     assert process.returncode == 2, text
     assert "unknown policy 'no_such_policy'" in text
     assert nodes_of(tmp_path) == {}
+
+
+def test_a_policy_of_another_task_is_refused_before_it_waits_for_what_never_comes(
+    up, policy_file, tmp_path
+):
+    """All joints were there, and after 30 s it was told that no cube had been seen."""
+    file = policy_file(make_task('ur5e/push').contract())
+    process = up('deploy', f'policy:={file}', 'task:=ur5e/reach', 'robot:=ur5e')
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    last = text.splitlines()[-1]
+    assert last.startswith(
+        'robot-rl: session has ended with code 2: task ur5e/reach: the contract'
+    )
+    assert "no stream 'cube_pose'" in last and last.endswith('logs/session.log)')
+
+
+def test_why_nothing_runs_is_the_last_line(command, tmp_path):
+    """That the page's port is in use was one line among those of six nodes."""
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        file = tmp_path / 'my.yaml'
+        file.write_text(f'/**/teleop:\n  ros__parameters:\n    page_port: {port}\n')
+        words = '--task', 'ur5e/reach', '--teleop', 'page', '--store', 'e', '--log-dir', 'logs'
+        process = command('record', *words, f'params_file:={file}')
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert text.splitlines()[-1].startswith(
+        f'robot-rl: teleop has ended with code 2: page_host 127.0.0.1, page_port {port}: '
+        'Address already in use'
+    )
 
 
 @pytest.mark.parametrize(

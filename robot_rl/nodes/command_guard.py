@@ -92,7 +92,7 @@ class ToArm:
         self._publisher.publish(self._message)
 
 
-class CommandGuardNode(Node):
+class CommandGuardNode(support.WorkingNode):
     """Publishes to the arm at its controller's rate, from a thread that does nothing else.
 
     That thread also reads joint states and commands, so that no callback can delay it.
@@ -124,13 +124,11 @@ class CommandGuardNode(Node):
         self._refusals: list[str] = []
         self._in_real_time = False
         self._realtime_priority = parameters.realtime_priority
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Begin to guard."""
         self._in_real_time = support.schedule_in_real_time(self, self._realtime_priority)
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
+        super().start(end)
 
     def close(self) -> None:
         """Bring the arm to rest, then say nothing: its controller holds its position, or 0."""
@@ -141,7 +139,7 @@ class CommandGuardNode(Node):
             until = time.monotonic() + RESTS_WITHIN_S
             while not self._to_arm.is_silent and time.monotonic() < until:
                 time.sleep(self._robot.controller.period_s)
-            self._worker.stop()
+            super().close()
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s

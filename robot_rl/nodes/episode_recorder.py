@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
@@ -71,7 +70,7 @@ class Topic:
     newest: tuple[bytes, dict[str, Any]] | None = None  # of a latched topic: it still holds
 
 
-class EpisodeRecorder(Node):
+class EpisodeRecorder(support.WorkingNode):
     """Opens an episode when it is prepared, commits it when it has ended.
 
     A required topic must have a publisher before the recorder is ready; any other one (of a
@@ -103,18 +102,15 @@ class EpisodeRecorder(Node):
         self.create_subscription(String, support.WORLD, self._on_world, support.LATCHED_READER)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Begin to listen."""
         self._require_disk()
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
+        super().start(end)
 
     def close(self) -> None:
         """Commit what there is of an episode that has run."""
-        if self._worker:
-            self._worker.stop()
+        super().close()
         if self._writer is not None:
             try:
                 self._drain(time.monotonic())

@@ -201,7 +201,7 @@ class ToWorld:
             self._poses[stream].publish(self._pose)
 
 
-class SimRobot(Node):
+class SimRobot(support.WorkingNode):
     """Steps the twin in real time, publishes what its driver would, takes its commands.
 
     An episode with a seed begins at that seed's initial condition. Between the reset and the
@@ -230,18 +230,11 @@ class SimRobot(Node):
         self.create_service(SetBool, '~/pause', self._on_pause)
         self.create_service(Trigger, '~/perturb', self._on_perturb)
         self._diagnostics = support.Diagnostics(self, f'{self._robot.name} (simulated)')
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Let time pass."""
         support.schedule_in_real_time(self, self._given.realtime_priority)
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
-
-    def close(self) -> None:
-        """Stop the time."""
-        if self._worker:
-            self._worker.stop()
+        super().start(end)
 
     def _create_topics(self) -> None:
         robot, kind = self._robot, Float64MultiArray

@@ -189,6 +189,25 @@ class Worker:
             self._end(1)
 
 
+class WorkingNode(Node):
+    """A node whose work a thread of its own does: `_work(stop)`, until `stop` is set."""
+
+    _worker: Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Begin the work; `end` asks for the end of the process, with an exit code."""
+        self._worker = Worker(self._work, end)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Stop the work, if it was begun."""
+        if self._worker:
+            self._worker.stop()
+
+    def _work(self, stop: threading.Event) -> None:
+        raise NotImplementedError
+
+
 class Spinning:
     """Runs the callbacks of a node in a thread."""
 

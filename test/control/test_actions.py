@@ -126,16 +126,18 @@ def test_a_twist_of_zero_keeps_the_command_also_over_many_steps(arm, contract):
 def test_a_twist_stays_within_workspace_and_joint_limits_where_it_is_singular(arm, contract):
     robot, chain = arm
     contract = with_actions(contract, twist(*TWIST, bound=1.0))
+    # Where an arm is stretched out, what is left of rounding decides which way it goes on.
+    starts = robot.home_position + np.random.default_rng(0).normal(size=(20, 6)) * 1e-9
     for push in np.vstack([np.eye(6), -np.eye(6)]):
-        command = robot.home_position
+        command, pushes = starts, np.tile(push, (len(starts), 1))
         for _ in range(150):
-            command = joint_target(contract, push, command, robot, chain)
+            command = joint_target(contract, pushes, command, robot, chain)
             assert np.isfinite(command).all()
             assert (command >= robot.lower).all() and (command <= robot.upper).all()
-            # At a metre a second, where it is stretched out, it slips by a centimetre.
+            # At a metre a second it slips by up to three centimetres there.
             tool = chain.position(command)
-            assert (tool > np.array(robot.workspace.lower) - 0.02).all()
-            assert (tool < np.array(robot.workspace.upper) + 0.02).all()
+            assert (tool > np.array(robot.workspace.lower) - 0.035).all()
+            assert (tool < np.array(robot.workspace.upper) + 0.035).all()
 
 
 def test_a_tool_outside_the_workspace_comes_back_as_fast_as_it_is_moved(arm, contract):

@@ -50,11 +50,19 @@ def unpacked(
     return picture if conversion is None else cv2.cvtColor(picture, conversion)
 
 
+def as_jpeg(picture: np.ndarray) -> bytes:
+    """Return an RGB picture [height, width, 3] uint8 as the JPEG that is kept of it.
+
+    Whatever is small in a picture of a policy has a colour of its own: colours are not halved.
+    """
+    whole = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return _encoded('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 95, *whole])
+
+
 def lossless(picture: np.ndarray) -> bytes:
     """Return an RGB picture [height, width, 3] uint8 as a PNG, which decoded() gives back."""
     # Level 1 is as small as the default for pictures of cameras.
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    return cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    return _encoded('.png', picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def fitted(picture: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -75,3 +83,8 @@ def fitted(picture: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     top, left = (found_height - tall) // 2, (found_width - wide) // 2
     part = picture[top : top + tall, left : left + wide]
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _encoded(suffix: str, picture: np.ndarray, options: Sequence[int]) -> bytes:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(suffix, bgr, options)[1].tobytes()

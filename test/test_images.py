@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.errors import ContractMismatch
-from robot_rl.images import decoded, fitted, unpacked
+from robot_rl.images import as_jpeg, decoded, fitted, lossless, unpacked
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,6 +38,16 @@ def test_compressed_pictures_become_rgb(suffix):
     sent = cv2.imencode(suffix, picture[..., ::-1])[1].tobytes()
     seen = decoded(array.array('B', sent), (48, 64, 3))
     assert np.abs(seen.astype(int) - picture).max() <= (0 if suffix == '.png' else 12)
+
+
+def test_what_is_kept_is_the_picture_or_close_to_it():
+    picture = cv2.GaussianBlur(noise(48, 64), (0, 0), 3)
+    picture[20:24, 30:34] = (250, 20, 20)  # small, and of a colour of its own
+    np.testing.assert_array_equal(decoded(lossless(picture), picture.shape), picture)
+    file = as_jpeg(picture)
+    assert file.startswith(b'\xff\xd8')
+    off = np.abs(decoded(file, picture.shape).astype(int) - picture)
+    assert off.mean() < 1.5 and off[20:24, 30:34].max() < 25
 
 
 def test_a_grey_jpeg_has_three_equal_channels():

@@ -33,6 +33,8 @@ CHAIN = {
     'episode_recorder': 'sink',
 }
 APPLIED, TO_ARM = '/command_guard/applied', '/forward_position_controller/commands'
+# The twin stands for a driver, whose controller_manager runs so.
+DRIVER_PRIORITY = 50
 # A period that lasts so many times as long as it should is late.
 LATE = 1.5
 # What a graph does in its first moments counts for nothing.
@@ -134,7 +136,7 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
     robot, task, policy = _files(rate_hz, folder)
     steps = round((WARM_UP_S + seconds) * rate_hz)
     with Supervisor(folder / 'logs') as supervisor:
-        supervisor.start('sim_robot', {'task': task})
+        supervisor.start('sim_robot', {'task': task, 'realtime_priority': DRIVER_PRIORITY})
         supervisor.start('traced_policy', {'policy': policy, 'robot': robot}, name='policy')
         supervisor.start('traced_guard', {'robot': robot}, name='command_guard')
         recorder = {'root': str(folder / 'episodes'), 'robot': robot}

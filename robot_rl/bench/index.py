@@ -6,6 +6,7 @@ import datetime
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from robot_rl import registry
-from robot_rl.storage.episode import EpisodeHeader
+from robot_rl.storage.episode import HEADER_FILE, EpisodeHeader
 from robot_rl.storage.index import Entry, Index
 from robot_rl.storage.rewards import RewardInfo
-from robot_rl.storage.store import INDEX_FILE, Store
+from robot_rl.storage.store import INDEX_FILE, Store, header_stamp
 
 EPISODES = 100_000
 TASK = 'ur5e/reach'
@@ -68,9 +69,9 @@ _QUERIES: dict[str, Callable[[Entry], bool]] = {
 def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
     """Yield the time that each query takes, with the look for new directories that it begins with.
 
-    The folder has an empty directory for each of 100,000 made-up headers, which are put into the
-    index directly. The value is the median over about `seconds` in all; the reference is a walk
-    over the same headers as Python objects in memory.
+    The folder has a directory with an empty file for each of 100,000 made-up headers, which are
+    put into the index directly. The value is the median over about `seconds` in all; the reference
+    is a walk over the same headers as Python objects in memory.
     """
     entries = list(_made_up())
     with tempfile.TemporaryDirectory(prefix='robot-rl-bench-') as folder:
@@ -78,11 +79,13 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
         root.mkdir()
         for entry in entries:
             (root / entry.header.id).mkdir()
+            (root / entry.header.id / HEADER_FILE).touch()
+        entries = [e._replace(stamp=header_stamp(str(root), e.header.id)) for e in entries]
         yield _building(root, entries)
         _wait_until_settled(root)
         store = Store(root)
         store.episodes()
-        each = seconds / (len(_QUERIES) + 3)
+        each = seconds / (len(_QUERIES) + 5)
         for query, holds in _QUERIES.items():
             found_ms = _median_ms(lambda query=query: store.episodes(query), each)
             start = time.perf_counter()
@@ -96,6 +99,9 @@ def run(seconds: float = 20.0) -> Iterator[dict[str, Any]]:
             "query '' of a store just opened", _median_ms(lambda: Store(root).episodes(), each)
         )
         yield _row('query just after a directory has come', _after_changes(store, root, each))
+        yield _counting(store, entries, each)
+        look_ms = _median_ms(store.look_again, each)
+        yield _row(f'{len(entries)} headers looked at, as ls and stats begin', look_ms)
         headers = store.episodes('seed=7')
         yield _row(f'{len(headers)} headers read', _median_ms(lambda: list(headers), each))
 
@@ -154,6 +160,17 @@ def _building(root: Path, entries: list[Entry]) -> dict[str, Any]:
         'reference': None,
         'ratio': None,
     }
+
+
+def _counting(store: Store, entries: list[Entry], seconds: float) -> dict[str, Any]:
+    """Return how long what `stats` tells takes to be counted."""
+    counts_ms = _median_ms(store.counts, seconds)
+    start = time.perf_counter()
+    groups = Counter((e.header.task, e.header.source) for e in entries)
+    walk_ms = (time.perf_counter() - start) * 1e3
+    if {key: count.episodes for key, count in store.counts().items()} != groups:
+        raise AssertionError('counts: the index and the walk differ')
+    return _row(f'{len(entries)} episodes counted by task and source', counts_ms, walk_ms)
 
 
 def _wait_until_settled(root: Path) -> None:

@@ -33,7 +33,7 @@ class Options(Spec):
     seconds: pydantic.PositiveFloat | None = pydantic.Field(
         None,
         description='how long to measure [s], about; learner: each agent; deploy: each rate; '
-        'storage: each comparison; without it 20, and record 600',
+        'storage: each comparison; without it 20, workers 60 and record 600',
     )
     agents: tuple[Literal['d4pg', 'mpo', 'dmpo'], ...] = pydantic.Field(
         ('d4pg', 'mpo', 'dmpo'), description='learner: whose updates'

@@ -12,7 +12,7 @@ import pydantic
 import tyro
 
 from robot_rl.cli import common
-from robot_rl.errors import RobotRLError, StorageError
+from robot_rl.errors import RobotRLError, StorageError, UnknownName
 from robot_rl.storage import checksums, doors, garbage, recovery, transfer
 from robot_rl.storage.claims import in_use
 from robot_rl.storage.episode import DISCARDED, HEADER_FILE, PARTIAL
@@ -94,11 +94,9 @@ class GcOptions(common.StoreOptions):
 
 def find(store: Store, query: tuple[str, ...]) -> Episodes:
     """Return the episodes that match; names that no episode has are told on stderr."""
-    found = store.episodes(query)
-    if store.look_again(found.ids):
-        found = store.episodes(query)
+    store.look_again(query)
     tell(store.hints(query))
-    return found
+    return store.episodes(query)
 
 
 def verify(options: VerifyOptions) -> int:
@@ -185,7 +183,11 @@ def _cut(store: Store, id: str) -> Path:
     """Return the directory of a partial episode. Raises UnknownName where there is none."""
     if id in store.episodes(id=id).ids:
         raise RobotRLError(f'{store.root / id}: was finished; there is nothing to recover')
-    return store.open(f'{id}{PARTIAL}').path
+    partial = [path for path in store.unfinished() if path.name.endswith(PARTIAL)]
+    cut = {path.name.removesuffix(PARTIAL): path for path in partial}
+    if id not in cut:
+        raise UnknownName('unfinished episode', id, cut)
+    return cut[id]
 
 
 def export(options: ExportOptions) -> int:

@@ -40,6 +40,8 @@ from robot_rl.storage.store import Store
 EXAMPLE = 'robot-rl episodes ls --json task=ur5e/reach source=policy success=true'
 # What is shown of a reward sequence.
 _OF_REWARDS = 'id', 'task', 'kind', 'author', 'model_sha256', 'created_ns'
+# What is shown of the world that an episode was simulated in.
+_OF_WORLD = 'randomisation', 'domain'
 TRUTH = {'true': True, 'false': False, 'unknown': None}
 
 
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
 
 def _list(options: ListOptions) -> None:
     store = options.open()
-    headers = episode_care.find(store, options.query)
+    headers = list(episode_care.find(store, options.query))
     unfinished = [path.name for path in store.unfinished()]
     data = {
         'count': len(headers),
@@ -137,8 +139,11 @@ def _show(options: ShowOptions) -> None:
         drawn = episode_pictures.draw(reader, options.out, notes.append)
         found |= {'drawn': [str(path) for path in drawn], 'not_drawn': list(dict.fromkeys(notes))}
     told = _summary(store, reader.header)
-    text = yaml.safe_dump(told | found, sort_keys=False, allow_unicode=True, width=99).rstrip()
-    common.emit(reader.header.to_dict() | told | found, options.as_json, text)
+    header = reader.header.to_dict()
+    world = {name: header['extra'][name] for name in _OF_WORLD if name in header['extra']}
+    shown = told | world | found
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=99).rstrip()
+    common.emit(header | told | found, options.as_json, text)
 
 
 def _led(episode: EpisodeReader) -> dict[str, Any]:
@@ -158,10 +163,10 @@ def _led(episode: EpisodeReader) -> dict[str, Any]:
 
 def _stats(options: StatsOptions) -> None:
     store = options.open()
-    headers = episode_care.find(store, options.query)
+    episode_care.find(store, options.query)
     episode_care.tell(store.damaged.values())
-    groups = statistics.by_task_and_source(headers)
-    total = statistics.count(headers)
+    groups = store.counts(options.query)
+    total = statistics.total(groups.values())
     rows = [_counted({'task': key[0], 'source': key[1]}, groups[key]) for key in groups]
     lines = common.table(
         [

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-# How long before a deadline what is to be done then is rehearsed [s].
-REHEARSAL_S = 0.5e-3
-# A shorter sleep leaves the caches as they are; at such rates the processor has better to do [s].
-LONG_SLEEP_S = 5e-3
-# So many rehearsals show how long one takes: the first may be slow.
-TRIES = 3
+# This share of a period is time enough to prepare a tick, or there is none.
+LONGEST_LEAD = 0.25
+# So many preparations show how long one takes: the first may be slow.
+TRIES = 5
 
 
 class Clock(Protocol):
@@ -41,25 +39,27 @@ class SteadyClock:
             time.sleep(remaining)
 
 
-class RehearsingClock(SteadyClock):
-    """A steady clock that does `rehearse` shortly before it wakes its sleeper.
+class PreparingClock(SteadyClock):
+    """A steady clock that does `prepare(deadline_s)` shortly before it wakes its sleeper.
 
-    What slept for milliseconds has lost its code and data from the processor's caches: a control
-    tick takes three quarters of its time when it was rehearsed. Short sleeps are left alone, and
-    so is what takes longer than REHEARSAL_S at the quickest: it would be late by itself.
+    What can be done before a deadline is done by then, and what is left runs on warm caches: who
+    has slept has lost code and data to other processes. It begins early by twice as long as it
+    took at the quickest; where that is more than a quarter of the period it is left out: the
+    sleeper would be late.
     """
 
-    def __init__(self, rehearse: Callable[[], None]):
-        self._rehearse = rehearse
+    def __init__(self, prepare: Callable[[float], None], period_s: float):
+        self._prepare, self._longest_s = prepare, LONGEST_LEAD * period_s
         self._tries, self._quickest_s = 0, float('inf')
 
     def sleep_until(self, deadline_s: float) -> None:
-        """Sleep, rehearse, and sleep again until an absolute time."""
-        fits = self._quickest_s < REHEARSAL_S or self._tries < TRIES
-        if fits and deadline_s - self.now() > LONG_SLEEP_S:
-            super().sleep_until(deadline_s - REHEARSAL_S)
+        """Sleep, prepare, and sleep again until an absolute time."""
+        fits = self._quickest_s < self._longest_s or self._tries < TRIES
+        starts = deadline_s - min(2 * self._quickest_s, self._longest_s)
+        if fits and starts > self.now():
+            super().sleep_until(starts)
             began = self.now()
-            self._rehearse()
+            self._prepare(deadline_s)
             self._tries += 1
             self._quickest_s = min(self._quickest_s, self.now() - began)
         super().sleep_until(deadline_s)

@@ -394,7 +394,7 @@ class CommandGuard:
         return Applied(position, velocity, self._stamp, self.source)
 
     def rehearse(self, now: float) -> None:
-        """Take the last target and tick once more, without any effect (see RehearsingClock)."""
+        """Take the last target and tick once more, without any effect: it warms caches."""
         if self._line is None:
             return
         double = copy.copy(self)

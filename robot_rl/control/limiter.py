@@ -95,13 +95,13 @@ def track(
     acceleration = limits.max_acceleration
     wanted = shortened(require_finite('aim velocity', aim_velocity), limits.max_velocity)
     error = aim - position - wanted * dt
-    wanted = wanted + shortened(error / dt, _stoppable(np.abs(error), dt, acceleration))
+    ways = np.stack([np.abs(error), limits.upper - position, position - limits.lower])
+    to_aim, high, low = _stoppable(ways, dt, acceleration)
+    wanted = wanted + shortened(error / dt, to_aim)
     change = shortened(wanted, limits.max_velocity) - velocity
     moved = velocity + shortened(change, acceleration * dt)
     braked = _braked(velocity, dt, acceleration)
-    high = _stoppable(limits.upper - position, dt, acceleration)
-    low = -_stoppable(position - limits.lower, dt, acceleration)
-    room = np.where(moved > braked, high - braked, braked - low)
+    room = np.where(moved > braked, high - braked, braked + low)
     velocity = braked + shortened(moved - braked, np.maximum(room, 0.0))
     return limits.clip(position + velocity * dt), velocity
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,13 +41,22 @@ class Command:
     width: float | None = None
 
 
+class _Decision(NamedTuple):
+    """What a tick decides, the policy's next state, and how many samples had come by then."""
+
+    command: Command
+    state: dict[str, np.ndarray]
+    version: int
+
+
 class ControlLoop:
     """Runs a policy on streams, one tick a control period, on any clock.
 
     When an episode is prepared call observations.reset() and feed it (put) until nothing is
-    missing; when it starts call begin(), then tick(). The stream command.position is the loop's
-    own last target, at first the pose given to begin(), or where rebase() has put it. Raises
-    ContractMismatch at once for a contract that does not fit the robot.
+    missing; when it starts call begin(), then tick(), shortly before which prepare() may do its
+    work. The stream command.position is the loop's own last target, at first the pose given to
+    begin(), or where rebase() has put it. Raises ContractMismatch at once for a contract that
+    does not fit the robot.
     """
 
     def __init__(
@@ -66,8 +76,7 @@ class ControlLoop:
         self.steps = 0
         self._command: np.ndarray | None = None
         self._state: dict[str, np.ndarray] = {}
-        # What was seen last, as a batch of one, and what the policy asked for.
-        self._last: tuple[Observation, np.ndarray] | None = None
+        self._prepared: _Decision | None = None
 
     def begin(self, measured: ArrayLike) -> None:
         """Start an episode at the measured joint positions [n]: step 0, initial state, no history.
@@ -76,8 +85,8 @@ class ControlLoop:
         """
         command = self._pose('measured joint positions', measured)
         self.observations.reset_history()
-        self._command = command
-        self._state, self._last = self.policy.initial_state(1), None
+        self._command, self._prepared = command, None
+        self._state = self.policy.initial_state(1)
         self.steps = 0
 
     def rebase(self, command: ArrayLike) -> None:
@@ -85,20 +94,41 @@ class ControlLoop:
 
         Otherwise a policy whose actions are relative would lead it back. State and history stay.
         """
-        self._command = self._pose('applied command', command)
+        self._command, self._prepared = self._pose('applied command', command), None
+
+    def prepare(self, now_s: float) -> None:
+        """Decide beforehand: a tick() before which no other sample comes has it at once.
+
+        Without any effect, and not at all where the policy is not pure.
+        """
+        if self._command is not None and self.policy.is_pure:
+            with contextlib.suppress(RobotRLError):  # the tick will say it, if it is still so
+                self._prepared = self._decide(now_s)
 
     def tick(self, now_s: float) -> Command:
         """Decide once. Raises a RobotRLError, and commands nothing, where anything is amiss."""
         if self._command is None:
             raise ContractMismatch('control loop: tick before begin; it has no pose to start from')
+        decision, self._prepared = self._prepared, None
+        if decision is None or decision.version != self.observations.version:
+            decision = self._decide(now_s)
+        else:
+            self.observations.require(now_s)  # it has grown older
+        self.observations.keep(decision.command.observation)
+        self._command, self._state = decision.command.target, decision.state
+        self.steps += 1
+        return decision.command
+
+    def _decide(self, now_s: float) -> _Decision:
+        """Return what the newest samples lead to."""
+        version = self.observations.version
         observation, stamp_s = self.observations.assemble(now_s, self._command)
         batch = {name: values[None] for name, values in observation.items()}
         actions, state = self.policy.select(batch, self._state)
         requested = actions[0]
         target, applied, width = self._led(requested)
-        self._command, self._state, self._last = target, state, (batch, requested)
-        self.steps += 1
-        return Command(target, requested, applied, stamp_s, observation, width)
+        command = Command(target, requested, applied, stamp_s, observation, width)
+        return _Decision(command, state, version)
 
     def _pose(self, what: str, positions: ArrayLike) -> np.ndarray:
         positions = require_finite(what, positions)
@@ -116,14 +146,6 @@ class ControlLoop:
         width = gripper_width(contract, requested, robot)
         applied = applied_action(contract, target, self._command, robot, chain, width)
         return target, applied, None if width is None else float(width)
-
-    def rehearse(self) -> None:
-        """Decide once more on what was seen last, without any effect (see RehearsingClock)."""
-        if self._last is not None:
-            batch, requested = self._last
-            with contextlib.suppress(RobotRLError):  # the tick will say it, if it is still so
-                self.policy.rehearse(batch, self._state)
-            self._led(requested)
 
 
 def require_served(contract: Contract, robot: RobotSpec) -> None:

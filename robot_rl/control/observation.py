@@ -171,6 +171,16 @@ class History:
 
         `first` (bool, the leading axes) marks lanes of a batch in which an episode begins.
         """
+        stacked = self.stacked(observation, first)
+        self.keep(stacked)
+        return stacked
+
+    def keep(self, stacked: Observation) -> None:
+        """Let what stacked() has returned be the last step."""
+        self._stacks = {field.name: stacked[field.name] for field in self._fields}
+
+    def stacked(self, observation: Observation, first: np.ndarray | None = None) -> Observation:
+        """Return what push() would, and add nothing."""
         stacked = dict(observation)
         for field in self._fields:
             step = observation[field.name]
@@ -182,7 +192,7 @@ class History:
             if first is not None:
                 lanes = np.reshape(first, first.shape + (1,) * (stack.ndim - first.ndim))
                 stack = np.where(lanes, fresh, stack)
-            self._stacks[field.name] = stacked[field.name] = stack
+            stacked[field.name] = stack
         return stacked
 
 
@@ -238,6 +248,7 @@ class ObservationAssembler:
         self._indices = functools.lru_cache(maxsize=16)(robot.indices)  # the same names each time
         self._history = History(contract)
         self._samples: dict[str, _Sample] = {}
+        self.version = 0  # counts the samples that were taken
 
     def reset(self) -> None:
         """Forget every sample that grows old, and the history: a new episode."""
@@ -275,6 +286,7 @@ class ObservationAssembler:
         else:
             taken = _pose_values(stream, values)
         self._samples[stream] = _Sample(stamp_s, taken)
+        self.version += 1
 
     def absent(self) -> list[str]:
         """Return the streams that must be brought and of which nothing has come."""
@@ -300,21 +312,29 @@ class ObservationAssembler:
         """Say what has not come or has expired; nothing: all is there."""
         return [*(f'{stream}: none has come' for stream in self.absent()), *self.expired(now_s)]
 
-    def assemble(self, now_s: float, command: ArrayLike) -> tuple[Observation, float]:
-        """Return ({field: [*full_shape]}, stamp of the joint_states it was made of).
-
-        `command` [n] is the last commanded position. Call it once a control tick: it moves the
-        history on. Raises ContractMismatch where missing() has something to say.
-        """
+    def require(self, now_s: float) -> None:
+        """Raise ContractMismatch where missing() has something to say."""
         problems = self.missing(now_s)
         if problems:
             raise ContractMismatch('observation: ' + '; '.join(problems))
+
+    def assemble(self, now_s: float, command: ArrayLike) -> tuple[Observation, float]:
+        """Return ({field: [*full_shape]}, stamp of the joint_states it was made of).
+
+        `command` [n] is the last commanded position. keep() moves the history on, once a control
+        tick. Raises ContractMismatch as require() does.
+        """
+        self.require(now_s)
         streams = {stream: sample.values for stream, sample in self._samples.items()}
         streams['command'] = {'position': require_finite('command', command)}
         if self._gripper is not None:
             streams['gripper'] = {'width': streams['joint_states']['width']}
         observation = self._observer.observe(streams)
-        return self._history.push(observation), self._samples['joint_states'].stamp_s
+        return self._history.stacked(observation), self._samples['joint_states'].stamp_s
+
+    def keep(self, observation: Observation) -> None:
+        """Let what assemble() has returned be what was seen at the last tick."""
+        self._history.keep(observation)
 
     def _joint_values(
         self, stream: str, stamp_s: float, values: Mapping[str, ArrayLike], names: tuple[str, ...]

@@ -29,6 +29,8 @@ class Policy(Protocol):
     """(observation, state) -> (action, state), over a batch of B."""
 
     card: PolicyCard
+    # Whether select() depends on nothing but what it is given, and so may be called in vain.
+    is_pure: bool
 
     @property
     def contract(self) -> Contract:
@@ -47,10 +49,6 @@ class Policy(Protocol):
         """
         ...
 
-    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
-        """Do what select does, without any effect."""
-        ...
-
 
 class _Stateless:
     """What the policies without a file have in common."""
@@ -65,12 +63,11 @@ class _Stateless:
     def initial_state(self, batch: int) -> Arrays:
         return {}
 
-    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
-        """Do nothing: what costs nothing needs no rehearsal, and drawing has an effect."""
-
 
 class RandomPolicy(_Stateless):
     """Actions drawn uniformly from between the contract's bounds."""
+
+    is_pure = False
 
     def __init__(self, contract: Contract, seed: int = 0):
         super().__init__('random', contract)
@@ -88,6 +85,8 @@ class RandomPolicy(_Stateless):
 
 class ConstantPolicy(_Stateless):
     """Always the middle between the contract's bounds: with symmetric joint_delta, no motion."""
+
+    is_pure = True
 
     def __init__(self, contract: Contract):
         super().__init__('constant', contract)
@@ -109,6 +108,8 @@ class OnnxPolicy:
     spins. Raises PolicyFileError for a file that is missing, damaged, foreign, or whose graph is
     not what its card says.
     """
+
+    is_pure = True
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -146,10 +147,6 @@ class OnnxPolicy:
             if not np.isfinite(values).all():
                 raise PolicyFileError(f'{self.path}: {name} holds NaN or infinite values')
         return action, {name.removeprefix('next_state/'): v for name, v in outputs.items()}
-
-    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
-        """Select, and forget it."""
-        self.select(observation, state)
 
     def _run(self, observation: Mapping[str, np.ndarray], state: Arrays) -> Arrays:
         feed = {

@@ -93,6 +93,7 @@ class Demonstrator:
 
     def __init__(self, task: ArmTask, noise: float = 0.0, seed: int = 0):
         self.task, self._noise = task, noise
+        self.is_pure = not noise
         contract = task.seeing('poses').contract()
         self.card = PolicyCard(id='scripted', contract=contract, agent='scripted', task=task.name)
         self._rng = np.random.default_rng(seed)
@@ -125,9 +126,6 @@ class Demonstrator:
             action = action + np.where(self._of_arm, disturbance, 0.0)
         low, high = self.contract.action_lower, self.contract.action_upper
         return np.clip(action, low, high).astype(np.float32), state
-
-    def rehearse(self, observation: Mapping[str, np.ndarray], state: Arrays) -> None:
-        """Do nothing: drawing a disturbance has an effect."""
 
     def _move(self, view: View, state: Arrays) -> tuple[Move, Arrays]:
         raise NotImplementedError

@@ -64,19 +64,11 @@ def _episodes(
         columns, actions = _round(environment, policy, chosen + padding)
         for lane, seed in enumerate(chosen):
             own = {name: values[:, lane] for name, values in columns.items()}
-            where = {'seed': seed, 'extra': _world(environment, lane)}
+            world = environment.task.randomisation.told(environment.domains[lane])
+            where = {'seed': seed, 'extra': world}
             yield functools.partial(
                 _episode, environment.task, own, actions[:, lane], {**about, **where}
             )
-
-
-def _world(environment: ArmEnvironment, lane: int) -> dict[str, Any]:
-    """Return what the header says of a randomised world: what it was drawn from, and what came."""
-    drawn_from = environment.task.randomisation
-    if not drawn_from.is_on:
-        return {}
-    domain = environment.domains[lane]
-    return {'randomisation': drawn_from.to_dict(), 'domain': domain.to_dict()}
 
 
 def _round(

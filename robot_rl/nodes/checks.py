@@ -228,10 +228,23 @@ def _niceness() -> Finding:
             f'nice {nice}: others run first',
             'start from a shell that is not niced',
         )
+    hints = []
     realtime = Path('/sys/kernel/realtime').exists()
+    if not realtime:
+        hints.append("the arm's own driver may want a PREEMPT_RT kernel")
+    allowed = _may_run_in_real_time()
+    if not allowed:
+        hints.append('let policy and guard go before others: rtprio in docs/deploy_to_an_arm.md')
     kernel = 'real-time' if realtime else 'ordinary'
-    hint = '' if realtime else "the arm's own driver may want a PREEMPT_RT kernel"
-    return Finding('OK', 'priority', f'nice {nice}, {kernel} kernel', hint)
+    words = f'nice {nice}, {kernel} kernel, SCHED_FIFO {"allowed" if allowed else "not allowed"}'
+    return Finding('OK', 'priority', words, '; '.join(hints))
+
+
+def _may_run_in_real_time() -> bool:
+    """Ask the system, in a process of its own: ours is to stay as it is."""
+    ask = 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))'
+    done = subprocess.run([sys.executable, '-c', ask], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _time() -> Finding:

@@ -14,7 +14,7 @@ from std_msgs.msg import Bool, Empty, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from robot_rl.control.clocks import RehearsingClock
+from robot_rl.control.clocks import PreparingClock
 from robot_rl.control.guard import Applied, CommandGuard, GuardConfig, GuardState
 from robot_rl.control.session import SessionInfo
 from robot_rl.errors import SpecError
@@ -38,11 +38,12 @@ RESTS_WITHIN_S = 2.0
 
 
 class Parameters(GuardConfig):
-    """The ROS parameters of command_guard: GuardConfig's, and which arm it guards."""
+    """The ROS parameters of command_guard: GuardConfig's, which arm it guards, and how."""
 
     robot: str = pydantic.Field(
         'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
     )
+    realtime_priority: int = support.realtime_priority(50)
 
 
 class ToArm:
@@ -91,7 +92,7 @@ class ToArm:
         self._publisher.publish(self._message)
 
 
-class CommandGuardNode(Node):
+class CommandGuardNode(support.WorkingNode):
     """Publishes to the arm at its controller's rate, from a thread that does nothing else.
 
     That thread also reads joint states and commands, so that no callback can delay it.
@@ -102,7 +103,7 @@ class CommandGuardNode(Node):
         support.declare_parameters(self, Parameters)
         parameters = support.read_parameters(self, Parameters)
         self._robot = RobotSpec.load(parameters.robot)
-        config = GuardConfig.parse(parameters.model_dump(exclude={'robot'}))
+        config = GuardConfig.parse(parameters.model_dump(include=set(GuardConfig.model_fields)))
         chain = KinematicChain.from_spec(self._robot)
         self._guard = CommandGuard(self._robot, chain, config)
         self._guard.block('start', STARTING, time.monotonic())
@@ -120,12 +121,14 @@ class CommandGuardNode(Node):
         self._overruns = 0
         self._heard_at = {'joint_states': -float('inf')}  # steady time of the newest message [s]
         self._published, self._latencies_s = 0, support.Tally()
-        self._worker: support.Worker | None = None
+        self._refusals: list[str] = []
+        self._in_real_time = False
+        self._realtime_priority = parameters.realtime_priority
 
     def start(self, end: End) -> None:
         """Begin to guard."""
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
+        self._in_real_time = support.schedule_in_real_time(self, self._realtime_priority)
+        super().start(end)
 
     def close(self) -> None:
         """Bring the arm to rest, then say nothing: its controller holds its position, or 0."""
@@ -136,7 +139,7 @@ class CommandGuardNode(Node):
             until = time.monotonic() + RESTS_WITHIN_S
             while not self._to_arm.is_silent and time.monotonic() < until:
                 time.sleep(self._robot.controller.period_s)
-            self._worker.stop()
+            super().close()
 
     def _create_topics(self) -> None:
         robot, period_s = self._robot, self._robot.controller.period_s
@@ -170,58 +173,68 @@ class CommandGuardNode(Node):
     def _work(self, stop: threading.Event) -> None:
         period_s = self._robot.controller.period_s
         began = last = reported = time.monotonic()
-        for now in support.every(period_s, stop, RehearsingClock(self._rehearse)):
-            with self._lock:
-                if self._listening and now - began > LISTEN_S:
-                    self._stop_listening()
-                refusals = self._hear_sources(now)
-                applied = self._guard.tick(now)
-                source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
-                source = 'starting' if self._listening else source or 'idle'
-                told = self._to_arm.prepare(applied)
-            if told:
-                self._to_arm.publish()
-            if applied is not None:
-                self._publish(applied)
-                self._published += 1
-            # Only now, for the next tick: no command waits for what the arm has to say.
-            with self._lock:
-                refusals.append(self._hear_arm(now))
-                if self._preparing:
-                    self._answer_when_ready()
-            for reason in filter(None, refusals):
-                self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
-            self._source.say(source)
-            self._stopped.say(stopped)
+        clock = PreparingClock(self._prepare_tick, period_s)
+        for now in support.every(period_s, stop, clock):
+            if self._listening and now - began > LISTEN_S:
+                self._stop_listening()
+            self._tick(now)
             self._overruns += now - last > 1.5 * period_s
             last = now
             if now - reported >= 1.0:
                 reported = now
                 self._report()
 
-    def _rehearse(self) -> None:
+    def _prepare_tick(self, due_s: float) -> None:
+        """Shortly before a tick: hear what has come, and warm up what is left to do then."""
         with self._lock:
-            self._guard.rehearse(time.monotonic())
+            self._hear_sources(time.monotonic())
+            self._guard.rehearse(due_s)
 
-    def _hear_sources(self, now: float) -> list[str | None]:
-        """Give the newest commands to the guard; return why any is refused."""
-        refusals = []
+    def _tick(self, now: float) -> None:
+        with self._lock:
+            self._hear_sources(now)
+            applied = self._guard.tick(now)
+            source, stopped = self._guard.source, self._guard.state is GuardState.ESTOP
+            source = 'starting' if self._listening else source or 'idle'
+            told = self._to_arm.prepare(applied)
+        if told:
+            self._to_arm.publish()
+        if applied is not None:
+            self._publish(applied)
+            self._published += 1
+        # Only now, for the next tick: no command waits for what the arm has to say.
+        with self._lock:
+            self._hear_arm(now)
+            if self._preparing:
+                self._answer_when_ready()
+        for reason in self._refusals:
+            self.get_logger().error(f'refused: {reason}', throttle_duration_sec=1.0)
+        self._refusals.clear()
+        self._source.say(source)
+        self._stopped.say(stopped)
+
+    def _hear_sources(self, now: float) -> None:
+        """Give the newest commands to the guard."""
         for source, commands in self._commands.items():
             if (message := commands.newest()) is not None:
                 self._heard_at[source] = now
                 if stamp_s := support.seconds(message.header.stamp):  # teleop may leave it out
                     self._latencies_s.add(self.get_clock().now().nanoseconds * 1e-9 - stamp_s)
-                refusals.append(self._command(source, message, now))
+                self._note(self._command(source, message, now))
         for source, widths in self._widths.items():
             if (message := widths.newest()) is not None:
-                refusals.append(self._grip(source, message, now))
-        return refusals
+                self._note(self._grip(source, message, now))
 
-    def _hear_arm(self, now: float) -> str | None:
-        """Tell the guard where the arm stands; return why that is refused."""
+    def _note(self, refusal: str | None) -> None:
+        """Keep why a message is refused, to be told when there is time for it."""
+        if refusal is not None:
+            self._refusals.append(refusal)
+
+    def _hear_arm(self, now: float) -> None:
+        """Tell the guard where the arm stands."""
         measured = self._joint_states.newest()
         if measured is None:
-            return None
+            return
         self._heard_at['joint_states'] = now
         astray = self._guard.astray
         stamp = support.nanoseconds(measured.header.stamp)
@@ -229,7 +242,7 @@ class CommandGuardNode(Node):
         self._arm_heard |= refusal is None
         if self._guard.astray and not astray:
             self._participant.report('error', self._guard.astray)
-        return refusal
+        self._note(refusal)
 
     def _answer_when_ready(self) -> None:
         """Say so once nothing is left of the commands before: they are not for where it begins."""
@@ -373,6 +386,7 @@ class CommandGuardNode(Node):
         values |= {
             'rate_hz': published,
             'wanted_rate_hz': self._robot.controller.rate_hz,
+            'in_real_time': self._in_real_time,
             'command_latency_mean_ms': round(latency_s * 1e3, 2),
             'command_latency_max_ms': round(oldest_s * 1e3, 2),
         }

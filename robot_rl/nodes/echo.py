@@ -13,7 +13,6 @@ import time
 from typing import Any, Literal
 
 import pydantic
-from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -34,7 +33,7 @@ class Parameters(Spec):
     rate_hz: pydantic.PositiveFloat = pydantic.Field(100.0, description='of source and timer')
 
 
-class Echo(Node):
+class Echo(support.WorkingNode):
     """One link. When they end, the sink prints {"latency_s": [...]}, stamp to arrival, and the
     timer {"ticks_ns": [...]}, since the epoch.
     """
@@ -45,19 +44,16 @@ class Echo(Node):
         self._given = support.read_parameters(self, Parameters)
         self._latencies: list[float] = []
         self._ticks: list[int] = []
-        self._worker: support.Worker | None = None
         getattr(self, f'_be_{self._given.role}')()
 
     def start(self, end: End) -> None:
         """Begin to publish, where this is the source."""
         if self._given.role == 'source':
-            self._worker = support.Worker(self._work, end)
-            self._worker.start()
+            super().start(end)
 
     def close(self) -> None:
         """Say what was measured, where this is the sink or the timer."""
-        if self._worker:
-            self._worker.stop()
+        super().close()
         if self._given.role == 'sink':
             print(json.dumps({'latency_s': self._latencies}), flush=True)
         if self._given.role == 'timer':

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
@@ -71,7 +70,7 @@ class Topic:
     newest: tuple[bytes, dict[str, Any]] | None = None  # of a latched topic: it still holds
 
 
-class EpisodeRecorder(Node):
+class EpisodeRecorder(support.WorkingNode):
     """Opens an episode when it is prepared, commits it when it has ended.
 
     A required topic must have a publisher before the recorder is ready; any other one (of a
@@ -98,21 +97,20 @@ class EpisodeRecorder(Node):
         self._lost: dict[str, int] = {}
         self._sizes = RecentSizes(self._root)
         self._led_by: list[str] = []  # who commanded in turn, since the episode runs
+        self._world: dict[str, Any] = {}  # the newest that a twin told
         self.create_subscription(String, support.SOURCE, self._on_source, support.LATCHED_READER)
+        self.create_subscription(String, support.WORLD, self._on_world, support.LATCHED_READER)
         self._participant = support.Participant(self, self._on_session)
         self._diagnostics = support.Diagnostics(self, str(self._root))
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Begin to listen."""
         self._require_disk()
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
+        super().start(end)
 
     def close(self) -> None:
         """Commit what there is of an episode that has run."""
-        if self._worker:
-            self._worker.stop()
+        super().close()
         if self._writer is not None:
             try:
                 self._drain(time.monotonic())
@@ -158,6 +156,10 @@ class EpisodeRecorder(Node):
     def _on_source(self, message: String) -> None:
         with self._lock:
             self._led_by.append(message.data)
+
+    def _on_world(self, message: String) -> None:
+        with self._lock:
+            self._world = json.loads(message.data)
 
     def _writes(self, info: SessionInfo) -> bool:
         return self._writer is not None and self._writer.header.id == info.episode
@@ -325,7 +327,7 @@ class EpisodeRecorder(Node):
         """Commit or discard the episode, and say where it lies and what it lacks."""
         writer, self._writer = self._writer, None
         self._end, self._waiting = None, False
-        path = _commit(writer, result, termination, self._interventions(writer.header))
+        path = _commit(writer, result, termination, **self._came_to_know(writer.header))
         if result != 'discarded':
             self._sizes.add(writer.header)
         report = writer.report()
@@ -342,8 +344,21 @@ class EpisodeRecorder(Node):
         self._end, self._waiting = None, False
         if writer is not None:
             with contextlib.suppress(StorageError):  # which is told below
-                _commit(writer, *self._cut(str(error)), self._interventions(writer.header))
+                _commit(writer, *self._cut(str(error)), **self._came_to_know(writer.header))
         self._participant.report('error', f'episode_recorder: {error}')
+
+    def _came_to_know(self, header: EpisodeHeader) -> dict[str, Any]:
+        """Return the fields of the header that were not known when the episode began."""
+        return {'interventions': self._interventions(header), 'extra': self._drawn(header)}
+
+    def _drawn(self, header: EpisodeHeader) -> dict[str, Any]:
+        """Return what a twin told of the world that it drew for the episode in hand.
+
+        Without a seed the episode is in the world of the one before.
+        """
+        told = dict(self._world)
+        seed = told.pop('seed', None)
+        return told if header.seed in (None, seed) else {}
 
     def _interventions(self, header: EpisodeHeader) -> int:
         """Count how often a person took over from the policy of the episode in hand."""
@@ -417,12 +432,12 @@ class EpisodeRecorder(Node):
         self._diagnostics.publish(level, '; '.join(problems) or 'recording', about)
 
 
-def _commit(writer: EpisodeWriter, result: str, termination: str, interventions: int) -> Path:
+def _commit(writer: EpisodeWriter, result: str, termination: str, **fields: Any) -> Path:
     """Commit or discard an episode and return its directory.
 
     Where that cannot be written, what could be is committed as truncated, and StorageError raised.
     """
-    fields = {'result': result, 'termination': termination, 'interventions': interventions}
+    fields |= {'result': result, 'termination': termination}
     fields['success'] = {'success': True, 'failure': False}.get(result)
     try:
         return writer.discard(**fields) if result == 'discarded' else writer.commit(**fields)

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import pydantic
 from geometry_msgs.msg import PoseStamped
-from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, JointState
@@ -25,7 +24,6 @@ from std_msgs.msg import Float64MultiArray
 
 from robot_rl.control.session import SessionInfo
 from robot_rl.nodes import support
-from robot_rl.nodes.main import End
 from robot_rl.specs import RobotSpec, Spec
 
 # Where the stamp stands in a serialised message that begins with a header (CDR).
@@ -47,7 +45,7 @@ class Parameters(Spec):
     seconds: pydantic.PositiveFloat = pydantic.Field(60.0, description='how long it sends [s]')
 
 
-class Generator(Node):
+class Generator(support.WorkingNode):
     """Sends while an episode runs, says that it is done, and prints {"sent": {topic: number}}.
 
     The arm: joint states, commands as the guard tells them, and commands as the arm hears them, at
@@ -63,17 +61,10 @@ class Generator(Node):
         self._sent: dict[str, int] = {}
         self._runs = threading.Event()
         self._participant = support.Participant(self, self._on_session)
-        self._worker: support.Worker | None = None
-
-    def start(self, end: End) -> None:
-        """Wait for the episode."""
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
 
     def close(self) -> None:
         """Say what was sent."""
-        if self._worker:
-            self._worker.stop()
+        super().close()
         print(json.dumps({'sent': self._sent}), flush=True)
 
     def _on_session(self, info: SessionInfo) -> None:

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from robot_rl.control.session import SessionInfo
 from robot_rl.control.shared_frame import FrameWriter
 from robot_rl.errors import ContractMismatch, RobotRLError
-from robot_rl.images import decoded, unpacked
+from robot_rl.images import as_jpeg, decoded, unpacked
 from robot_rl.nodes import support
 from robot_rl.nodes.main import End
 from robot_rl.nodes.streams import PICTURES, camera_path
@@ -49,7 +49,10 @@ class Feed:
 
     def serves(self, field: ObservationField) -> bool:
         """Tell whether another contract's field gets the same pictures."""
-        return (field.encoding, field.shape) == (self._field.encoding, self._field.shape)
+        return all(
+            getattr(field, part) == getattr(self._field, part)
+            for part in ('encoding', 'shape', 'lossless')
+        )
 
     def missing(self) -> str:
         """Say what is wrong where no picture has been handed over yet."""
@@ -92,7 +95,9 @@ class Feed:
         if isinstance(message, CompressedImage):
             return decoded(message.data, shape)
         size = message.height, message.width
-        return unpacked(message.data, message.encoding, size, message.step, shape)
+        picture = unpacked(message.data, message.encoding, size, message.step, shape)
+        # What columns keep of it is what a policy learns from: that is what it sees here.
+        return picture if self._field.lossless else decoded(as_jpeg(picture), shape)
 
 
 class ImageFeed(Node):

@@ -16,7 +16,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl import registry
-from robot_rl.control.clocks import RehearsingClock
+from robot_rl.control.clocks import PreparingClock
 from robot_rl.control.loop import Command, ControlLoop
 from robot_rl.control.runtime import BUILT_IN, Policy, identify, load_policy
 from robot_rl.control.session import SessionInfo
@@ -68,6 +68,7 @@ class Parameters(Spec):
         description='joint states older than this, or stamped farther in the future, break the '
         "episode off, whatever the policy's contract allows [s]",
     )
+    realtime_priority: int = support.realtime_priority(40)
     autostart: bool = pydantic.Field(
         True, description='configure and activate without a lifecycle manager'
     )
@@ -127,6 +128,7 @@ class PolicyNode(LifecycleNode):
         self._loaded, self._source = NO_POLICY, 'policy'
         self._next: Loaded | None = None  # what the next configure takes
         self._worker: support.Worker | None = None
+        self._in_real_time = False
 
     def start(self, end: End) -> None:
         """Configure and activate where no lifecycle manager will."""
@@ -149,6 +151,8 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to take part in episodes."""
         super().on_activate(state)
+        priority = support.read_parameters(self, Parameters).realtime_priority
+        self._in_real_time = support.schedule_in_real_time(self, priority)
         self._worker = support.Worker(self._work, self._end)
         self._worker.start()
         return TransitionCallbackReturn.SUCCESS
@@ -346,23 +350,35 @@ class PolicyNode(LifecycleNode):
         period_s, last = loop.contract.period_s, None
         self._applied.newest()  # of before
         loop.begin(loop.observations.latest('joint_states')['position'])
-        for now in support.every(period_s, stop, RehearsingClock(loop.rehearse)):
+        for now in support.every(period_s, stop, PreparingClock(self._prepare, period_s)):
             if not self._stays(info, ('running',), stop):
                 break
             if loop.steps == info.max_steps:  # the last command has had its period
                 late = self._late - before
                 self._participant.report('done', f'{loop.steps} ticks, {late} late')
                 break
-            start = time.monotonic()
-            self._streams.poll()
-            self._go_on_from_others()
-            self._publish(loop.tick(self._now()))
-            self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
-            self._ticks_s.add(time.monotonic() - start)
+            self._tick()
             self._late += last is not None and now - last > 1.5 * period_s
             last = now
         if stop.is_set():
             self._participant.report('error', 'policy: stopped while the episode ran')
+
+    def _prepare(self, due_s: float) -> None:
+        """Shortly before a tick: hear what has come, and decide on it if there is time."""
+        self._hear()
+        if time.monotonic() < due_s:
+            self._loop.prepare(self._now())
+
+    def _tick(self) -> None:
+        start = time.monotonic()
+        self._hear()
+        self._publish(self._loop.tick(self._now()))
+        self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
+        self._ticks_s.add(time.monotonic() - start)
+
+    def _hear(self) -> None:
+        self._streams.poll()
+        self._go_on_from_others()
 
     def _go_on_from_others(self) -> None:
         """While the guard hears somebody else, or holds: go on from where it has led the arm."""
@@ -401,6 +417,7 @@ class PolicyNode(LifecycleNode):
             'rate_hz': ticks,
             'wanted_rate_hz': loop.contract.rate_hz if loop else 0.0,
             'late': self._late,
+            'in_real_time': self._in_real_time,
             'tick_mean_ms': round(tick_s * 1e3, 2),
             'tick_max_ms': round(longest_s * 1e3, 2),
             'latency_mean_ms': round(latency_s * 1e3, 2),

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pydantic
-from rclpy.node import Node
 from std_msgs.msg import Bool, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -53,7 +52,7 @@ class Parameters(Spec):
     )
 
 
-class Replay(Node):
+class Replay(support.WorkingNode):
     """Publishes on replay/command from a thread that does nothing else."""
 
     def __init__(self) -> None:
@@ -83,18 +82,11 @@ class Replay(Node):
         reader = support.LATCHED_READER
         self.create_subscription(String, support.SOURCE, self._on_source, reader)
         self.create_subscription(Bool, 'command_guard/estop_active', self._on_estop, reader)
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Begin to wait for the guard and the arm."""
         self._end = end
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
-
-    def close(self) -> None:
-        """Give no more commands: the guard brings the arm to rest."""
-        if self._worker:
-            self._worker.stop()
+        super().start(end)
 
     def _on_source(self, message: String) -> None:
         self._source = message.data

@@ -10,7 +10,6 @@ from typing import TextIO
 import pydantic
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Log
-from rclpy.node import Node
 from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 from std_msgs.msg import String
@@ -20,7 +19,6 @@ from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes import support
 from robot_rl.nodes.board import NODES, Board, Report
 from robot_rl.nodes.keys import HELP
-from robot_rl.nodes.main import End
 from robot_rl.specs import Spec
 
 _PERIOD_S = 0.2
@@ -33,7 +31,7 @@ class Parameters(Spec):
     device: str = pydantic.Field('none', description='the device whose keys are listed')
 
 
-class Screen(Node):
+class Screen(support.WorkingNode):
     """Draws a few times a second, and rings the bell where an episode starts and where it stops.
 
     It ends, with a line, where the terminal is gone.
@@ -52,17 +50,6 @@ class Screen(Node):
         self.create_subscription(String, support.SOURCE, self._on_source, support.LATCHED_READER)
         self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
         self.create_subscription(Log, '/rosout', self._on_log, support.LATCHED_READER)
-        self._worker: support.Worker | None = None
-
-    def start(self, end: End) -> None:
-        """Begin to draw."""
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
-
-    def close(self) -> None:
-        """Leave the last picture where it is."""
-        if self._worker:
-            self._worker.stop()
 
     def _work(self, stop: threading.Event) -> None:
         path = self._given.terminal

@@ -13,7 +13,6 @@ import pydantic
 from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -102,7 +101,7 @@ class Parameters(Spec):
     )
 
 
-class SessionNode(Node):
+class SessionNode(support.WorkingNode):
     """prepare -> (all ready) -> ready -> running -> (done, a call, an error, time out) -> ended.
 
     Prints one JSON line per ended episode. Ends with code 0 after the last episode, with 2 where
@@ -134,20 +133,18 @@ class SessionNode(Node):
         self._last: SessionInfo | None = None  # what counted last, and can be run again
         self._instead_of = ''  # the one that the next is run in the place of
         self._end: End | None = None
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Begin with the first episode."""
         self._end = end
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
+        super().start(end)
 
     def close(self) -> None:
         """End the episode in hand."""
         if self._worker:
             self._worker.stop_event.set()
             self._changed.set()
-            self._worker.stop()
+            super().close()
         self._wait_until_heard()
 
     def _describe(self) -> dict[str, Any]:

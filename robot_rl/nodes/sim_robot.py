@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from rclpy.node import Node
 from rclpy.time import Time as RosTime
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -95,6 +96,7 @@ class Parameters(Imperfections, Push):
     publish_clock: bool = pydantic.Field(
         False, description='publish simulated time on /clock, and stamp with it what is measured'
     )
+    realtime_priority: int = support.realtime_priority(0)
     speed: float = pydantic.Field(
         1.0,
         ge=0.01,
@@ -199,7 +201,7 @@ class ToWorld:
             self._poses[stream].publish(self._pose)
 
 
-class SimRobot(Node):
+class SimRobot(support.WorkingNode):
     """Steps the twin in real time, publishes what its driver would, takes its commands.
 
     An episode with a seed begins at that seed's initial condition. Between the reset and the
@@ -221,22 +223,18 @@ class SimRobot(Node):
         self._simulated = 0.0  # seconds since the start: /clock never goes back
         self._create_topics()
         self._to_world = ToWorld(self, self._arm, self._given)
+        self._world = self.create_publisher(String, support.WORLD, support.LATCHED)
+        self._tell_world(self._given.seed)
         self._participant = support.Participant(self, self._on_session)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/pause', self._on_pause)
         self.create_service(Trigger, '~/perturb', self._on_perturb)
         self._diagnostics = support.Diagnostics(self, f'{self._robot.name} (simulated)')
-        self._worker: support.Worker | None = None
 
     def start(self, end: End) -> None:
         """Let time pass."""
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
-
-    def close(self) -> None:
-        """Stop the time."""
-        if self._worker:
-            self._worker.stop()
+        support.schedule_in_real_time(self, self._given.realtime_priority)
+        super().start(end)
 
     def _create_topics(self) -> None:
         robot, kind = self._robot, Float64MultiArray
@@ -316,8 +314,15 @@ class SimRobot(Node):
     def _place(self, seed: int) -> None:
         """Put arm and target where the episode of `seed` begins, and say so at once."""
         self._arm.reset(seed)
+        self._tell_world(seed)
         self._to_world.now()
         self._to_world.publish(self._stamp(), 0.0)
+
+    def _tell_world(self, seed: int) -> None:
+        """Say which world is simulated from now on, for the record."""
+        twin = self._arm.twin
+        told = {'seed': seed} | twin.world.randomisation.told(twin.domain)
+        self._world.publish(String(data=json.dumps(told)))
 
     def _on_session(self, info: SessionInfo) -> None:
         if info.robot and info.robot != self._robot.name:

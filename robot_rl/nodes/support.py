@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import math
+import os
 import sys
 import threading
 import traceback
@@ -53,6 +55,7 @@ POLICY_ACTION = 'policy/action'
 APPLIED = 'command_guard/applied'
 SOURCE = 'command_guard/source'
 TELEOP_COMMAND = 'teleop/command'
+WORLD = 'sim_robot/world'
 
 # A command is never queued: the newest one counts.
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -186,6 +189,25 @@ class Worker:
             self._end(1)
 
 
+class WorkingNode(Node):
+    """A node whose work a thread of its own does: `_work(stop)`, until `stop` is set."""
+
+    _worker: Worker | None = None
+
+    def start(self, end: End) -> None:
+        """Begin the work; `end` asks for the end of the process, with an exit code."""
+        self._worker = Worker(self._work, end)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Stop the work, if it was begun."""
+        if self._worker:
+            self._worker.stop()
+
+    def _work(self, stop: threading.Event) -> None:
+        raise NotImplementedError
+
+
 class Spinning:
     """Runs the callbacks of a node in a thread."""
 
@@ -205,6 +227,38 @@ class Spinning:
     def _spin(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._executor.spin_once()
+
+
+def realtime_priority(default: int) -> Any:
+    """Return the field of a node's parameter for schedule_in_real_time()."""
+    return pydantic.Field(
+        default,
+        ge=0,
+        le=99,
+        description='of all its threads under SCHED_FIFO, where the system lets it; 0: ordinary',
+    )
+
+
+def schedule_in_real_time(node: Node, priority: int) -> bool:
+    """Let the threads of this process, and those that they start, go before all ordinary ones.
+
+    By SCHED_FIFO, as the controller_manager of ros2_control does: on a busy machine a tick else
+    waits for whoever has the processor. `priority`: 1 to 99; 0: as ever. Returns whether the
+    system lets it.
+    """
+    if not priority or not hasattr(os, 'sched_setscheduler'):
+        return False
+    try:
+        for thread in os.listdir('/proc/self/task'):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        node.get_logger().info(
+            f'real-time scheduling: {error.strerror}; ticks may be late while the machine is busy '
+            '(docs/deploy_to_an_arm.md: rtprio)'
+        )
+        return False
+    return True
 
 
 def every(

@@ -24,7 +24,6 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.control.jog import Jog, JogConfig, Target, Wish
 from robot_rl.errors import UnknownName
 from robot_rl.nodes import support
-from robot_rl.nodes.main import End
 from robot_rl.nodes.page_helm import PageConfig
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import RobotSpec
@@ -112,7 +111,7 @@ class Device(Protocol):
         """Give back what it holds."""
 
 
-class Teleop(Node):
+class Teleop(support.WorkingNode):
     """Publishes on teleop/command and teleop/gripper from a thread that does nothing else."""
 
     def __init__(self) -> None:
@@ -139,17 +138,10 @@ class Teleop(Node):
         self._held = self._was_held = False  # now, and since the last report
         self._diagnostics = support.Diagnostics(self, self._robot.name)
         self._diagnostics.repeat(self._report)
-        self._worker: support.Worker | None = None
-
-    def start(self, end: End) -> None:
-        """Begin to listen to the device."""
-        self._worker = support.Worker(self._work, end)
-        self._worker.start()
 
     def close(self) -> None:
         """Command nothing more, and give the device back."""
-        if self._worker:
-            self._worker.stop()
+        super().close()
         self._device.close()
 
     def _create_topics(self) -> None:

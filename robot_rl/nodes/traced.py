@@ -14,36 +14,56 @@ from robot_rl.nodes.policy import PolicyNode
 class Trace:
     """When messages came, and when the tick that took each of them began [ns since the epoch].
 
-    Of the newest message of each stamp; what came while the tick was under way came at its start.
+    Of the first message of each stamp; what came while the tick was under way came at its start.
+    What was taken beforehand, to prepare a tick, waits for it; a preparation that takes too long
+    is a tick that has begun.
     """
 
     def __init__(self) -> None:
         self.ticks: list[int] = []
         self.taken: dict[int, tuple[int, int]] = {}
+        self._before: list[tuple[int, int]] = []  # stamp and arrival of what waits for a tick
+        self._due_ns: int | None = None  # when the tick begins that is being prepared
 
     def clear(self) -> None:
         """Forget all."""
         self.ticks.clear()
         self.taken.clear()
+        self._before.clear()
+
+    def prepare(self, due_s: float) -> None:
+        """The tick is being prepared that is due at a steady time."""
+        self._due_ns = time.time_ns() + round((due_s - time.monotonic()) * 1e9)
 
     def begin(self) -> None:
         """A tick begins."""
-        self.ticks.append(time.time_ns())
+        began = time.time_ns()
+        if self._due_ns is not None:
+            began, self._due_ns = min(began, self._due_ns), None
+        self.ticks.append(began)
+        for stamp, came in self._before:
+            self._note(stamp, came)
+        self._before.clear()
 
     def watch(self, polled: support.Polled) -> None:
         """Note the messages of a subscription."""
         take = polled.take
 
         def noted() -> tuple[Any, dict[str, Any]] | None:
-            if (taken := take()) is not None and self.ticks:
+            if (taken := take()) is not None:
                 message, about = taken
-                began = self.ticks[-1]
-                came = min(about['received_timestamp'], began)
                 stamp = support.nanoseconds(message.header.stamp)
-                self.taken.setdefault(stamp, (came, began))
+                if self._due_ns is not None:
+                    self._before.append((stamp, about['received_timestamp']))
+                elif self.ticks:
+                    self._note(stamp, about['received_timestamp'])
             return taken
 
         polled.take = noted
+
+    def _note(self, stamp: int, came: int) -> None:
+        began = self.ticks[-1]
+        self.taken.setdefault(stamp, (min(came, began), began))
 
     def tell(self) -> None:
         """Print {"ticks_ns": [...], "taken": [[stamp_ns, came_ns, began_ns], ...]}."""
@@ -69,15 +89,15 @@ class TracedPolicy(Traced, PolicyNode):
 
     def _create_topics(self, *args: Any) -> None:
         super()._create_topics(*args)
-        streams = self._streams
-        self._trace.watch(streams._joint_states)
-        poll = streams.poll
+        self._trace.watch(self._streams._joint_states)
 
-        def traced_poll() -> None:
-            self._trace.begin()
-            poll()
+    def _prepare(self, due_s: float) -> None:
+        self._trace.prepare(due_s)
+        super()._prepare(due_s)
 
-        streams.poll = traced_poll
+    def _tick(self) -> None:
+        self._trace.begin()
+        super()._tick()
 
     def _run(self, *args: Any) -> None:
         self._trace.clear()  # of the waiting before the episode
@@ -92,6 +112,10 @@ class TracedGuard(Traced, CommandGuardNode):
         for commands in self._commands.values():
             self._trace.watch(commands)
 
-    def _hear_sources(self, now: float) -> list[str | None]:
+    def _prepare_tick(self, due_s: float) -> None:
+        self._trace.prepare(due_s)
+        super()._prepare_tick(due_s)
+
+    def _tick(self, now: float) -> None:
         self._trace.begin()
-        return super()._hear_sources(now)
+        super()._tick(now)

@@ -122,7 +122,7 @@ class KinematicChain:
 
     def points(self, q: np.ndarray) -> np.ndarray:
         """Return where each joint and, last, the tool stand [..., n + 1, 3] [m] at q [..., n]."""
-        return np.stack([frame[..., :3, 3] for frame in self._frames(q)], axis=-2)
+        return np.moveaxis(self._frames(q)[..., :3, 3], 0, -2).copy()
 
     def jacobian(self, q: np.ndarray) -> np.ndarray:
         """Return the geometric Jacobian [..., 6, n] at q [..., n]: linear, then angular."""
@@ -140,29 +140,22 @@ class KinematicChain:
         """
         q, displacement = np.asarray(q, dtype=float), np.asarray(displacement, dtype=float)
         frames = self._frames(q)
-        here, turned = _pose_of(frames[-1])
-        position = here + displacement[..., :3]
-        if space is not None:  # an arm that stands outside comes back as fast as it is moved
-            low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
-            way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
-            position = np.clip(position, np.minimum(low, here + way), np.maximum(high, here - way))
-        turn = quaternions.from_rotation_vector(displacement[..., 3:])
-        orientation = quaternions.multiply(turn, turned)
+        error = _within(space, frames[-1][..., :3, 3], displacement)
+        goal = _moved(frames[-1], error)
         for step in range(_DIFFERENTIAL_STEPS):
-            frames = self._frames(q) if step else frames
-            at, way = _pose_of(frames[-1])
-            error = np.concatenate([position - at, _turn_between(way, orientation)], axis=-1)
+            if step:
+                frames = self._frames(q)
+                error = _between(frames[-1], goal)
             jacobian = self._jacobian_of(frames)
             transposed = np.swapaxes(jacobian, -1, -2)
             gram = jacobian @ transposed + _DIFFERENTIAL_DAMPING * np.eye(6)
             q = q + (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
-            q = np.clip(q, self.lower, self.upper)
+            q = np.minimum(np.maximum(q, self.lower), self.upper)
         return q
 
     def displacement(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Return how the tool is displaced [..., 6] from joint values [..., n] to others."""
-        (place, way), (there, orientation) = self.forward(start), self.forward(end)
-        return np.concatenate([there - place, _turn_between(way, orientation)], axis=-1)
+        return _between(self._frames(start)[-1], self._frames(end)[-1])
 
     def inverse(
         self,
@@ -170,89 +163,107 @@ class KinematicChain:
         quaternion: np.ndarray | None = None,
         start: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return joint values [n] within the limits whose tool stands at `position` [3].
+        """Return joint values [..., n] within the limits whose tool stands at `position` [..., 3].
 
-        With `quaternion` (wxyz) the orientation is met too. Damped least squares (Wampler, IEEE
-        SMC 16(1), 1986) from `start` (default: the middle of the limits), then from fixed random
-        starts. Raises RobotRLError where none arrives: the pose is then most likely unreachable.
+        With `quaternion` [..., 4] (wxyz) the orientation is met too. Damped least squares
+        (Wampler, IEEE SMC 16(1), 1986) from `start` [..., n] (default: the middle of the limits),
+        then from fixed random starts; each pose by itself, whatever stands beside it. Raises
+        RobotRLError where none arrives: the pose is then most likely unreachable.
         """
-        rng = np.random.default_rng(0)
+        rng, position = np.random.default_rng(0), np.asarray(position, dtype=float)
+        shape = (*position.shape[:-1], len(self.joints))
         lower, upper = np.clip(self.lower, -np.pi, np.pi), np.clip(self.upper, -np.pi, np.pi)
-        q = (lower + upper) / 2 if start is None else np.asarray(start, dtype=float)
-        rotation = None if quaternion is None else quaternions.to_matrix(quaternion)
+        q = np.broadcast_to((lower + upper) / 2 if start is None else start, shape)
+        q, turned = q.reshape(-1, shape[-1]).copy(), quaternion is not None
+        way = quaternion if turned else np.array([1.0, 0, 0, 0])
+        goal = _transform(position, np.broadcast_to(way, (*shape[:-1], 4))).reshape(-1, 4, 4)
+        missing = np.arange(len(q))
         for _ in range(_STARTS):
-            q = self._descend(q, np.asarray(position, dtype=float), rotation)
-            if q is not None:
-                return q
-            q = rng.uniform(lower, upper)
-        pose = f'position {np.round(position, 4).tolist()}'
-        if quaternion is not None:
-            pose += f' with orientation wxyz {np.round(quaternion, 4).tolist()}'
+            q[missing], arrived = self._descend(q[missing], goal[missing], rows=6 if turned else 3)
+            missing = missing[~arrived]
+            if not missing.size:
+                return q.reshape(shape)
+            q[missing] = rng.uniform(lower, upper)
+        pose = f'position {goal[missing[0], :3, 3].round(4).tolist()}'
+        if turned:
+            way = quaternions.from_matrix(goal[missing[0], :3, :3])
+            pose += f' with orientation wxyz {way.round(4).tolist()}'
         raise RobotRLError(f'inverse kinematics: no joint positions within limits reach {pose}')
 
     def _descend(
-        self, q: np.ndarray, position: np.ndarray, rotation: np.ndarray | None
-    ) -> np.ndarray | None:
-        """Follow damped least-squares steps from q; None where they do not arrive."""
-        rows = 3 if rotation is None else 6
-        for _ in range(_STEPS):
-            tool = self._frames(q)[-1]
-            error = np.zeros(rows)
-            error[:3] = position - tool[:3, 3]
-            if rotation is not None:
-                turn = quaternions.from_matrix(rotation @ tool[:3, :3].T)
-                error[3:] = quaternions.to_rotation_vector(turn)
-            close = np.linalg.norm(error[:3]) < _POSITION_TOLERANCE
-            if close and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
-                return q
-            jacobian = self.jacobian(q)[:rows]
-            gram = jacobian @ jacobian.T + _DAMPING * (error @ error) * np.eye(rows)
-            step = jacobian.T @ np.linalg.solve(gram, error)
-            step *= min(1.0, _LARGEST_STEP / max(np.abs(step).max(), 1e-12))
-            q = np.clip(q + step, self.lower, self.upper)
-        return None
+        self, q: np.ndarray, goal: np.ndarray, rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Follow damped least-squares steps from q [M, n]; also tell which arrive -> bool [M].
 
-    def _frames(self, q: np.ndarray) -> list[np.ndarray]:
-        """Return each joint's frame, moved by the joint, and the tool's: n + 1 of [..., 4, 4]."""
-        q = np.asarray(q, dtype=float)
-        if q.shape[-1:] != (len(self.joints),):
-            raise ValueError(f'q has shape {q.shape}, expected [..., {len(self.joints)}]')
-        moved = self._joint_transforms(q[..., list(self.order)] - self.offset)
-        local = self.fixed[:-1] @ moved
-        frames = [local[..., 0, :, :]]
-        for k in range(1, len(self.joints)):
-            frames.append(frames[-1] @ local[..., k, :, :])
-        frames.append(frames[-1] @ self.fixed[-1])
+        Of the error, which is the way to `goal` [M, 4, 4], the first `rows` count.
+        """
+        q, going = q.copy(), np.arange(len(q))
+        for _ in range(_STEPS):
+            frames = self._frames(q[going])
+            error = _between(frames[-1], goal[going])[:, :rows]
+            far = np.linalg.norm(error[:, :3], axis=1) >= _POSITION_TOLERANCE
+            far |= np.linalg.norm(error[:, 3:], axis=1) >= _ROTATION_TOLERANCE
+            going, error = going[far], error[far]
+            if not going.size:
+                break
+            jacobian = self._jacobian_of(frames[:, far])[:, :rows]
+            transposed = np.swapaxes(jacobian, -1, -2)
+            damping = _DAMPING * np.square(error).sum(axis=1)[:, None, None]
+            gram = jacobian @ transposed + damping * np.eye(rows)
+            step = (transposed @ np.linalg.solve(gram, error[..., None]))[..., 0]
+            largest = np.abs(step).max(axis=1, keepdims=True)
+            step *= np.minimum(1.0, _LARGEST_STEP / np.maximum(largest, 1e-12))
+            q[going] = np.clip(q[going] + step, self.lower, self.upper)
+        return q, ~np.isin(np.arange(len(q)), going)
+
+    def _frames(self, q: np.ndarray) -> np.ndarray:
+        """Return each joint's frame, moved by the joint, and the tool's [n + 1, ..., 4, 4]."""
+        q, n = np.asarray(q, dtype=float), len(self.joints)
+        if q.shape[-1:] != (n,):
+            raise ValueError(f'q has shape {q.shape}, expected [..., {n}]')
+        value = q.reshape(-1, n).T[list(self.order)] - self.offset[:, None]
+        terms = np.stack([np.ones_like(value), np.sin(value), 1 - np.cos(value), value], axis=-1)
+        local = (terms @ self._terms).reshape(n, *q.shape[:-1], 4, 4)
+        frames = np.empty((n + 1, *local.shape[1:]))
+        frames[0] = local[0]
+        for k in range(1, n):
+            np.matmul(frames[k - 1], local[k], out=frames[k])
+        np.matmul(frames[-2], self.fixed[-1], out=frames[-1])
         return frames
 
-    def _joint_transforms(self, values: np.ndarray) -> np.ndarray:
-        """Return each joint's own motion [..., n, 4, 4] (Rodrigues' formula for hinges)."""
-        cross, square, slide = self._generators
-        angle = values[..., None, None]
-        transforms = np.empty((*values.shape, 4, 4))
-        transforms[..., :3, :3] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * square
-        transforms[..., :3, 3] = values[..., None] * slide
-        transforms[..., 3, :] = (0, 0, 0, 1)
-        return transforms
-
-    def _jacobian_of(self, frames: list[np.ndarray]) -> np.ndarray:
-        joints, tool = np.stack(frames[:-1], axis=-3), frames[-1][..., None, :3, 3]
-        axes = (joints[..., :3, :3] @ self.axes[..., None])[..., 0]
-        turning = self.hinge[:, None]
-        linear = np.where(turning, np.cross(axes, tool - joints[..., :3, 3]), axes)
-        rows = np.empty((*axes.shape[:-1], 6))
-        rows[..., self.order, :3] = linear
-        rows[..., self.order, 3:] = np.where(turning, axes, 0.0)
-        return np.swapaxes(rows, -1, -2)
+    def _jacobian_of(self, frames: np.ndarray) -> np.ndarray:
+        joints, (n, *lead) = frames[:-1], frames[:-1].shape[:-2]
+        directions = joints.reshape(n, -1, 4) @ self._directions
+        axes = directions.reshape(n, *lead, 4)[..., :3]
+        linear = np.cross(axes, frames[-1][..., :3, 3] - joints[..., :3, 3])
+        slides = ~self.hinge
+        linear[slides], axes[slides] = axes[slides], 0.0
+        columns = np.empty((n, *lead, 6))
+        columns[self.order, ..., :3], columns[self.order, ..., 3:] = linear, axes
+        return np.moveaxis(columns, 0, -1)
 
     @functools.cached_property
-    def _generators(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The hinges' cross product matrices [n, 3, 3], their squares, the slides' axes [n, 3]."""
+    def _directions(self) -> np.ndarray:
+        """The axes [n, 4, 1] in homogeneous coordinates: a direction, which no place moves."""
+        return np.pad(self.axes, ((0, 0), (0, 1)))[..., None]
+
+    @functools.cached_property
+    def _terms(self) -> np.ndarray:
+        """The constants [n, 4, 16] by which each joint's transform from the one before it is
+
+            terms[0] + sin(v) terms[1] + (1 - cos(v)) terms[2] + v terms[3]
+
+        at its value v: Rodrigues' formula for hinges; the last alone moves a slide.
+        """
         hinge = self.hinge[:, None]
         x, y, z = np.where(hinge, self.axes, 0.0).T
         zero = np.zeros_like(x)
+        terms = np.zeros((4, len(self.axes), 4, 4))
+        terms[0] = np.eye(4)
         cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
-        return cross, cross @ cross, np.where(hinge, 0.0, self.axes)
+        terms[1, :, :3, :3], terms[2, :, :3, :3] = cross, cross @ cross
+        terms[3, :, :3, 3] = np.where(hinge, 0.0, self.axes)
+        return np.swapaxes(self.fixed[:-1] @ terms, 0, 1).reshape(-1, 4, 16)
 
 
 def _walk(model: mujoco.MjModel, tool: str, root: int) -> tuple[list[np.ndarray], list[int]]:
@@ -284,10 +295,10 @@ def _tool(model: mujoco.MjModel, name: str) -> tuple[int, np.ndarray]:
 
 
 def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """Return the homogeneous transform [4, 4] of a position and a wxyz quaternion."""
-    transform = np.eye(4)
-    transform[:3, :3] = quaternions.to_matrix(quaternion)
-    transform[:3, 3] = position
+    """Return the homogeneous transforms [..., 4, 4] of positions and wxyz quaternions."""
+    transform = np.zeros((*np.shape(position)[:-1], 4, 4))
+    transform[..., :3, :3] = quaternions.to_matrix(quaternion)
+    transform[..., :3, 3], transform[..., 3, 3] = position, 1.0
     return transform
 
 
@@ -305,6 +316,29 @@ def _pose_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return frame[..., :3, 3].copy(), quaternions.from_matrix(frame[..., :3, :3])
 
 
-def _turn_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the rotation vector [..., 3] [rad] from one orientation [..., 4] to another."""
-    return quaternions.to_rotation_vector(quaternions.multiply(end, quaternions.conjugate(start)))
+def _within(space: Box | None, here: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Return what of a displacement [..., 6] from `here` [..., 3] does not leave `space`."""
+    if space is None:
+        return displacement
+    # An arm that stands outside comes back as fast as it is moved.
+    low, high = np.add(space.lower, _WALL_MARGIN), np.subtract(space.upper, _WALL_MARGIN)
+    way = np.linalg.norm(displacement[..., :3], axis=-1, keepdims=True)
+    place = np.maximum(here + displacement[..., :3], np.minimum(low, here + way))
+    place = np.minimum(place, np.maximum(high, here - way))
+    return np.concatenate([place - here, displacement[..., 3:]], axis=-1)
+
+
+def _moved(frame: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Return a frame [..., 4, 4] moved by a displacement [..., 6]."""
+    moved = frame.copy()
+    turn = quaternions.to_matrix(quaternions.from_rotation_vector(displacement[..., 3:]))
+    moved[..., :3, 3] += displacement[..., :3]
+    moved[..., :3, :3] = turn @ frame[..., :3, :3]
+    return moved
+
+
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the displacement [..., 6] that leads from one frame [..., 4, 4] to another."""
+    turn = end[..., :3, :3] @ np.swapaxes(start[..., :3, :3], -1, -2)
+    rotation = quaternions.to_rotation_vector(quaternions.from_matrix(turn))
+    return np.concatenate([end[..., :3, 3] - start[..., :3, 3], rotation], axis=-1)

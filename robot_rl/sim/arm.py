@@ -137,8 +137,11 @@ class ArmEnvironment(SeededEnvironment):
     def _begin(self, lanes: np.ndarray, seeds: Sequence[int]) -> None:
         """Start an episode, of the next of `seeds`, in every lane where `lanes` [N] is true."""
         index = np.flatnonzero(lanes)
-        for lane, seed in zip(index, seeds, strict=True):
-            self._place(lane, self.task.initial(seed))
+        if not index.size:
+            return
+        starts = self.task.initials(seeds)
+        for lane, seed, start in zip(index, seeds, starts, strict=True):
+            self._place(lane, start)
             self._worlds.enter(lane, seed, self._command[lane], self._state[lane])
         self._measured[index] = self._state[index][:, self._sensed]
         self._steps[index] = 0

@@ -106,6 +106,7 @@ def view_of(task: str, contract: Contract) -> dict[str, Any]:
     options = {
         'cameras': {field.name: field.shape[:2] for field in fields if field.encoding},
         'history': {field.name: field.history for field in fields if field.history > 1},
+        'rate_hz': contract.rate_hz,
     }
     return {name: value for name, value in options.items() if value}
 
@@ -113,6 +114,5 @@ def view_of(task: str, contract: Contract) -> dict[str, Any]:
 def picture_field(name: str, size: tuple[int, int]) -> ObservationField:
     """Return the field of what a camera shows, as it is drawn: raw, of `size` (height, width)."""
     data = {'name': name, 'source': f'{name}.image', 'shape': (*size, 3)}
-    return ObservationField.parse(
-        data | {'dtype': 'uint8', 'encoding': 'rgb8'}, f'camera {name!r}'
-    )
+    data |= {'dtype': 'uint8', 'encoding': 'rgb8', 'lossless': True}
+    return ObservationField.parse(data, f'camera {name!r}')

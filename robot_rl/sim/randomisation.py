@@ -125,6 +125,13 @@ class Randomisation(Spec):
             }
         )
 
+    def told(self, domain: Domain) -> dict[str, Any]:
+        """Return what an episode's header says of its world: what it was drawn from, what came.
+
+        Nothing where nothing is drawn.
+        """
+        return {'randomisation': self.to_dict(), 'domain': domain.to_dict()} if self.is_on else {}
+
     def _of_bodies(
         self, field: str, seed: int, model: mujoco.MjModel, draw: Any
     ) -> dict[str, Any]:

@@ -289,16 +289,24 @@ class ArmTask:
 
     def initial(self, seed: int) -> InitialCondition:
         """Return how the episode of this seed starts, in simulation and on the twin alike."""
-        rng = np.random.default_rng(seed)
-        noise, start = self.config.joint_noise, self.config.start
-        joints = self.robot.home_position + rng.uniform(-noise, noise, len(self.robot.joints))
-        width = None
+        return self.initials([seed])[0]
+
+    def initials(self, seeds: Sequence[int]) -> list[InitialCondition]:
+        """Return how the episodes of these seeds start; it is the same one by one, but slower."""
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        noise, start, count = self.config.joint_noise, self.config.start, len(self.robot.joints)
+        joints = np.array([rng.uniform(-noise, noise, count) for rng in rngs])
+        joints += self.robot.home_position
+        widths = [None] * len(rngs)
         if start is not None:
-            joints = self._reaching(rng.uniform(start.tool.lower, start.tool.upper),
-                                    rng.uniform(*start.yaw), joints)  # fmt: skip
-            width = None if start.width is None else float(rng.uniform(*start.width))
+            places = np.array([rng.uniform(start.tool.lower, start.tool.upper) for rng in rngs])
+            yaws = np.array([rng.uniform(*start.yaw) for rng in rngs])
+            joints = self._reaching(places, yaws, joints)
+            if start.width is not None:
+                widths = [float(rng.uniform(*start.width)) for rng in rngs]
         joints = np.clip(joints, self.robot.lower, self.robot.upper)
-        return InitialCondition(joints, self._poses(rng), width)
+        poses = [self._poses(rng) for rng in rngs]
+        return [InitialCondition(*parts) for parts in zip(joints, poses, widths, strict=True)]
 
     def contract(self) -> Contract:
         """Return what a policy sees of this task and commands in it."""
@@ -321,11 +329,14 @@ class ArmTask:
         """Draw where the bodies stand, by stream."""
         raise NotImplementedError
 
-    def _reaching(self, place: np.ndarray, yaw: float, near: np.ndarray) -> np.ndarray:
-        """Return joint positions [n] with the tool at `place` [3], turned about z against home."""
+    def _reaching(self, places: np.ndarray, yaws: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """Return joint positions [N, n] with the tool at `places` [N, 3].
+
+        It is turned by `yaws` [N] about z against home.
+        """
         _, home = self.chain.forward(self.robot.home_position)
-        turn = quaternions.from_rotation_vector(np.array([0.0, 0.0, yaw]))
-        return self.chain.inverse(place, quaternions.multiply(turn, home), near)
+        turns = quaternions.from_rotation_vector(yaws[:, None] * (0.0, 0.0, 1.0))
+        return self.chain.inverse(places, quaternions.multiply(turns, home), near)
 
     def _arm_action(self) -> ActionField:
         config, joints = self.config, self.robot.joints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pydantic
@@ -58,6 +58,8 @@ class ObservationField(Spec):
     fill: Literal['none', 'zero', 'difference'] = 'none'
     # How pictures come: as they are, or compressed.
     encoding: Literal['', 'rgb8', 'jpeg'] = ''
+    # What comes raw is seen, and kept in columns, without losses; else as images.as_jpeg() of it.
+    lossless: bool = False
     # What the task wants, not what is measured. One without max_age_s is set once, on a latched
     # topic, and stays until another is set; with it, it is streamed as any other.
     goal: bool = False
@@ -79,6 +81,8 @@ class ObservationField(Spec):
 
     @pydantic.model_validator(mode='after')
     def _pictures_are_whole(self) -> Self:
+        if self.lossless and self.encoding != 'rgb8':
+            raise ValueError("lossless is for pictures that come raw: encoding 'rgb8'")
         if not self.encoding:
             if self.quantity == 'image' and self.stream not in DERIVED:
                 raise ValueError("a picture needs an encoding, 'rgb8' or 'jpeg'")
@@ -187,10 +191,20 @@ class ActionField(Spec):
 class Contract(Spec):
     """The view that a policy has of the streams, at a fixed control rate."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     rate_hz: pydantic.PositiveFloat
     observation: tuple[ObservationField, ...] = pydantic.Field(min_length=1)
     action: tuple[ActionField, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        """Bring version 1 to 2: what came raw was always seen without losses."""
+        if not isinstance(data, dict) or data.get('schema_version') != 1:
+            return data
+        if isinstance(fields := data.get('observation'), list | tuple):
+            data = data | {'observation': [_without_losses(field) for field in fields]}
+        return data | {'schema_version': 2}
 
     @pydantic.model_validator(mode='after')
     def _field_names_differ(self) -> Self:
@@ -207,7 +221,8 @@ class Contract(Spec):
         for field in self.observation:
             message = f'{field.kind} {"that is set" if field.is_set else "that is streamed"}'
             if field.kind == 'image':
-                message = f'{field.encoding} of shape {list(field.shape)}'
+                losses = ' without losses' if field.lossless else ''
+                message = f'{field.encoding} of shape {list(field.shape)}{losses}'
             if messages.setdefault(field.stream, message) != message:
                 raise ValueError(
                     f'observation: fields of {field.stream!r} expect different messages: '
@@ -274,6 +289,12 @@ class Contract(Spec):
                 return slice(start, start + len(field.names))
             start += len(field.names)
         raise KeyError(name)
+
+
+def _without_losses(field: Any) -> Any:
+    """Return the data of a field that, where its pictures come raw, loses nothing of them."""
+    raw = isinstance(field, dict) and field.get('encoding') == 'rgb8'
+    return field | {'lossless': True} if raw else field
 
 
 def fits(contract: Contract, streams: Mapping[str, Sequence[str]]) -> list[str]:

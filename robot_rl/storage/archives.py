@@ -77,7 +77,8 @@ def unpack(archive: Path, folder: Path) -> None:
                     found[member.name] = _unpack_file(tar, member, folder)
     except Exception as error:  # damaged bytes make the libraries raise almost anything
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-        raise StorageError(f'{archive}: cannot be unpacked ({reason})') from None
+        hint = '' if isinstance(error, OSError) else '; is it what episodes export wrote?'
+        raise StorageError(f'{archive}: cannot be unpacked ({reason}){hint}') from None
     if sums is None:
         raise StorageError(f'{archive}: no {SUMS_FILE} at its end; cut off, or not an export')
     for name in sorted(sums.keys() | found.keys()):

@@ -29,7 +29,7 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 7
+_CACHE_VERSION = 8
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'

@@ -17,11 +17,12 @@ from robot_rl.storage.claims import Claim
 from robot_rl.storage.episode import EpisodeHeader
 from robot_rl.storage.query import REWARDS, Query
 from robot_rl.storage.rewards import RewardInfo
+from robot_rl.storage.statistics import Count
 
-_VERSION = 3
+_VERSION = 4
 _COLUMNS = dict.fromkeys(
     ('task', 'source', 'policy', 'robot', 'operator', 'world', 'result'), 'TEXT'
-) | dict.fromkeys(('seed', 'success', 'flagged', 'interventions'), 'INTEGER')
+) | dict.fromkeys(('seed', 'success', 'flagged', 'interventions', 'end_time_ns'), 'INTEGER')
 # Long, and the same in many episodes: stored once.
 _SPECS: dict[str, type[Spec]] = {'contract': Contract, 'robot_spec': RobotSpec}
 # A query walks the narrow table `episodes`, which lies in the order of the answer.
@@ -32,12 +33,12 @@ _SCHEMA = f"""
 CREATE TABLE scanned (generation BLOB, changed_ns INTEGER);
 INSERT INTO scanned VALUES (randomblob(16), NULL);
 CREATE TABLE episodes (
-    start_time_ns INTEGER, id TEXT, {_TYPED}, PRIMARY KEY (start_time_ns, id)
+    start_time_ns INTEGER, id TEXT, {_TYPED}, changed_ns INTEGER, bytes INTEGER,
+    PRIMARY KEY (start_time_ns, id)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX episodes_by_id ON episodes (id);
 CREATE TABLE headers (
-    id TEXT PRIMARY KEY, header TEXT, changed_ns INTEGER, bytes INTEGER,
-    {' TEXT, '.join(_SPECS)} TEXT
+    id TEXT PRIMARY KEY, header TEXT, {' TEXT, '.join(_SPECS)} TEXT
 );
 CREATE TABLE specs (digest TEXT PRIMARY KEY, spec TEXT) WITHOUT ROWID;
 CREATE TABLE tags (id TEXT, tag TEXT, PRIMARY KEY (tag, id)) WITHOUT ROWID;
@@ -117,25 +118,39 @@ class Index:
 
     def find(self, query: Query) -> list[str]:
         """Return the ids of the episodes that `query` asks for, in the order of their start."""
-        with self._explained():
-            rows = self._connection.execute(
-                f'SELECT id FROM episodes WHERE {query.where} ORDER BY start_time_ns, id',
-                query.parameters,
-            )
-            return [id for (id,) in rows]
+        return [id for (id,) in self._select('id', query, 'ORDER BY start_time_ns, id')]
 
     def headers(self, ids: Iterable[str]) -> dict[str, Entry]:
         """Return the headers, with their stamps, of those of `ids` that are in the index."""
-        names = ', '.join(_SPECS)
         with self._explained():
+            rows = self._connection.execute(
+                f'SELECT id, changed_ns, bytes, header, {", ".join(_SPECS)} '
+                'FROM headers JOIN episodes USING (id) '
+                'WHERE id IN (SELECT value FROM json_each(?))',
+                [json.dumps(list(ids))],
+            ).fetchall()
             return {
                 id: Entry(self._header(header, digests), (), _stamp(changed_ns, size))
-                for id, changed_ns, size, header, *digests in self._listed(f'header, {names}', ids)
+                for id, changed_ns, size, header, *digests in rows
             }
 
-    def stamps(self, ids: Iterable[str]) -> dict[str, Stamp | None]:
-        """Return the stamps of the headers of those of `ids` that are in the index."""
-        return {id: _stamp(*stamp) for id, *stamp in self._listed('', ids)}
+    def stamps(self, query: Query) -> dict[str, Stamp | None]:
+        """Return {id: the stamp of its header} of the episodes that `query` asks for."""
+        return {id: _stamp(*s) for id, *s in self._select('id, changed_ns, bytes', query)}
+
+    def counts(self, query: Query) -> dict[tuple[str, str], Count]:
+        """Return {(task, source): what they amount to} of the episodes that `query` asks for."""
+        lasted = 'CASE WHEN end_time_ns >= start_time_ns THEN end_time_ns - start_time_ns END'
+        # TOTAL is a float, which nothing overflows.
+        columns = (
+            f'task, source, COUNT(*), TOTAL({lasted}) / 3.6e12, TOTAL(success), '
+            'TOTAL(NOT success), TOTAL(interventions)'
+        )
+        rows = self._select(columns, query, 'GROUP BY task, source ORDER BY task, source')
+        return {
+            (task, source): Count(episodes, hours, *map(int, counted))
+            for task, source, episodes, hours, *counted in rows
+        }
 
     def unheard_of(self, query: Query) -> list[str]:
         """Return one line for each value in `query` that no episode has, with the nearest ones."""
@@ -244,15 +259,11 @@ class Index:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._open()
 
-    def _listed(self, columns: str, ids: Iterable[str]) -> list[tuple]:
-        """Return id, changed_ns, bytes and `columns` of some headers."""
-        more = f', {columns}' if columns else ''
+    def _select(self, columns: str, query: Query, rest: str = '') -> list[tuple]:
+        """Return `columns` of the table of episodes where `query` holds."""
         with self._explained():
-            return self._connection.execute(
-                f'SELECT id, changed_ns, bytes{more} FROM headers '
-                'WHERE id IN (SELECT value FROM json_each(?))',
-                [json.dumps(list(ids))],
-            ).fetchall()
+            sql = f'SELECT {columns} FROM episodes WHERE {query.where} {rest}'
+            return self._connection.execute(sql, query.parameters).fetchall()
 
     def _known(self, key: str) -> set[str]:
         """Return the values of a key that some episode has."""
@@ -267,16 +278,20 @@ class Index:
         header, values = entry.header, entry.header.to_dict()
         told = values | {'flagged': bool(header.flags)}
         added = self._connection.execute(
-            f'INSERT OR IGNORE INTO episodes (start_time_ns, id, {", ".join(_COLUMNS)}) '
-            f'VALUES (?, ?{", ?" * len(_COLUMNS)})',
-            [header.start_time_ns, header.id, *(told[name] for name in _COLUMNS)],
+            f'INSERT OR IGNORE INTO episodes VALUES (?, ?{", ?" * len(_COLUMNS)}, ?, ?)',
+            [
+                header.start_time_ns,
+                header.id,
+                *(told[name] for name in _COLUMNS),
+                *(entry.stamp or (None, None)),
+            ],
         )
         if not added.rowcount:
             return
         digests = [self._insert_spec(values.pop(name)) for name in _SPECS]
         self._connection.execute(
-            f'INSERT INTO headers VALUES (?, ?, ?, ?{", ?" * len(_SPECS)})',
-            [header.id, json.dumps(values), *(entry.stamp or (None, None)), *digests],
+            f'INSERT INTO headers VALUES (?, ?{", ?" * len(_SPECS)})',
+            [header.id, json.dumps(values), *digests],
         )
         self._connection.executemany(
             'INSERT OR IGNORE INTO tags VALUES (?, ?)', [(header.id, tag) for tag in header.tags]

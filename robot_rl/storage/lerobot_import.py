@@ -34,8 +34,6 @@ from robot_rl.storage.lerobot_export import (
 )
 from robot_rl.storage.pictures import Pictures
 
-# Pictures out of a video are kept as JPEG of this quality: the video has lost more already.
-_JPEG_QUALITY = 95
 # A feature whose name may stand in a contract.
 _SOURCE = re.compile(r'observation\.[A-Za-z_]\w*')
 # What a row of meta/episodes says about files, not about the episode.
@@ -264,7 +262,7 @@ def _video(dataset: _DataSet, row: dict[str, Any], name: str) -> list[bytes]:
 
     Raises StorageError where there is none within half a period of a frame's time.
     """
-    import cv2
+    from robot_rl.images import as_jpeg  # OpenCV takes a while: only who reads videos imports it
 
     av = need('av', 'videos of LeRobot')
     file = dataset.file(
@@ -287,9 +285,7 @@ def _video(dataset: _DataSet, row: dict[str, Any], name: str) -> list[bytes]:
                     break
                 if abs(place - len(files)) > 0.5:
                     raise StorageError(f'{file}: no frame at {start + len(files) / fps:.3f} s')
-                picture = frame.to_ndarray(format='bgr24')
-                quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-                files.append(cv2.imencode('.jpg', picture, quality)[1].tobytes())
+                files.append(as_jpeg(frame.to_ndarray(format='rgb24')))
     except StorageError:
         raise
     except (OSError, ValueError, IndexError) as error:  # av's own errors are such

@@ -28,8 +28,9 @@ class RecentSizes:
 
     def add(self, header: EpisodeHeader) -> None:
         """Take in an episode that has been committed."""
-        sizes = self._of(header.task, header.source)
-        sizes.append(_size(header))
+        # Of a kind that nobody has asked for it is found among the directories.
+        if (kind := (header.task, header.source)) in self._sizes:
+            self._sizes[kind].append(_size(header))
 
     def mean(self, task: str, source: str) -> float | None:
         """Return the mean size of the last episodes of a kind [bytes]; None: there is none."""

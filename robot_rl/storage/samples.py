@@ -132,8 +132,8 @@ def pose(message: Any) -> dict[str, np.ndarray]:
 def picture(message: Any, field: ObservationField) -> dict[str, bytes]:
     """Return the file of a picture that decodes to what the live path makes of the message.
 
-    What came compressed is kept as it came. What came raw is brought to the field's size and
-    packed without loss: the pixels are those that a policy saw.
+    What came compressed is kept as it came. What came raw is brought to the field's size and made
+    a JPEG, as beside the arm, where it is decoded again; or a PNG, where the field is lossless.
     """
     from robot_rl import images  # OpenCV takes a while: only who reads pictures imports it
 
@@ -142,7 +142,7 @@ def picture(message: Any, field: ObservationField) -> dict[str, bytes]:
         return {'image': bytes(message.data)}
     size = message.height, message.width
     seen = images.unpacked(message.data, message.encoding, size, message.step, field.shape)
-    return {'image': images.lossless(seen)}
+    return {'image': images.lossless(seen) if field.lossless else images.as_jpeg(seen)}
 
 
 def fill_velocities(series: Series, rule: Literal['none', 'zero', 'difference']) -> Series:

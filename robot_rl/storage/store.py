@@ -28,6 +28,7 @@ from robot_rl.storage.episode import (
 from robot_rl.storage.files import read_bytes, seal_problem
 from robot_rl.storage.index import Entry, Index, IndexUnwritable, Stamp
 from robot_rl.storage.rewards import RewardInfo
+from robot_rl.storage.statistics import Count
 
 # In a folder of its own: what SQLite does there does not look like a change of the store.
 INDEX_FILE = '.index/index.sqlite'
@@ -113,15 +114,19 @@ class Store:
         condition = queries.parse(query, **filters)
         return Episodes(self._fresh_index().find(condition), self._headers)
 
-    def look_again(self, ids: Iterable[str]) -> bool:
-        """Look whether headers were changed by others than a Store since they were indexed.
+    def counts(self, query: str | Iterable[str] = '', **filters: Any) -> dict[tuple, Count]:
+        """Return {(task, source): what they amount to} of the episodes that match."""
+        return self._fresh_index().counts(queries.parse(query, **filters))
+
+    def look_again(self, query: str | Iterable[str] = '', **filters: Any) -> bool:
+        """Look whether headers that match were changed by others than a Store since.
 
         Returns whether any was: the next query reads those again, and tells their damage. A query
         by itself does not look, as that takes a system call for every episode.
         """
-        index, ids = self._fresh_index(), list(ids)
-        stamps = index.stamps(ids)
-        changed = [id for id in ids if stamps.get(id) != _stamp(self.root / id)]
+        index, root = self._fresh_index(), str(self.root)
+        stamps = index.stamps(queries.parse(query, **filters))
+        changed = [id for id, stamp in stamps.items() if stamp != header_stamp(root, id)]
         for id in changed:
             with contextlib.suppress(IndexUnwritable):
                 index.note(id)
@@ -232,7 +237,7 @@ class Store:
 
     def _header(self, id: str, known: Entry | None) -> EpisodeHeader:
         """Return what the index knows, unless the file was changed since by somebody else."""
-        if known and known.stamp == _stamp(self.root / id):
+        if known and known.stamp == header_stamp(str(self.root), id):
             return known.header
         with contextlib.suppress(IndexUnwritable):
             self._open_index().note(id)  # whatever is wrong with it, the next query tells
@@ -299,7 +304,8 @@ class Store:
         damaged: dict[str, str] = {}
         entry = None
         try:
-            stamp = _stamp(self.root / name)  # before it is read: what comes later is a change
+            # Before it is read: what comes later is a change.
+            stamp = header_stamp(str(self.root), name)
             reader = EpisodeReader(self.root / name)
             if reader.header.id != name:
                 raise StorageError(
@@ -329,10 +335,13 @@ class Store:
         return self._index
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """Return what tells whether the header in `path` was changed; None: there is none."""
+def header_stamp(root: str, id: str) -> Stamp | None:
+    """Return what tells whether an episode's header was changed; None: there is none.
+
+    Of many a Path would take as long to be made as its file to be looked at.
+    """
     try:
-        found = os.stat(path / HEADER_FILE)
+        found = os.stat(f'{root}/{id}/{HEADER_FILE}')
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size

@@ -12,7 +12,7 @@ from robot_rl.storage.shards import ShardedSteps, ShardWriter
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in {'STEPS': 1000, 'PICTURE_STEPS': 500, 'JPEGS': 5, '_SLICE_S': 0.01}.items():
+    for name, value in {'STEPS': 1000, 'JPEGS': 5, '_SLICE_S': 0.01}.items():
         monkeypatch.setattr(storage, name, value)
 
 
@@ -22,6 +22,13 @@ def test_every_row_says_what_it_is_beside_what(small):
     for row in rows:
         assert row['bench'] == 'storage' and row['unit'] in ('1/s', 'MB/s', 'MB')
         assert np.isfinite([row['value'], row['reference'], row['ratio']]).all()
+    disk = {row['metric']: row for row in rows if '_disk_' in row['metric']}
+    numbers = 7 + 7 + 7 + 3 + 7 + 2  # float32, and a byte for the kind of a step
+    low = disk['low_dimensional_disk_1000_steps']
+    assert low['reference'] == round(1000 * (4 * numbers + 1) / 1e6, 1)
+    seen = disk['pictures_disk_1000_steps']
+    assert seen['reference'] == round(1000 * (4 * numbers + 1 + 64 * 64 * 3) / 1e6, 1)
+    assert low['value'] < seen['value'] < seen['reference'] / 2
 
 
 def test_the_limit_gathers_as_much_as_the_sampler(small, tmp_path):
@@ -45,9 +52,33 @@ def test_the_limit_gathers_as_much_as_the_sampler(small, tmp_path):
 
 
 def test_a_python_without_lerobot_is_named(small, tmp_path):
-    columns = {'action': np.zeros((4, 2), np.float32)}
     with pytest.raises(RobotRLError, match='lerobot in /bin/false failed: nothing said'):
-        storage._lerobot('/bin/false', tmp_path / 'l', columns, {}, 0.1)
+        storage._lerobot('/bin/false', tmp_path, {}, 4, 0.1)
+
+
+def test_lerobot_is_given_the_same_steps(small, tmp_path):
+    pq = pytest.importorskip('pyarrow.parquet', reason='needs the extra `doors`')
+    jpegs = [storage._jpeg(number) for number in range(5)]
+    storage._export(tmp_path / 'l', 500, jpegs)
+    assert [path.name for path in (tmp_path / 'l').iterdir()] == ['dataset']
+    table = pq.read_table(tmp_path / 'l' / 'dataset' / 'data')
+    with ShardWriter(tmp_path / 's') as writer:
+        for number in range(2):
+            writer.append(storage._episode(number, jpegs))
+    for name, column in ShardedSteps(tmp_path / 's').flat.items():
+        if name == 'step_type':
+            continue
+        found = table[storage._LEROBOT_NAMES.get(name, name)].to_pylist()
+        if name.endswith('camera'):
+            assert [row['bytes'] for row in found] == [column.file(row) for row in range(500)]
+        else:
+            np.testing.assert_array_equal(found, column.take(np.arange(500), 0))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr(storage, '_DISK_BYTES', 1e18)
+    with pytest.raises(RobotRLError, match=r'GB are free in /.*, 1000000000 are needed; TMPDIR'):
+        next(storage.run(0.02))
 
 
 def test_options_of_one_benchmark_are_refused_by_another():

@@ -10,6 +10,7 @@ import sys
 import tarfile
 
 import pytest
+import yaml
 
 from robot_rl.cli.main import main
 from robot_rl.errors import StorageError
@@ -89,6 +90,18 @@ def test_show_tells_header_topics_and_damage(store, run):
     (store / 'e1' / 'streams.mcap').write_bytes(b'')
     code, out, _ = run('show', 'e1')
     assert code == 0 and 'cut off or damaged after 0 messages' in ' '.join(out.split())
+
+
+def test_show_tells_the_world_that_was_drawn(store, run):
+    world = {'randomisation': {'gain': [0.5, 1]}, 'domain': {'imperfections': {'gain': [0.75]}}}
+    with EpisodeWriter(store, EpisodeHeader(id='e3', extra=world | {'lerobot': 'x'})) as writer:
+        writer.commit()
+    code, out, _ = run('show', 'e3')
+    shown = yaml.safe_load(out)
+    assert code == 0 and 'lerobot' not in shown
+    assert {name: shown[name] for name in world} == world
+    assert json.loads(run('show', 'e3', '--json')[1])['extra'] == world | {'lerobot': 'x'}
+    assert 'domain' not in yaml.safe_load(run('show', 'e1')[1])
 
 
 def test_label_and_tag_change_the_episode(store, run):
@@ -180,7 +193,9 @@ def test_recover_mends_what_was_cut_and_says_what_it_cannot(store, run):
     assert err.startswith(f'robot-rl: {store / "empty.partial"}: no message reached the disk')
     (episode,) = json.loads(run('ls', 'id=cut', '--json')[1])['episodes']
     assert episode['topics']['/n']['count'] == 3 and episode['termination'].startswith('cut: ')
-    assert run('recover', 'e9')[0] == 2
+    code, _, err = run('recover', 'emtpy')
+    assert (code, err.count('\n')) == (2, 1)
+    assert "unknown unfinished episode 'emtpy'; did you mean 'empty'?" in err
     assert run('recover', 'empty')[0] == 1
 
 

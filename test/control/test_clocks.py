@@ -6,10 +6,9 @@ import time
 import pytest
 
 from robot_rl.control.clocks import (
-    LONG_SLEEP_S,
-    REHEARSAL_S,
+    LONGEST_LEAD,
     TRIES,
-    RehearsingClock,
+    PreparingClock,
     SteadyClock,
     VirtualClock,
     ticks,
@@ -24,29 +23,45 @@ def test_the_steady_clock_wakes_at_the_deadline_or_after_it():
     clock.sleep_until(clock.now() - 1.0)  # returns at once
 
 
-def test_a_rehearsal_comes_shortly_before_the_deadline_and_is_left_out_of_short_sleeps():
-    rehearsed = []
-    clock = RehearsingClock(lambda: rehearsed.append(clock.now()))
-    deadlines = [clock.now() + 0.02 * k for k in (1, 2, 3)]
+def test_a_tick_is_prepared_shortly_before_the_deadline_where_there_is_time_for_it():
+    prepared, period_s = [], 0.02
+    clock = PreparingClock(lambda due_s: prepared.append((clock.now(), due_s)), period_s)
+    deadlines = [clock.now() + period_s * k for k in (1, 2, 3)]
     for deadline in deadlines:
         clock.sleep_until(deadline)
         assert clock.now() >= deadline
-    assert len(rehearsed) == 3
     # Not too early; how late the system wakes anybody is not the clock's doing.
-    soonest = [deadline - REHEARSAL_S - 1e-6 for deadline in deadlines]
-    assert all(a >= b for a, b in zip(rehearsed, soonest, strict=True))
-    for short in (0.9 * LONG_SLEEP_S, -1.0):
-        clock.sleep_until(clock.now() + short)
-    assert len(rehearsed) == 3
+    times, due = zip(*prepared, strict=True)
+    soonest = [deadline - LONGEST_LEAD * period_s - 1e-6 for deadline in deadlines]
+    assert all(a >= b for a, b in zip(times, soonest, strict=True))
+    assert list(due) == deadlines
+    clock.sleep_until(clock.now() - 1.0)
+    assert len(prepared) == 3
 
 
-def test_what_takes_longer_than_a_rehearsal_may_is_not_rehearsed_any_more():
+def test_it_is_begun_early_by_twice_as_long_as_it_takes():
+    began, period_s, takes_s = [], 0.1, 0.005
+
+    def prepare(due_s):
+        began.append(due_s - clock.now())
+        time.sleep(takes_s)
+
+    clock = PreparingClock(prepare, period_s)
+    for _ in range(4):
+        clock.sleep_until(clock.now() + period_s)
+    assert began[0] <= LONGEST_LEAD * period_s
+    assert all(lead < 0.8 * LONGEST_LEAD * period_s for lead in began[1:])
+
+
+def test_what_takes_longer_than_there_is_time_for_is_not_prepared_any_more():
     """A policy of 12 ms was late by 12 ms at every tick."""
-    rehearsed = []
-    clock = RehearsingClock(lambda: (rehearsed.append(1), time.sleep(4 * REHEARSAL_S)))
+    prepared, period_s = [], 0.02
+    clock = PreparingClock(
+        lambda due_s: (prepared.append(due_s), time.sleep(2 * LONGEST_LEAD * period_s)), period_s
+    )
     for _ in range(TRIES + 3):
-        clock.sleep_until(clock.now() + 2 * LONG_SLEEP_S)
-    assert len(rehearsed) == TRIES
+        clock.sleep_until(clock.now() + period_s)
+    assert len(prepared) == TRIES
 
 
 def test_the_virtual_clock_never_goes_backwards():

@@ -16,6 +16,8 @@ START = np.array([0.1, -0.2, 0.3])
 class Scripted:
     """A policy that plays back actions and keeps what it saw."""
 
+    is_pure = False
+
     def __init__(self, contract: Contract, actions):
         self.card = PolicyCard(id='scripted', contract=contract)
         self.contract, self.actions, self.seen = contract, list(actions), []
@@ -82,22 +84,59 @@ def test_deltas_add_to_where_somebody_else_has_led_the_arm(contract, robot, chai
 
 
 @pytest.mark.parametrize('kind', ['recurrent', 'random'])
-def test_a_rehearsal_changes_nothing(policy_file, contract, robot, chain, kind):
+def test_a_tick_that_was_prepared_is_as_one_that_was_not(
+    policy_file, contract, robot, chain, kind
+):
+    """Whatever comes in between: nothing, another sample, somebody else who led the arm."""
     path = policy_file(contract, memory=4, seed=2) if kind == 'recurrent' else None
 
-    def commands(rehearses: bool):
+    def commands(prepares: bool):
         policy = OnnxPolicy(path) if path else RandomPolicy(contract, seed=3)
         loop = ControlLoop(contract, robot, chain, policy)
         loop.begin(START)
-        for k in range(5):
-            feed(loop, 0.05 * k, position=START + 0.01 * k)
-            if rehearses:
-                loop.rehearse()
+        for k in range(12):
+            feed(loop, 0.05 * k - 0.01, position=START + 0.01 * k)
+            if prepares:
+                loop.prepare(0.05 * k - 0.001)
+            if k % 3 == 1:
+                feed(loop, 0.05 * k, position=START + 0.02 * k)
+            elif k % 3 == 2:
+                loop.rebase(START + 0.03 * k)
             yield loop.tick(0.05 * k)
 
-    for plain, rehearsed in zip(commands(False), commands(True), strict=True):
-        np.testing.assert_array_equal(plain.target, rehearsed.target)
-        np.testing.assert_array_equal(plain.requested, rehearsed.requested)
+    for plain, prepared in zip(commands(False), commands(True), strict=True):
+        np.testing.assert_array_equal(plain.target, prepared.target)
+        np.testing.assert_array_equal(plain.requested, prepared.requested)
+        assert plain.stamp_s == prepared.stamp_s
+        for name, values in plain.observation.items():
+            np.testing.assert_array_equal(values, prepared.observation[name])
+
+
+def test_what_was_prepared_is_not_decided_once_more(contract, robot, chain):
+    policy = Scripted(contract, [[0.02, -0.03, 0.04]] * 3)
+    policy.is_pure = True
+    loop = ControlLoop(contract, robot, chain, policy)
+    loop.prepare(0.0)  # no episode has begun: there is nothing to decide
+    loop.begin(START)
+    feed(loop, 0.0)
+    loop.prepare(0.0)
+    assert (loop.tick(0.0).stamp_s, len(policy.seen), loop.steps) == (0.0, 1, 1)
+    feed(loop, 0.05)
+    loop.prepare(0.05)
+    feed(loop, 0.06)
+    assert (loop.tick(0.06).stamp_s, len(policy.seen), loop.steps) == (0.06, 3, 2)
+
+
+def test_a_sample_that_has_grown_too_old_since_a_tick_was_prepared_is_refused(
+    policy_file, contract, robot, chain
+):
+    policy = OnnxPolicy(policy_file(contract))
+    loop = ControlLoop(contract, robot, chain, policy, joint_states_max_age_s=0.05)
+    loop.begin(START)
+    feed(loop, 0.0)
+    loop.prepare(0.05)
+    with pytest.raises(ContractMismatch, match=r'joint_states is 0\.051 s old'):
+        loop.tick(0.051)
 
 
 def test_requested_and_applied_differ_where_limits_bite(contract, robot, chain):

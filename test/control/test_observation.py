@@ -187,10 +187,12 @@ def test_a_drivers_prefix_stays_outside_of_the_observation(contract, robot, chai
         left.put('joint_states', 1.0, values, NAMES)
 
 
-def test_history_moves_on_with_every_assembly_and_begins_anew(assembler):
+def test_history_moves_on_with_what_is_kept_and_begins_anew(assembler):
     put_all(assembler, 1.0)
     for k in range(3):
+        assembler.assemble(1.0, np.full(3, 9.0))  # in vain
         seen, _ = assembler.assemble(1.0, np.full(3, float(k)))
+        assembler.keep(seen)
     assert seen['command'].tolist() == [[1, 1, 1], [2, 2, 2]]
     assembler.reset_history()
     assert assembler.assemble(1.0, np.full(3, 7.0))[0]['command'].tolist() == [[7] * 3] * 2
@@ -350,7 +352,9 @@ def test_pictures_grow_old_and_keep_their_bytes(contract, robot, chain):
     for now, picture in enumerate(pixels):
         put_all(assembler, now)
         assembler.put('wrist', now, {'image': picture})
-        views.append(assembler.assemble(now + 0.4, np.zeros(3))[0]['wrist_view'])
+        seen, _ = assembler.assemble(now + 0.4, np.zeros(3))
+        assembler.keep(seen)
+        views.append(seen['wrist_view'])
     assert views[1].dtype == np.uint8 and np.array_equal(views[1], pixels)
     assert np.array_equal(views[0], pixels[[0, 0]])
     told = 'wrist_view: the newest of wrist is 0.600 s old, at most 0.5 s'

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -94,6 +97,29 @@ def test_while_an_episode_runs_rates_and_latencies_are_told(supervisor, statuses
     assert float(guard['joint_states.age_ms']) < 500
     assert 50 < int(guard['rate_hz']) <= 110 and guard['wanted_rate_hz'] == '100.0'
     assert statuses.of('session', lambda s: values(s)['state'] == 'running').message == 'running'
+
+
+def policies_of_threads(pid: int) -> set[tuple[int, int]]:
+    """Return how the system schedules the threads of a process: policy and priority."""
+    threads = [int(thread) for thread in os.listdir(f'/proc/{pid}/task')]
+    return {(os.sched_getscheduler(t), os.sched_getparam(t).sched_priority) for t in threads}
+
+
+def test_policy_and_guard_run_in_real_time_where_the_system_lets_them(supervisor, statuses):
+    """And say so; without leave, or where nobody wants it, they run as all do."""
+    ask = 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))'
+    allowed = subprocess.run([sys.executable, '-c', ask], capture_output=True).returncode == 0
+    for node, priority in (('policy', 40), ('command_guard', 50)):
+        pid = supervisor.start(node).pid
+        supervisor.wait_ready()
+        assert values(statuses.of(node))['in_real_time'] == str(allowed)
+        wanted = (os.SCHED_FIFO, priority) if allowed else (os.SCHED_OTHER, 0)
+        assert policies_of_threads(pid) == {wanted}
+        if not allowed:
+            assert 'real-time scheduling: Operation not permitted' in supervisor.log(node)
+    pid = supervisor.start('command_guard', {'realtime_priority': 0}, name='ordinary').pid
+    supervisor.wait_ready()
+    assert policies_of_threads(pid) == {(os.SCHED_OTHER, 0)}
 
 
 def test_a_command_without_a_stamp_is_not_taken_for_decades_old(

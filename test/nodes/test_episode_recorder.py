@@ -22,6 +22,7 @@ from trajectory_msgs.msg import JointTrajectory
 import robot_rl
 from robot_rl import registry
 from robot_rl.resources import git_revision
+from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.storage.checksums import check
 from robot_rl.storage.episode import EpisodeReader, read_header
 from robot_rl.storage.recovery import recover
@@ -435,3 +436,30 @@ def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(record
         whole[id] = episode.streams_path.read_bytes()
     assert cut >= 6 and max(lost_s) < 1.0, lost_s
     assert sorted(path.name for path in recorder.root.iterdir()) == sorted(whole)
+
+
+def test_the_world_that_a_twin_drew_is_in_the_header(recorder, supervisor, conductor, tmp_path):
+    ranges = {'gain': (0.5, 1.0), 'command_delay': (0, 3), 'mass': {'*_link': (0.8, 1.3)}}
+    task = registry.make_task('ur5e/reach')
+    task = type(task)(task.config.replace(randomisation=ranges))
+    path = tmp_path / 'shaken.yaml'
+    path.write_text(task.config.to_yaml())
+    supervisor.start('sim_robot', {'task': str(path)})
+    recorder = recorder()
+    recorder.graph()
+    twin, simulated = conductor('sim_robot'), ArmEnvironment(task)
+    for seed in (9, 10):
+        recorder.session.fields |= {'seed': seed}
+        recorder.episode(f'e{seed}')
+        twin.hears('ready', episode=f'e{seed}')
+        recorder.end()
+        extra = read_header(recorder.root / f'e{seed}').extra
+        simulated.reset([seed])
+        assert extra['domain'] == simulated.domains[0].to_dict()
+        again = type(task)(task.config.replace(randomisation=extra['randomisation']))
+        assert again.randomisation == task.randomisation
+    # Without a seed the arm stands where it is, in the world that it is in.
+    recorder.session.fields |= {'seed': None}
+    recorder.episode('e11')
+    recorder.end()
+    assert read_header(recorder.root / 'e11').extra == extra

@@ -39,6 +39,7 @@ def seeing(camera: str, encoding: str = 'jpeg', history: int = 1, **fields):
     contract = registry.make_task('ur5e/reach').contract()
     view = {'name': 'view', 'source': f'{camera}.image', 'shape': [HEIGHT, WIDTH, 3]}
     view |= {'dtype': 'uint8', 'encoding': encoding, 'history': history, 'max_age_s': 1.0}
+    view |= fields
     return contract.replace(observation=[*(f.to_dict() for f in contract.observation), view])
 
 
@@ -104,6 +105,12 @@ def compressed(pixels: np.ndarray) -> CompressedImage:
     return CompressedImage(format='png', data=array.array('B', data.tobytes()))
 
 
+def through_jpeg(pixels: np.ndarray) -> np.ndarray:
+    """Return RGB pixels as a JPEG of quality 95 shows them that halves no colours."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
+    return cv2.imdecode(cv2.imencode('.jpg', pixels[..., ::-1], options)[1], 1)[..., ::-1]
+
+
 def raw(pixels: np.ndarray, encoding: str = 'rgb8') -> Image:
     height, width = pixels.shape[:2]
     data = array.array('B', pixels.tobytes())
@@ -127,26 +134,29 @@ def action_on(path, ur5e, view: np.ndarray, joints=None, command=None, target=(0
     return policy.select(batch, {})[0][0]
 
 
-@pytest.mark.parametrize('encoding', ['jpeg', 'rgb8'])
+@pytest.mark.parametrize(
+    ('encoding', 'lossless'), [('jpeg', False), ('rgb8', False), ('rgb8', True)]
+)
 def test_the_policy_acts_on_the_newest_picture_and_its_history(
-    blind, publishing, ur5e, encoding, observer
+    blind, publishing, ur5e, encoding, lossless, observer
 ):
     shown = [picture(0)]
     topic = 'wrist/image_raw' + ('/compressed' if encoding == 'jpeg' else '')
     publishing(lambda: (compressed if encoding == 'jpeg' else raw)(shown[-1]), topic)
-    world = blind(seeing('wrist', encoding, history=2))
+    world = blind(seeing('wrist', encoding, history=2, lossless=lossless))
     assert world.feed.hears('ready') == f'/{topic}'
     world.session.hears('ready')
     world.session.say('running', max_steps=1000)
     observer.until(lambda: len(world.actions) > 3)
     shown.append(picture(1))
     observer.until(lambda: len(world.actions) > 30)
-    first = action_on(world.path, ur5e, np.stack([shown[0], shown[0]]))
+    seen = shown if encoding == 'jpeg' or lossless else [through_jpeg(one) for one in shown]
+    first = action_on(world.path, ur5e, np.stack([seen[0], seen[0]]))
     np.testing.assert_allclose(world.actions[0].points[0].positions, first, atol=1e-6)
     command = np.array(world.commands[27].points[0].positions)
-    last = action_on(world.path, ur5e, np.stack([shown[1], shown[1]]), command=command)
+    last = action_on(world.path, ur5e, np.stack([seen[1], seen[1]]), command=command)
     np.testing.assert_allclose(world.actions[28].points[0].positions, last, atol=1e-6)
-    other = action_on(world.path, ur5e, np.stack([shown[0], shown[1]]), command=command)
+    other = action_on(world.path, ur5e, np.stack([seen[0], seen[1]]), command=command)
     assert np.abs(last - other).max() > 1e-3
 
 
@@ -253,6 +263,8 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
         registry.make_task('ur5e/reach'),
     )
     assert columns['wrist.image'].shape == (21, HEIGHT, WIDTH, 3)
+    magic = b'\xff\xd8' if encoding == 'rgb8' else b'\x89PNG'  # made of what came, or as it came
+    assert columns['wrist.image'].file(0).startswith(magic)
     streams = defaultdict(dict)
     for name, values in columns.items():
         stream, _, quantity = name.partition('.')

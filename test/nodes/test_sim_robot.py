@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import mujoco
@@ -52,12 +53,15 @@ def twin(supervisor, observer, conductor):
 
 
 def test_it_speaks_as_the_driver_and_starts_at_its_seed(twin, observer, ur5e):
+    worlds = observer.listen(String, 'sim_robot/world', READER)
     start = registry.make_task('ur5e/reach').initial(11)
     state, target = twin.states[0], twin.targets[0]
     assert state.name == list(ur5e.joints) and state.header.frame_id == ur5e.base_frame
     np.testing.assert_allclose(state.position, start.joint_position, atol=1e-3)
     np.testing.assert_allclose(twin.target(), start.target)
     assert target.pose.orientation.w == 1.0 and target.header.frame_id == ur5e.base_frame
+    observer.until(lambda: worlds)
+    assert json.loads(worlds[0].data) == {'seed': 11}  # and nothing that differs from the model
     observer.until(lambda: len(twin.states) >= 100)
     stamps = np.array([m.header.stamp.sec + m.header.stamp.nanosec * 1e-9 for m in twin.states])
     assert (np.diff(stamps) > 0).all() and np.median(np.diff(stamps)) < 0.02

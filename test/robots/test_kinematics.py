@@ -166,6 +166,24 @@ def test_inverse_of_a_position_alone_leaves_the_orientation_free(chain):
 def test_inverse_says_what_is_out_of_reach(chain):
     with pytest.raises(RobotRLError, match=r'no joint positions .* \[1.5, 0.0, 0.0\]'):
         chain.inverse([1.5, 0.0, 0.0])
+    with pytest.raises(RobotRLError, match=r'\[0.0, 1.6, 0.0\] .* \[0.0, 1.0, 0.0, 0.0\]'):
+        chain.inverse([[0.4, 0.2, 0.3], [0.0, 1.6, 0.0]], [[0, 1, 0, 0], [0, 1, 0, 0]])
+
+
+def test_a_batch_is_bit_by_bit_what_each_is_alone(ur5e, chain):
+    """Else an episode would hang on how many others are simulated beside it."""
+    rng = np.random.default_rng(4)
+    q, way = rng.uniform(-2.5, 2.5, (3, 5, 6)), rng.normal(size=(3, 5, 6)) * 0.02
+    position, orientation = chain.forward(q)
+    displaced = chain.displaced(q, way, ur5e.workspace)
+    found = chain.inverse(position, orientation, ur5e.home_position)  # some from random starts
+    for row in np.ndindex(3, 5):
+        place, turned = chain.forward(q[row])
+        assert (place == position[row]).all() and (turned == orientation[row]).all()
+        assert (chain.jacobian(q[row]) == chain.jacobian(q)[row]).all()
+        assert (chain.points(q[row]) == chain.points(q)[row]).all()
+        assert (chain.displaced(q[row], way[row], ur5e.workspace) == displaced[row]).all()
+        assert (chain.inverse(place, turned, ur5e.home_position) == found[row]).all()
 
 
 def test_the_spec_repeats_the_models_limits_and_torques(ur5e):

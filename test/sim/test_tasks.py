@@ -53,6 +53,18 @@ def pose_columns(**poses) -> dict[str, np.ndarray]:
     return columns
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_episodes_start_alike_together_and_one_by_one(name):
+    together = TASKS[name].initials([7, 2**33, 7, 0])
+    for seed, start in zip([7, 2**33, 7, 0], together, strict=True):
+        alone = TASKS[name].initial(seed)
+        assert (start.joint_position == alone.joint_position).all() and start.width == alone.width
+        assert start.poses.keys() == alone.poses.keys()
+        for stream, pose in start.poses.items():
+            assert (pose.position == alone.poses[stream].position).all()
+            assert (pose.orientation == alone.poses[stream].orientation).all()
+
+
 def test_the_names_are_those_of_the_files():
     assert {'jaco/reach', 'ur5e/insert', 'ur5e/lift', 'ur5e/match'} < set(NAMES)
     assert {'ur5e/push', 'ur5e/reach', 'ur5e/stack'} < set(NAMES)

@@ -69,6 +69,7 @@ def test_a_field_says_what_messages_bring_it(data, kind, is_set):
         ({'encoding': 'rgb8', 'goal': True}, 'a picture is no goal'),
         ({'encoding': 'rgb8', 'source': 'gripper.image'}, "'gripper' is computed"),
         ({'encoding': 'png'}, "encoding: unknown value 'png'"),
+        ({'encoding': 'jpeg', 'lossless': True}, "lossless is for .* raw: encoding 'rgb8'"),
     ],
 )
 def test_what_is_no_picture_is_told(data, told):
@@ -89,12 +90,30 @@ def test_what_is_no_picture_is_told(data, told):
             PICTURE | {'encoding': 'jpeg', 'shape': (4, 4, 3)},
             r'jpeg of shape \[8, 9, 3\], and jpeg of shape \[4, 4, 3\]',
         ),
+        (
+            PICTURE | {'encoding': 'rgb8'},
+            PICTURE | {'encoding': 'rgb8', 'lossless': True},
+            r'rgb8 of shape \[8, 9, 3\], and rgb8 of shape \[8, 9, 3\] without losses',
+        ),
     ],
 )
 def test_fields_of_a_stream_are_brought_by_the_same_message(contract, one, other, told):
     fields = [field(**one).to_dict(), field(**other).to_dict() | {'name': 'r'}]
     with pytest.raises(SpecError, match=told):
         contract.replace(observation=fields)
+
+
+def test_what_was_seen_without_losses_before_there_was_another_way_still_is(contract):
+    raw, sent = ({'name': n, 'source': f'{n}.image', 'shape': (8, 9, 3)} for n in ('raw', 'sent'))
+    fields = [raw | {'encoding': 'rgb8'}, sent | {'encoding': 'jpeg'}]
+    fields = [field | {'dtype': 'uint8'} for field in fields]
+    old = contract.to_dict() | {'schema_version': 1, 'observation': fields}
+    assert [field.lossless for field in Contract.parse(old).observation] == [True, False]
+    assert Contract.parse(old) == Contract.parse(Contract.parse(old).to_dict())
+    new = Contract.parse(old | {'schema_version': 2})
+    assert [field.lossless for field in new.observation] == [False, False]
+    with pytest.raises(SpecError, match=r'^observation: this field is required and missing$'):
+        Contract.parse({key: value for key, value in old.items() if key != 'observation'})
 
 
 def test_more_streams_and_names_than_are_read_fit(contract):

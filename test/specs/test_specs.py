@@ -284,15 +284,15 @@ def test_a_newer_version_is_all_that_is_said_of_a_newer_file(contract_data):
     with pytest.raises(SpecError) as error:
         PolicyCard.parse({'id': 'x', 'contract': contract_data, 'new': 1})
     assert str(error.value) == (
-        'contract.schema_version: 3 is newer than 1, the newest that this robot_rl reads; '
+        'contract.schema_version: 3 is newer than 2, the newest that this robot_rl reads; '
         'update robot_rl'
     )
 
 
 def test_the_version_is_written_and_may_be_left_out_when_read(robot_data, contract_data):
-    for kind, data in ((RobotSpec, robot_data), (Contract, contract_data)):
+    for kind, data, version in ((RobotSpec, robot_data, 1), (Contract, contract_data, 2)):
         assert 'schema_version' not in data
-        assert kind.parse(data).to_dict()['schema_version'] == 1
+        assert kind.parse(data).to_dict()['schema_version'] == version
 
 
 def test_a_field_of_a_field_is_found_for_the_nearest_key():

@@ -24,3 +24,13 @@ def test_the_mean_is_of_the_last_episodes_of_the_kind(tmp_path, record_short):
     path, size = record(10, 700, task='a')
     recent.add(read_header(path))
     assert recent.mean('a', 'policy') == np.mean([*sizes[4:], size])
+
+
+def test_an_episode_of_a_kind_that_was_not_asked_for_counts_once(tmp_path, record_short):
+    sizes = []
+    recent = RecentSizes(tmp_path)
+    for number, messages in enumerate((5, 300)):
+        path = record_short(tmp_path, messages, id=f'e{number}', task='a')
+        sizes.append((path / 'streams.mcap').stat().st_size)
+    recent.add(read_header(path))
+    assert recent.mean('a', 'policy') == np.mean(sizes)

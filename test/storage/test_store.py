@@ -156,6 +156,39 @@ def test_every_query_equals_a_walk_over_the_headers(store):
     assert asked == set(KEYS)
 
 
+def test_counts_equal_a_walk_over_the_headers(store, header):
+    add(store, header, id='odd', task='reach', end_time_ns=1, start_time_ns=9, success=True)
+    long = {'start_time_ns': 0, 'end_time_ns': 2**63 - 1, 'interventions': 2**62}
+    for name in ('long', 'longer'):  # nothing that a header may say breaks them
+        add(store, header, id=name, task='long', **long)
+    headers = [read_header(path) for path in store.root.glob('[elo]*')]
+    for query in QUERIES:
+        expected = {}
+        for h in headers:
+            if matches(h, query, rewarded(store.root / h.id)):
+                expected.setdefault((h.task, h.source), []).append(h)
+        found = store.counts(query)
+        assert list(found) == sorted(expected), query
+        for key, group in expected.items():
+            assert found[key] == (
+                len(group),
+                pytest.approx(sum((h.duration_s or 0) / 3600 for h in group)),
+                sum(h.success is True for h in group),
+                sum(h.success is False for h in group),
+                sum(h.interventions or 0 for h in group),
+            ), (query, key)
+
+
+def test_a_query_that_finds_few_looks_at_those_only(store, monkeypatch):
+    store.episodes()
+    looked = []
+    stamp = store_module.header_stamp
+    monkeypatch.setattr(
+        store_module, 'header_stamp', lambda root, id: looked.append(id) or stamp(root, id)
+    )
+    assert not store.look_again('id=e3,e4') and looked == ['e3', 'e4']
+
+
 def test_what_is_found_is_a_sequence_whose_headers_are_read_when_asked_for(store, header):
     found = store.episodes('task=reach')
     headers = list(found)
@@ -670,7 +703,7 @@ SPOILT = {
 @pytest.mark.parametrize('what', SPOILT)
 def test_a_header_that_is_spoilt_later_is_noticed_where_it_is_read(store, what):
     """The index went on to tell what the header had been."""
-    assert store.episodes('id=e3')[0].seed == 3 and not store.look_again(store.episodes().ids)
+    assert store.episodes('id=e3')[0].seed == 3 and not store.look_again()
     SPOILT[what](store.root / 'e3' / 'episode.json')
     with pytest.raises(StorageError, match=r'e3.episode\.json'):
         list(Store(store.root).episodes('id=e3'))
@@ -680,7 +713,7 @@ def test_a_header_that_is_spoilt_later_is_noticed_where_it_is_read(store, what):
 def test_a_header_that_another_one_took_the_place_of_is_noticed(store):
     ids = store.episodes('seed=77').ids
     write_header(store.root / 'e3', read_header(store.root / 'e3').replace(seed=77))
-    assert store.look_again(store.episodes().ids)
+    assert store.look_again()
     assert ids == [] and store.episodes('seed=77').ids == ['e3'] and store.damaged == {}
     store.label('e3', True)  # a change by a Store needs no second look
-    assert not store.look_again(store.episodes().ids)
+    assert not store.look_again()

@@ -163,7 +163,7 @@ def _trials(
 
     try:
         code = up.run('deploy', arguments, logs, show, person.listen)
-        if code or len(episodes) == options.episodes:  # else a signal has ended them
+        if code or len(episodes) == options.episodes:  # else they were broken off
             person.finish()
     finally:
         person.close()

@@ -31,6 +31,7 @@ class Person:
         self._caller: Caller | None = None
         at_terminal = sys.stdin is not None and sys.stdin.isatty()
         self._hears = (judges or starts) and at_terminal
+        self._has_gone = False
         self._begun = ''  # a line without its end
 
     def may_start(self, number: int, count: int, again: bool = False) -> None:
@@ -46,14 +47,21 @@ class Person:
             self._unjudged.append(episode)
             self._ask_next()
 
-    def listen(self, supervisor: Supervisor) -> None:
-        """Do what lines say that have come, if any."""
+    def listen(self, supervisor: Supervisor) -> bool:
+        """Do what lines say that have come, if any.
+
+        Returns whether that is all: a trial waits for a start by somebody who has gone.
+        """
         if self._hears and self._caller is None:
             from robot_rl.nodes.calls import Caller
 
             self._caller = Caller(supervisor.environment)
         if self._hears and select.select([sys.stdin], [], [], 0)[0]:
             self._read()
+        if self._has_gone and self._start:
+            _ask('nobody is at the terminal any more: no further trial is started')
+            return True
+        return False
 
     def finish(self) -> None:
         """Wait for the judgements that are still to be given, for Ctrl-C, or for a SIGTERM."""
@@ -73,7 +81,10 @@ class Person:
         data = b''
         with contextlib.suppress(OSError):  # a terminal that was closed
             data = os.read(sys.stdin.fileno(), 4096)
-        self._hears = bool(data)  # nothing: whoever was there has gone
+        if not data:
+            self._hears, self._has_gone = False, True
+            _leave_closed()
+            return
         *lines, self._begun = (self._begun + data.decode(errors='replace')).split('\n')
         for line in lines:
             self._take(line.strip().lower())
@@ -107,6 +118,15 @@ class Person:
             _ask(f'{self._unjudged[0]}: did it succeed? y or n, then Enter')
         elif self._start:
             _ask(self._start)
+
+
+def _leave_closed() -> None:
+    """Say nothing more where a terminal was closed: it is an error to write there."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b'')
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _ask(text: str) -> None:

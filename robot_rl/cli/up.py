@@ -73,12 +73,13 @@ def run(
     arguments: Mapping[str, str],
     log_dir: Path | None,
     show: Callable[[str, str], None],
-    meanwhile: Callable[[Supervisor], None] = lambda supervisor: None,
+    meanwhile: Callable[[Supervisor], bool] = lambda supervisor: False,
 ) -> int:
     """Run a graph until a node ends or a signal comes; return the exit code of that node.
 
-    `show(node, line)` is given what the nodes say; `meanwhile` is called again and again. Where
-    the end was an error, the last line on stderr says whose, and why.
+    `show(node, line)` is given what the nodes say; `meanwhile` is called again and again, and
+    where it returns True that is the end. Where the end was an error, the last line on stderr
+    says whose, and why.
     """
     graph = GRAPHS[name]
     if 'terminal' in graph.arguments and (terminal := _terminal()):
@@ -130,17 +131,18 @@ def _watch(
     processes: list[Process],
     stop: Stop,
     show: Callable[[str, str], None],
-    meanwhile: Callable[[Supervisor], None],
+    meanwhile: Callable[[Supervisor], bool],
 ) -> tuple[str, int]:
-    """Show what the nodes say until one ends for good or `stop` is asked.
+    """Show what the nodes say until one ends for good, `stop` is asked or `meanwhile` is True.
 
-    Returns which has ended, and its exit code; '' and 0 where it was asked.
+    Returns which has ended, and its exit code; '' and 0 where none has.
     """
     respawned = {process.executable for process in processes if process.respawn}
     while not stop.asked:
         time.sleep(_POLL_S)
         _show_lines(supervisor, show)
-        meanwhile(supervisor)
+        if meanwhile(supervisor):
+            break
         for name, child in list(supervisor.children.items()):
             code = child.poll()
             if code is None:

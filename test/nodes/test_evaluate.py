@@ -138,6 +138,9 @@ class Terminal:
     def says(self, line: str) -> None:
         os.write(self._own, f'{line}\n'.encode())
 
+    def hangs_up(self) -> None:
+        os.close(self._own)
+
     def ends(self) -> int:
         """Read on until the command ends; return its exit code."""
         ends = time.monotonic() + 60
@@ -179,6 +182,18 @@ def test_a_signal_ends_trials_that_nobody_has_judged(terminal, tmp_path):
     assert at.ends() == 1, at.text
     first, *_ = Store(tmp_path / 'store').episodes(success=None)  # the second may have begun
     assert f'not judged, perturbed by none: {first.id}' in at.text
+
+
+def test_a_terminal_that_has_gone_ends_trials_that_wait_for_a_start(terminal, tmp_path):
+    """It waited, for as long as nobody found it."""
+    at = terminal('--policy', 'ur5e_reach', '--episodes', '2', '--reset', 'ask')
+    at.hears('trial 1 of 2')
+    at.says('')
+    at.hears('trial 2 of 2')
+    at.hangs_up()
+    assert at.process.wait(60) == 1
+    (column,) = json.loads((tmp_path / 'out/report.json').read_text())['columns']
+    assert (column['trials'], column['successes']) == (1, 1)
 
 
 def test_a_person_starts_and_judges_the_trials(terminal, observer, tmp_path):

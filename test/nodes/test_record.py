@@ -238,7 +238,7 @@ def test_a_cube_is_lifted_by_keys_and_the_gripper_recorded(record, observer, ter
         assert task.success(columns)  # and not by the person's word alone
         width = columns['action/applied'][:, -1]
         assert width.max() > 0.08 and width[-1] < 0.005  # opened, and told to close
-        assert 0.035 < columns['gripper.width'][-1, 0] < 0.045  # the cube is between
+        assert 0.035 < columns['gripper.width'][-1, 0] < 0.06  # the cube is between, askew or not
 
 
 @pytest.mark.parametrize('node', ['teleop', 'screen'])

@@ -106,6 +106,7 @@ def view_of(task: str, contract: Contract) -> dict[str, Any]:
     options = {
         'cameras': {field.name: field.shape[:2] for field in fields if field.encoding},
         'history': {field.name: field.history for field in fields if field.history > 1},
+        'rate_hz': contract.rate_hz,
     }
     return {name: value for name, value in options.items() if value}
 

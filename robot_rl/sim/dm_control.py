@@ -44,10 +44,10 @@ class DmControlEnvironment(SerialEnvironment):
     ):
         envs = [_load(task) for _ in range(num_envs)]
         cameras = cameras or _own_cameras(envs[0])
-        super().__init__(envs, _contract(envs[0]), seed, cameras, **view)
-        self.max_steps = _max_steps(envs[0])
         # The design of all others: rewards of one step lie in [0, 1].
-        self.reward_range = None if task.startswith(_LQR) else (0.0, 1.0)
+        rewards = None if task.startswith(_LQR) else (0.0, 1.0)
+        steps = _max_steps(envs[0])
+        super().__init__(envs, _contract(envs[0]), seed, steps, rewards, cameras, **view)
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only."""

@@ -63,9 +63,8 @@ class GymnasiumEnvironment(SerialEnvironment):
         contract = _contract(task, first, parts)
         with _mujoco_is_quiet():  # what there is to say about the model was said once
             envs = [first, *(_load(task) for _ in range(num_envs - 1))]
-        super().__init__(envs, contract, seed, **view)
-        self.max_steps = first.spec.max_episode_steps
-        self.reward_range = None  # Gymnasium has no place for it
+        # Gymnasium has no place for the range of rewards.
+        super().__init__(envs, contract, seed, first.spec.max_episode_steps, None, **view)
 
     def scene(self, index: int = 0) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Return the model and the present state of environment `index`, to be drawn only.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robot_rl.control.observation import History
-from robot_rl.errors import ContractMismatch, RobotRLError
+from robot_rl.errors import ContractMismatch, RobotRLError, SpecError
 from robot_rl.sim.cameras import Cameras, Scene, Sizes, with_view
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.specs import Contract
@@ -87,8 +88,10 @@ class SerialEnvironment(SeededEnvironment):
     A family of tasks says how one of them begins an episode (`_begin`) and takes an action
     (`_advance`), and fills the fields of `contract` by them. `cameras` {name: (height, width)}
     of the models are fields beside those, uint8 [height, width, 3]; so are `constants` {field:
-    number}, which say nothing; `history` {field: steps} stacks the last steps of a field. Raises
-    what sim.cameras does.
+    number}, which say nothing; `history` {field: steps} stacks the last steps of a field. With
+    `rate_hz` a decision holds for several steps of the task, whose rewards are added up;
+    `max_steps` and `reward_range` are given as of those steps.
+    Raises what sim.cameras does, and SpecError for a rate that the task's is no multiple of.
     """
 
     def __init__(
@@ -96,12 +99,22 @@ class SerialEnvironment(SeededEnvironment):
         envs: Sequence[Any],
         contract: Contract,
         seed: int,
+        max_steps: int | None,
+        reward_range: tuple[float, float] | None,
         cameras: Sizes | None = None,
         history: Mapping[str, int] | None = None,
         constants: Mapping[str, float] | None = None,
+        rate_hz: float | None = None,
     ):
-        seen = with_view(contract, cameras or {}, history or {}, constants or {})
+        self._repeats = repeats = _repeats(contract, rate_hz)
+        slowed = contract.replace(rate_hz=contract.rate_hz / repeats)
+        seen = with_view(slowed, cameras or {}, history or {}, constants or {})
         super().__init__(len(envs), seen, seed)
+        self.max_steps = None if max_steps is None else math.ceil(max_steps / repeats)
+        self.reward_range = None
+        if reward_range is not None:
+            low, high = reward_range
+            self.reward_range = (repeats * low, repeats * high)
         self._constants = {
             name: np.full((len(envs), 1), value, np.float32)
             for name, value in (constants or {}).items()
@@ -113,7 +126,7 @@ class SerialEnvironment(SeededEnvironment):
     def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:
         """Take actions [N, A] within the bounds; where `seeds` [N] is not GO_ON, begin anew."""
         last = [
-            self._advance(env, row) if seed == GO_ON else self._begin(env, seed)
+            self._hold(env, row) if seed == GO_ON else self._begin(env, seed)
             for env, row, seed in zip(self._envs, action, seeds.tolist(), strict=True)
         ]
         # Stacked, and so copied: an environment may fill the same array at every step.
@@ -142,6 +155,16 @@ class SerialEnvironment(SeededEnvironment):
         if self._cameras is not None:
             self._cameras.close()
 
+    def _hold(self, env: Any, action: np.ndarray) -> Step:
+        """Take an action for as long as a decision holds, or until the episode ends."""
+        reward = 0.0
+        for _ in range(self._repeats):
+            step = self._advance(env, action)
+            reward += step.reward
+            if step.step_type == StepType.LAST:
+                break
+        return step._replace(reward=reward)
+
     def _begin(self, env: Any, seed: int) -> Step:
         """Start the episode of this seed."""
         raise NotImplementedError
@@ -149,3 +172,16 @@ class SerialEnvironment(SeededEnvironment):
     def _advance(self, env: Any, action: np.ndarray) -> Step:
         """Take an action [A] that lies within the bounds."""
         raise NotImplementedError
+
+
+def _repeats(contract: Contract, rate_hz: float | None) -> int:
+    """Return for how many steps of the task a decision holds. Raises SpecError."""
+    if rate_hz is None:
+        return 1
+    repeats = round(contract.rate_hz / rate_hz)
+    if repeats < 1 or not math.isclose(repeats * rate_hz, contract.rate_hz, rel_tol=1e-6):
+        raise SpecError(
+            f'rate_hz: {rate_hz:g}; the task has {contract.rate_hz:g} steps a second, right is '
+            f'that by a whole number, such as {contract.rate_hz / max(repeats, 1):g}'
+        )
+    return repeats

@@ -76,6 +76,8 @@ class RunConfig(Spec):
     """pictures to draw, {camera: [height, width]}; overview: of the model's first camera"""
     history: dict[str, pydantic.PositiveInt] = pydantic.Field({})
     """last steps that the policy sees of a field, {field: steps}, the newest among them"""
+    rate_hz: pydantic.PositiveFloat | None = None
+    """decisions a second, each held for several steps of a task without an arm; null: as many"""
     randomisation: dict[str, Any] = pydantic.Field({})
     """of an arm task: what of its world differs from episode to episode; over the task's own"""
     constants: dict[str, float] = pydantic.Field({})
@@ -104,6 +106,15 @@ class RunConfig(Spec):
             )
         return self
 
+    @pydantic.model_validator(mode='after')
+    def _rate_is_of_simulations_alone(self) -> Self:
+        if self.rate_hz is not None and not self.task.startswith(registry.WITHOUT_STREAMS):
+            raise ValueError(
+                "rate_hz: the file of an arm's task says it, and its contract; use a task of "
+                f'{", ".join(registry.WITHOUT_STREAMS)}'
+            )
+        return self
+
     @pydantic.field_validator('randomisation')
     @classmethod
     def _can_be_drawn_from(cls, value: dict) -> dict[str, Any]:
@@ -119,6 +130,7 @@ class RunConfig(Spec):
     def view(self) -> dict[str, Any]:
         """Return the options of make_environment that say what is shown, and in which worlds."""
         given = {'cameras': self.cameras, 'history': self.history, 'constants': self.constants}
+        given['rate_hz'] = self.rate_hz
         drawn = self.randomisation.items()
         given['changes'] = [f'randomisation.{key}={json.dumps(value)}' for key, value in drawn]
         return {name: value for name, value in given.items() if value}

@@ -207,6 +207,7 @@ def test_a_renderer_keeps_as_many_models_as_it_is_told(renderer):
 
 def test_a_contract_tells_the_view_that_serves_it():
     view = {'cameras': {'fixed': (32, 40)}, 'history': {'fixed': 3, 'velocity': 2}}
+    view |= {'rate_hz': 25.0}
     environment = registry.make_environment('suite/cartpole-balance', **view)
     assert view_of('suite/cartpole-balance', environment.contract) == view
     environment.close()

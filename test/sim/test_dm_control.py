@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robot_rl import registry
-from robot_rl.errors import ContractMismatch, RobotRLError, UnknownName
+from robot_rl.errors import ContractMismatch, RobotRLError, SpecError, UnknownName
 from robot_rl.sim import dm_control as adapter
 from robot_rl.sim.environment import HELD_OUT, StepType
 
@@ -182,3 +182,45 @@ def test_a_constant_is_a_field_that_stays():
         np.testing.assert_array_equal(seen.pop('cue'), np.full((2, 1), 0.5, np.float32))
         assert all((seen[name] == without[name]).all() for name in without)
         seen, without = (e.step(action).observation for e in (environment, plain))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_decision_holds_for_several_steps_of_the_task(workers):
+    """Against dm_control's own environment, which is told each action so many times."""
+    from dm_control import suite
+
+    name, repeats = 'suite/cartpole-swingup', 8
+    view = {'cameras': {'overview': (16, 16)}, 'rate_hz': 12.5, 'workers': workers}
+    slow = registry.make_environment(name, num_envs=2, **view)
+    assert slow.contract.rate_hz == 12.5
+    assert slow.max_steps == 125 and slow.reward_range == (0, 8)
+    actions = random_actions(slow, 125)
+    steps = [slow.reset([3, 4])] + [slow.step(action) for action in actions]
+    slow.close()
+    for index, seed in enumerate([3, 4]):
+        own = suite.load('cartpole', 'swingup', task_kwargs={'random': seed})
+        found = [own.reset()]
+        for action in actions[:, index]:
+            held = [own.step(action) for _ in range(repeats)]
+            found.append(held[-1]._replace(reward=sum(step.reward for step in held)))
+        for mine, theirs in zip(steps, found, strict=True):
+            assert mine.step_type[index] == int(theirs.step_type)
+            assert mine.reward[index] == pytest.approx(theirs.reward or 0.0, abs=1e-6)
+            for key, values in theirs.observation.items():
+                np.testing.assert_allclose(mine.observation[key][index], values, atol=1e-6)
+
+
+def test_the_last_decision_of_an_episode_ends_with_it():
+    """1000 steps are 142 decisions of 7, and one of 6."""
+    environment = registry.make_environment('suite/cartpole-balance', rate_hz=100 / 7)
+    assert environment.max_steps == 143
+    environment.reset([0])
+    steps = [environment.step(np.zeros((1, 1))) for _ in range(143)]
+    assert [step.step_type[0] for step in steps] == [StepType.MID] * 142 + [StepType.LAST]
+    assert environment.step(np.zeros((1, 1))).step_type[0] == StepType.FIRST
+
+
+@pytest.mark.parametrize('rate_hz', [200.0, 30.0, 1000.0])
+def test_a_rate_that_does_not_divide_the_task_s_is_one_clear_line(rate_hz):
+    with pytest.raises(SpecError, match=f'rate_hz: {rate_hz:g}; the task has 100 steps a second'):
+        registry.make_environment('suite/cartpole-balance', rate_hz=rate_hz)

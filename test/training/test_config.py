@@ -163,6 +163,15 @@ def test_cameras_and_histories_are_options_of_a_run():
         load_run_config('d4pg', 'ur5e/reach', ['constants={cue: 1}'])
 
 
+def test_the_rate_of_decisions_is_an_option_of_tasks_without_an_arm():
+    config = load_run_config('d4pg', 'suite/walker-walk', ['rate_hz=20'])
+    assert config.view() == {'rate_hz': 20.0}
+    with pytest.raises(SpecError, match="the file of an arm's task says it"):
+        load_run_config('d4pg', 'ur5e/reach', ['rate_hz=10'])
+    with pytest.raises(SpecError, match='rate_hz'):
+        load_run_config('d4pg', 'suite/walker-walk', ['rate_hz=0'])
+
+
 def test_worlds_to_learn_in_are_part_of_a_run():
     words = ['randomisation.gain=[0.5, 1]', 'randomisation.mass={forearm_link: 2}']
     config = load_run_config('d4pg', 'ur5e/reach', words)

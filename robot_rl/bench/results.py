@@ -72,7 +72,7 @@ class Demonstrations(Spec):
     seed: pydantic.NonNegativeInt = 0  # of the entry
     episodes: pydantic.PositiveInt
     through: Literal['process', 'ros'] = 'process'
-    show: str = ''  # what is shown besides, as collect --show takes it
+    show: tuple[str, ...] = ()  # what is shown besides, as collect --show takes it
 
     @pydantic.model_validator(mode='after')
     def _has_one_source(self) -> Self:
@@ -90,9 +90,9 @@ class Demonstrations(Spec):
         policy = self.policy or RUNS / self.of / f'seed-{self.seed}' / 'policy.onnx'
         flags = {'task': task, 'policy': policy, 'episodes': self.episodes}
         flags |= {'through': self.through} if self.through == 'ros' else {}
-        flags |= {'show': self.show} if self.show else {}
         flags |= {'tag': self.name, 'store': folder}
-        return f'robot-rl collect {_worded(flags)}'
+        shown = [shlex.join(['--show', *self.show])] if self.show else []
+        return ' '.join([f'robot-rl collect {_worded(flags)}', *shown])
 
 
 class Entry(Spec):

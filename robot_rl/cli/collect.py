@@ -49,7 +49,8 @@ class Options(common.TaskOptions):
     show: tuple[str, ...] = pydantic.Field(
         (),
         description='what a task without an arm shows besides, as train --set takes it: '
-        "'cameras={overview: [32, 32]}', 'history={overview: 3}', 'constants={cue: 1}'",
+        "'cameras={overview: [32, 32]}', 'history={overview: 3}', 'constants={cue: 1}', "
+        "'marker=[255, 0, 0]'",
     )
     tag: tuple[str, ...] = pydantic.Field((), description='words to find them by')
 

@@ -31,6 +31,8 @@ class TRAILConfig(GAILConfig):
     """steps at the start of each episode, of experts and agent, that make the constraining sets"""
     constraint_weight: pydantic.NonNegativeFloat = 1.0
     """of the reversed gradient"""
+    constraint_threshold: Literal['half', 'middle'] = 'half'
+    """where D tells the constraining sets apart: at 1/2; or where it would best, between both"""
     patience: pydantic.NonNegativeInt = 10
     """an episode of training ends when D has been above its median for so many steps; 0: never"""
 
@@ -52,6 +54,11 @@ class Constrained(Adversarial):
         at the same time, down G(I_E, I_A).
         """
         expert, agent = (self._logits(self._blurred(part)) for part in early)
+        if self.config.constraint_threshold == 'middle':
+            # Else D is at chance as soon as it calls all of them an expert's, or the agent's, and
+            # may tell the two apart as before.
+            middle = (expert.mean() + agent.mean()) / 2
+            expert, agent = expert - middle, agent - middle
         right = (expert.detach() > 0).float().mean(), (agent.detach() <= 0).float().mean()
         exceeds = ((right[0] + right[1]) / 2 > _CHANCE).float()
         loss = d.expert_loss(expert).mean() + d.agent_loss(agent).mean()

@@ -17,24 +17,33 @@ from robot_rl.specs import Contract, ObservationField, RobotSpec
 
 Scene = tuple[mujoco.MjModel, mujoco.MjData]
 Sizes = Mapping[str, tuple[int, int]]  # {camera: (height, width)}
+Colour = tuple[int, int, int]  # red, green, blue of 0 to 255
+# A marker is a square in a picture's corner, so many times smaller than its height.
+_MARKER_PART = 4
 
 
 class Cameras:
     """Draws a picture by each camera of each of N scenes, fast: see sim.rendering.Renderer.
 
     `sizes` name cameras of the model, but for those that `mjcf` {name: name in the model} says
-    otherwise of; 'overview' may be missing there and is its first one then. Raises SpecError for
-    another that the model has not, and RobotRLError where offscreen OpenGL fails.
+    otherwise of; 'overview' may be missing there and is its first one then. Each picture has a
+    `marker`, if any: a square of that colour in its upper left corner. Raises SpecError for
+    another camera that the model has not, and RobotRLError where offscreen OpenGL fails.
     """
 
     def __init__(
-        self, sizes: Sizes, num_envs: int, model: mujoco.MjModel, mjcf: Mapping[str, str] = {}
+        self,
+        sizes: Sizes,
+        num_envs: int,
+        model: mujoco.MjModel,
+        mjcf: Mapping[str, str] = {},
+        marker: Colour | None = None,
     ):
         self._mjcf = {name: mjcf.get(name, name) for name in sizes}
         for name in self._mjcf.values():
             if name != CAMERA:
                 named(model, 'camera', name)
-        self._sizes, self._num_envs = dict(sizes), num_envs
+        self._sizes, self._num_envs, self._marker = dict(sizes), num_envs, marker
         height, width = (max(size[axis] for size in sizes.values()) for axis in (0, 1))
         self._renderer = Renderer(width, height, fast=True, models=num_envs)
 
@@ -58,6 +67,10 @@ class Cameras:
             for name, size in self._sizes.items():
                 camera = None if self._mjcf[name] == CAMERA else self._mjcf[name]
                 pictures[name][index] = self._renderer.frame(model, data, camera, size)
+        if self._marker is not None:
+            for drawn in pictures.values():
+                side = drawn.shape[1] // _MARKER_PART
+                drawn[:, :side, :side] = self._marker
         return pictures
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from robot_rl.control.observation import History
 from robot_rl.errors import ContractMismatch, RobotRLError, SpecError
-from robot_rl.sim.cameras import Cameras, Scene, Sizes, with_view
+from robot_rl.sim.cameras import Cameras, Colour, Scene, Sizes, with_view
 from robot_rl.sim.environment import HELD_OUT, StepType, TimeStep
 from robot_rl.specs import Contract
 
@@ -90,8 +90,9 @@ class SerialEnvironment(SeededEnvironment):
     of the models are fields beside those, uint8 [height, width, 3]; so are `constants` {field:
     number}, which say nothing; `history` {field: steps} stacks the last steps of a field. With
     `rate_hz` a decision holds for several steps of the task, whose rewards are added up;
-    `max_steps` and `reward_range` are given as of those steps.
-    Raises what sim.cameras does, and SpecError for a rate that the task's is no multiple of.
+    `max_steps` and `reward_range` are given as of those steps. `marker` is in all pictures.
+    Raises what sim.cameras does, and SpecError for a rate that the task's is no multiple of and
+    for a marker without pictures.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class SerialEnvironment(SeededEnvironment):
         history: Mapping[str, int] | None = None,
         constants: Mapping[str, float] | None = None,
         rate_hz: float | None = None,
+        marker: Colour | None = None,
     ):
         self._repeats = repeats = _repeats(contract, rate_hz)
         slowed = contract.replace(rate_hz=contract.rate_hz / repeats)
@@ -120,7 +122,11 @@ class SerialEnvironment(SeededEnvironment):
             for name, value in (constants or {}).items()
         }
         self._envs, self._own = list(envs), contract.observation
-        self._cameras = Cameras(cameras, len(envs), self.scene()[0]) if cameras else None
+        if marker is not None and not cameras:
+            raise SpecError('marker: nothing is drawn; cameras={overview: [64, 64]} is right')
+        self._cameras = None
+        if cameras:
+            self._cameras = Cameras(cameras, len(envs), self.scene()[0], marker=marker)
         self._history = History(self.contract)
 
     def take(self, action: np.ndarray, seeds: np.ndarray) -> TimeStep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -18,6 +18,7 @@ from robot_rl.specs.base import load_yaml
 from robot_rl.storage.mixture import Mixing
 
 Count = pydantic.NonNegativeInt
+Shade = Annotated[int, pydantic.Field(ge=0, le=255)]  # of a colour
 
 
 class TrainConfig(Spec):
@@ -82,6 +83,8 @@ class RunConfig(Spec):
     """of an arm task: what of its world differs from episode to episode; over the task's own"""
     constants: dict[str, float] = pydantic.Field({})
     """fields that always hold a number, {field: number}: what imitation is not to heed"""
+    marker: tuple[Shade, Shade, Shade] | None = None
+    """colour of a square in a corner of all pictures, [red, green, blue]; nor is this"""
     agent: str = 'd4pg'
     """as the registry lists it"""
     seed: Count = 0
@@ -98,12 +101,14 @@ class RunConfig(Spec):
     """the agent's own config; what is not given is filled in"""
 
     @pydantic.model_validator(mode='after')
-    def _constants_are_of_simulations_alone(self) -> Self:
-        if self.constants and not self.task.startswith(registry.WITHOUT_STREAMS):
-            raise ValueError(
-                'constants: the contract of an arm task says itself what is seen; use a task of '
-                f'{", ".join(registry.WITHOUT_STREAMS)}'
-            )
+    def _cues_are_of_simulations_alone(self) -> Self:
+        cues = {'constants': self.constants, 'marker': self.marker}
+        for name, value in cues.items():
+            if value and not self.task.startswith(registry.WITHOUT_STREAMS):
+                raise ValueError(
+                    f'{name}: the contract of an arm task says itself what is seen; use a task of '
+                    f'{", ".join(registry.WITHOUT_STREAMS)}'
+                )
         return self
 
     @pydantic.model_validator(mode='after')
@@ -130,7 +135,7 @@ class RunConfig(Spec):
     def view(self) -> dict[str, Any]:
         """Return the options of make_environment that say what is shown, and in which worlds."""
         given = {'cameras': self.cameras, 'history': self.history, 'constants': self.constants}
-        given['rate_hz'] = self.rate_hz
+        given |= {'rate_hz': self.rate_hz, 'marker': self.marker}
         drawn = self.randomisation.items()
         given['changes'] = [f'randomisation.{key}={json.dumps(value)}' for key, value in drawn]
         return {name: value for name, value in given.items() if value}

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -287,6 +288,13 @@ def test_demonstrations_of_one_name_are_the_same_ones(folder):
     queue(ENTRY | {'demos': shown}, OTHER | {'demos': shown | {'episodes': 4}})
     with pytest.raises(SpecError, match="run 1: demos: other ones are called 'shown'"):
         results.read_queue()
+
+
+def test_what_demonstrations_show_besides_are_words_of_one_flag():
+    words = ['constants={cue: 1}', 'marker=[255, 0, 0]']
+    data = {'name': 'shown', 'policy': 'random', 'episodes': 3, 'show': words}
+    command = results.Demonstrations.parse(data, 'here').command('suite/a-task', Path('store'))
+    assert shlex.split(command)[-3:] == ['--show', *words]
 
 
 def test_another_package_learns_with_the_same_flags(folder):

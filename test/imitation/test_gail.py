@@ -203,6 +203,33 @@ def test_the_constraint_reverses_the_gradient_where_accuracy_exceeds_chance(make
     assert metrics['accuracy_agent_early'] == (told[1] <= 0).float().mean()
 
 
+def test_a_constraint_in_the_middle_is_not_met_by_calling_all_of_them_an_experts(make, steps):
+    """What lies at 6 and at 4 is both an expert's, and yet told apart; computed apart."""
+    told = {}
+    for threshold in ('half', 'middle'):
+        learner = make(
+            'trail', constraint_threshold=threshold, max_gradient_norm=1e6,
+            discriminator_learning_rate=0.01, **PLAIN,
+        )  # fmt: skip
+        for seed in range(100):
+            learner.judge(steps(seed, at=3.0), steps(seed + 1), (steps(2), steps(2)))
+        expert, agent = steps(0, at=3.0), steps(1)
+        early = steps(5, at=6.0), steps(6, at=4.0)
+        loss = cross_entropy(learner, *(sample(s, 'observation') for s in (expert, agent)))
+        apart = [logits(learner, sample(s, 'observation')) for s in early]
+        assert all((x > 0).all() for x in apart)
+        if threshold == 'middle':
+            middle = torch.stack([x.mean() for x in apart]).mean()
+            up, down = (middle - apart[0]).exp(), (apart[1] - middle).exp()
+            loss = loss - torch.log1p(up).mean() - torch.log1p(down).mean()
+        expected = gradients(loss, learner)
+        metrics = learner.judge(expert, agent, early)
+        told[threshold] = float(metrics['constraint_active'])
+        for parameter, gradient in zip(learner.discriminator.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+    assert told == {'half': 0, 'middle': 1}
+
+
 def test_what_marks_experts_from_the_first_frame_on_is_not_used(make, steps):
     """A cue in x, from the start; the task in y, later. GAIL uses both, TRAIL the task."""
     accuracy = {}

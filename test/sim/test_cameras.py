@@ -44,6 +44,24 @@ def test_each_environments_picture_is_its_scene_drawn(renderer):
     environment.close()
 
 
+def test_a_marker_is_in_a_corner_of_every_picture_and_nowhere_else(renderer):
+    """The state goes on as without it; the corner is a quarter as high as the picture."""
+    view = {'cameras': {'fixed': (32, 48), 'lookatcart': (20, 20)}}
+    marked = registry.make_environment('suite/cartpole-swingup', 2, marker=(255, 0, 7), **view)
+    plain = registry.make_environment('suite/cartpole-swingup', 2, **view)
+    marked.reset([3, 4]), plain.reset([3, 4])
+    for name, side in (('fixed', 8), ('lookatcart', 5)):
+        seen, expected = (e.step(np.ones((2, 1))).observation for e in (marked, plain))
+        np.testing.assert_array_equal(seen['position'], expected['position'])
+        assert (expected[name][:, :side, :side] != (255, 0, 7)).any()
+        expected[name][:, :side, :side] = (255, 0, 7)
+        np.testing.assert_array_equal(seen[name], expected[name])
+    for environment in (marked, plain):
+        environment.close()
+    with pytest.raises(SpecError, match=r'marker: nothing is drawn; cameras=.* is right'):
+        registry.make_environment('suite/cartpole-swingup', marker=(255, 0, 7))
+
+
 def test_overview_is_the_first_camera_where_none_is_called_so(renderer):
     cameras = {'overview': (32, 32), 'side': (32, 32), 'back': (32, 32)}
     environment = registry.make_environment('suite/walker-walk', cameras=cameras)

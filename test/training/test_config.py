@@ -161,6 +161,12 @@ def test_cameras_and_histories_are_options_of_a_run():
         load_run_config('d4pg', 'suite/walker-walk', ['cameras={overview: [32, 0]}'])
     with pytest.raises(SpecError, match='contract of an arm task says itself'):
         load_run_config('d4pg', 'ur5e/reach', ['constants={cue: 1}'])
+    config = load_run_config('d4pg', 'suite/walker-walk', [words[0], 'marker=[255, 0, 0]'])
+    assert config.view()['marker'] == (255, 0, 0)
+    with pytest.raises(SpecError, match='marker: the contract of an arm task says itself'):
+        load_run_config('d4pg', 'ur5e/reach', ['marker=[0, 0, 0]'])
+    with pytest.raises(SpecError, match='marker'):
+        load_run_config('d4pg', 'suite/walker-walk', ['marker=[256, 0, 0]'])
 
 
 def test_the_rate_of_decisions_is_an_option_of_tasks_without_an_arm():

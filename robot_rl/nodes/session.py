@@ -156,9 +156,9 @@ class SessionNode(support.WorkingNode):
             # Identified first: what is opened is what it stood for then.
             file, digest = identify(parameters.policy)
             policy = open_policy(file, parameters.task)
-            require_served(policy.contract, task.robot)
             if TWIN in parameters.participants:  # which has nothing that its task does not have
                 task.require_shown(policy.contract)
+            require_served(policy.contract, task.robot)
             contract, label = policy.contract, label or policy.card.id
         self._period_s = contract.period_s
         return {

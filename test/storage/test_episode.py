@@ -66,7 +66,9 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     assert (header.git_revision, header.interventions) == ('', None)
     unknown = dict.fromkeys(('required_hz', 'expected', 'got', 'delay_s', 'longest_delay_s'))
     topics = {name: topic | unknown for name, topic in told['topics'].items()}
-    new = {'schema_version': 3, 'git_revision': '', 'interventions': None, 'topics': topics}
+    contract = told['contract'] | {'schema_version': 2}
+    new = {'schema_version': 3, 'git_revision': '', 'interventions': None}
+    new |= {'topics': topics, 'contract': contract}
     assert header.to_dict() == told | new and header.flags == [] and header.skew_s is None
     assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
     # A change writes the present version, which reads back as the same.

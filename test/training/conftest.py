@@ -93,9 +93,12 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
     """Stand in for the registry's environments; the list holds all that were made."""
     made: list[Line] = []
 
-    def make_environment(task: str, num_envs: int = 1, seed: int = 0, changes: tuple = ()) -> Line:
+    def make_environment(
+        task: str, num_envs: int = 1, seed: int = 0, changes: tuple = (), rate_hz: float = 0
+    ) -> Line:
         assert task == 'suite/line'
         made.append(Line(num_envs, seed))
+        assert rate_hz in (0, made[-1].contract.rate_hz)  # whoever runs a policy says its rate
         return made[-1]
 
     monkeypatch.setattr(registry, 'make_environment', make_environment)

@@ -66,7 +66,8 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     assert (header.git_revision, header.interventions) == ('', None)
     unknown = dict.fromkeys(('required_hz', 'expected', 'got', 'delay_s', 'longest_delay_s'))
     topics = {name: topic | unknown for name, topic in told['topics'].items()}
-    contract = told['contract'] | {'schema_version': 2}
+    fields = [field | {'lossless': False} for field in told['contract']['observation']]
+    contract = told['contract'] | {'schema_version': 2, 'observation': fields}
     new = {'schema_version': 3, 'git_revision': '', 'interventions': None}
     new |= {'topics': topics, 'contract': contract}
     assert header.to_dict() == told | new and header.flags == [] and header.skew_s is None

@@ -9,6 +9,8 @@ from typing import Protocol
 
 # This share of a period is time enough to prepare a tick, or there is none.
 LONGEST_LEAD = 0.25
+# It begins early by so many times as long as it takes at the quickest: caches are mostly cold.
+LEAD = 4
 # So many preparations show how long one takes: the first may be slow.
 TRIES = 5
 
@@ -43,9 +45,9 @@ class PreparingClock(SteadyClock):
     """A steady clock that does `prepare(deadline_s)` shortly before it wakes its sleeper.
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
-    has slept has lost code and data to other processes. It begins early by twice as long as it
-    took at the quickest; where that is more than a quarter of the period it is left out: the
-    sleeper would be late.
+    has slept has lost code and data to other processes. It begins early by a few times as long as
+    it took at the quickest, a quarter of the period at the most; what takes longer than that is
+    left out: the sleeper would be late.
     """
 
     def __init__(self, prepare: Callable[[float], None], period_s: float):
@@ -55,7 +57,7 @@ class PreparingClock(SteadyClock):
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
         fits = self._quickest_s < self._longest_s or self._tries < TRIES
-        starts = deadline_s - min(2 * self._quickest_s, self._longest_s)
+        starts = deadline_s - min(LEAD * self._quickest_s, self._longest_s)
         if fits and starts > self.now():
             super().sleep_until(starts)
             began = self.now()

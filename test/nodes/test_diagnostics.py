@@ -57,6 +57,7 @@ def documented_keys(node: str) -> set[str]:
     return {key for key in re.findall(r'`([^`]+)`', row) if '<' not in key}
 
 
+@pytest.mark.slow
 def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, statuses, tmp_path):
     taking_part = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'image_feed']
     nodes = [*taking_part, 'camera', 'session']

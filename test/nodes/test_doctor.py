@@ -55,6 +55,7 @@ def driver(observer, names, rate_hz=100.0, velocities=True, age_s=0.0):
     node.create_subscription(Float64MultiArray, CONTROLLER, print, 10)
 
 
+@pytest.mark.slow
 def test_a_healthy_twin_has_no_error(supervisor, examine, domain_id, tmp_path):
     for node in ('sim_robot', 'policy', 'command_guard'):
         supervisor.start(node)

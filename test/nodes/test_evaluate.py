@@ -184,6 +184,7 @@ def test_a_signal_ends_trials_that_nobody_has_judged(terminal, tmp_path):
     assert f'not judged, perturbed by none: {first.id}' in at.text
 
 
+@pytest.mark.slow
 def test_a_terminal_that_has_gone_ends_trials_that_wait_for_a_start(terminal, tmp_path):
     """It waited, for as long as nobody found it."""
     at = terminal('--policy', 'ur5e_reach', '--episodes', '2', '--reset', 'ask')
@@ -229,6 +230,7 @@ def driver(supervisor):
     return supervisor.children['sim_robot']
 
 
+@pytest.mark.slow
 def test_trials_on_an_arm_begin_when_a_person_has_put_things_back(
     terminal, driver, observer, tmp_path
 ):

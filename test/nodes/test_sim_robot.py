@@ -197,6 +197,7 @@ class Teleop:
         pytest.param('motors', 1e-3, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_any_arm_is_held_at_home_and_jogged_through_the_guard(
     maker_arm, supervisor, alone, observer, model, tolerance
 ):

@@ -41,10 +41,12 @@ def run(options: Options) -> int:
     from robot_rl.cli.evaluate import task_of
 
     task = registry.make_task(task_of(options))
-    if not options.real and (contract := _contract(options)):
+    contract = _contract(options)
+    if contract and not options.real:
         task.require_shown(contract)
-    kinds = _kinds(options, task)
-    given, id = _arguments(options, task), f'{TAG}-{new_id()}'
+    sees = _sees(options, contract or task.contract())
+    kinds = _kinds(options, task, sees)
+    given, id = _arguments(options, task, sees), f'{TAG}-{new_id()}'
     file, digest = identify(options.policy)
     out = options.out or Path('runs/evaluations') / id.removeprefix(f'{TAG}-')
     common.require_folder('--out', out)
@@ -82,7 +84,7 @@ def run(options: Options) -> int:
     return 0 if whole else 1
 
 
-def _kinds(options: Options, task: ArmTask) -> list[Kind]:
+def _kinds(options: Options, task: ArmTask, sees: bool) -> list[Kind]:
     """Return the perturbations to evaluate with, none first. Raises RobotRLError."""
     known = [kind for kind in get_args(Kind) if kind != _NONE]
     asked = [kind for word in options.perturb for kind in word.split(',') if kind]
@@ -91,7 +93,7 @@ def _kinds(options: Options, task: ArmTask) -> list[Kind]:
             raise UnknownName('perturbation', kind, known)
         if options.real:
             raise RobotRLError(f'--perturb {kind} is of the twin: a real arm has its own')
-        if kind == 'camera' and not _sees(options, task):
+        if kind == 'camera' and not sees:
             raise RobotRLError(
                 f'--perturb camera: {options.policy} sees no pictures: it would not notice'
             )
@@ -109,15 +111,13 @@ def _contract(options: Options) -> Contract | None:
     return load_policy(options.policy).contract
 
 
-def _sees(options: Options, task: ArmTask) -> bool:
-    """Tell whether the policy sees pictures. Raises what control.runtime.load_policy does."""
-    if options.policy == registry.SCRIPTED:
-        return False
-    contract = _contract(options) or task.contract()
-    return any(field.encoding for field in contract.observation)
+def _sees(options: Options, contract: Contract) -> bool:
+    """Tell whether the policy, which has this contract, sees pictures; 'scripted' never does."""
+    pictures = any(field.encoding for field in contract.observation)
+    return pictures and options.policy != registry.SCRIPTED
 
 
-def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
+def _arguments(options: Options, task: ArmTask, sees: bool) -> dict[str, str]:
     """Return the arguments of the graph that runs the trials. Raises RobotRLError."""
     if options.set:
         raise RobotRLError(
@@ -140,7 +140,7 @@ def _arguments(options: Options, task: ArmTask) -> dict[str, str]:
         'manual': 'true' if asks else 'false',
         'operator': options.operator,
         'storage': str(options.store),
-        'cameras': 'true' if task.cameras or _sees(options, task) else 'false',
+        'cameras': 'true' if task.cameras or sees else 'false',
         'params_file': options.params_file,
     }
 

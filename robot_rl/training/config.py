@@ -101,23 +101,14 @@ class RunConfig(Spec):
     """the agent's own config; what is not given is filled in"""
 
     @pydantic.model_validator(mode='after')
-    def _cues_are_of_simulations_alone(self) -> Self:
-        cues = {'constants': self.constants, 'marker': self.marker}
-        for name, value in cues.items():
-            if value and not self.task.startswith(registry.WITHOUT_STREAMS):
+    def _arm_tasks_say_themselves_what_is_shown(self) -> Self:
+        seen = 'the contract of an arm task says itself what is seen'
+        rate = "the file of an arm's task says it, and its contract"
+        for name, why in {'constants': seen, 'marker': seen, 'rate_hz': rate}.items():
+            if getattr(self, name) and not self.task.startswith(registry.WITHOUT_STREAMS):
                 raise ValueError(
-                    f'{name}: the contract of an arm task says itself what is seen; use a task of '
-                    f'{", ".join(registry.WITHOUT_STREAMS)}'
+                    f'{name}: {why}; use a task of {", ".join(registry.WITHOUT_STREAMS)}'
                 )
-        return self
-
-    @pydantic.model_validator(mode='after')
-    def _rate_is_of_simulations_alone(self) -> Self:
-        if self.rate_hz is not None and not self.task.startswith(registry.WITHOUT_STREAMS):
-            raise ValueError(
-                "rate_hz: the file of an arm's task says it, and its contract; use a task of "
-                f'{", ".join(registry.WITHOUT_STREAMS)}'
-            )
         return self
 
     @pydantic.field_validator('randomisation')

@@ -158,8 +158,13 @@ class EpisodeRecorder(support.WorkingNode):
             self._led_by.append(message.data)
 
     def _on_world(self, message: String) -> None:
+        try:
+            told = dict(json.loads(message.data))
+        except (TypeError, ValueError) as error:  # of somebody else: no reason to end a recording
+            self.get_logger().error(f'{support.WORLD}: no JSON object ({error})')
+            return
         with self._lock:
-            self._world = json.loads(message.data)
+            self._world = told
 
     def _writes(self, info: SessionInfo) -> bool:
         return self._writer is not None and self._writer.header.id == info.episode

@@ -438,7 +438,9 @@ def test_kills_at_random_moments_leave_every_episode_whole_or_recoverable(record
     assert sorted(path.name for path in recorder.root.iterdir()) == sorted(whole)
 
 
-def test_the_world_that_a_twin_drew_is_in_the_header(recorder, supervisor, conductor, tmp_path):
+def test_the_world_that_a_twin_drew_is_in_the_header(
+    recorder, observer, supervisor, conductor, tmp_path
+):
     ranges = {'gain': (0.5, 1.0), 'command_delay': (0, 3), 'mass': {'*_link': (0.8, 1.3)}}
     task = registry.make_task('ur5e/reach')
     task = type(task)(task.config.replace(randomisation=ranges))
@@ -458,6 +460,12 @@ def test_the_world_that_a_twin_drew_is_in_the_header(recorder, supervisor, condu
         assert extra['domain'] == simulated.domains[0].to_dict()
         again = type(task)(task.config.replace(randomisation=extra['randomisation']))
         assert again.randomisation == task.randomisation
+    # What is no such word is told, and the recorder goes on.
+    latched = QoSProfile(depth=2, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    worlds = observer.publisher(String, 'sim_robot/world', latched)
+    for wrong in ('no JSON', '3'):
+        worlds.publish(String(data=wrong))
+    observer.until(lambda: supervisor.log('episode_recorder').count('no JSON object') == 2)
     # Without a seed the arm stands where it is, in the world that it is in.
     recorder.session.fields |= {'seed': None}
     recorder.episode('e11')

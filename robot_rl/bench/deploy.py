@@ -25,14 +25,15 @@ TASK, ROBOT = 'ur5e_reach', 'ur5e'
 RATES_HZ = (50, 100, 250, 500)
 # The slowest that an arm is commanded and measured at, whatever the policy's rate.
 SLOWEST_ARM_HZ = 100
-# The real chain, and the link of the empty one that each process is compared with.
+# The real chain, and the link of the empty one that each process is compared with. Samples come
+# from the driver, for which the twin stands, and commands go there.
 CHAIN = {
     'sim_robot': 'source',
     'policy': 'policy',
     'command_guard': 'guard',
     'episode_recorder': 'sink',
 }
-APPLIED, TO_ARM = '/command_guard/applied', '/forward_position_controller/commands'
+APPLIED = '/command_guard/applied'
 # The twin stands for a driver, whose controller_manager runs so.
 DRIVER_PRIORITY = 50
 # A period that lasts so many times as long as it should is late.
@@ -43,7 +44,7 @@ TURNS = 4
 
 
 class EmptyChain(NamedTuple):
-    """Stamp to arrival behind the last link [n] [s], and the share of a core of each link."""
+    """Stamp to arrival where it came from [n] [s], and the share of a core of each link."""
 
     latency: np.ndarray
     cpu: dict[str, float]
@@ -52,9 +53,10 @@ class EmptyChain(NamedTuple):
 class RealChain(NamedTuple):
     """What became of the samples that a policy took [n] [s], and how punctual the ticks were.
 
-    `latency` is from a sample's stamp to the arrival of the first command to the arm that
-    reflects it, less how long sample and command waited for the next tick of policy and guard:
-    these are `policy_wait` and `guard_wait`. `late`: the share of periods that were, by process.
+    `latency` is from a sample's stamp to the arrival, at the arm's driver, of the first command
+    that reflects it, less how long sample and command waited for the next tick of policy and
+    guard: these are `policy_wait` and `guard_wait`. `late`: the share of periods that were, by
+    process.
     """
 
     latency: np.ndarray
@@ -126,7 +128,7 @@ def _empty(rate_hz: int, seconds: float, folder: Path) -> EmptyChain:
         time.sleep(WARM_UP_S)
         with cpu_shares(supervisor, {role: role for role in CHAIN.values()}) as cpu:
             time.sleep(seconds)
-        latency = np.array(last_words(supervisor, 'sink')['latency_s'])
+        latency = np.array(last_words(supervisor, 'source')['latency_s'])
     return EmptyChain(latency[round(WARM_UP_S * rate_hz) :], cpu)
 
 
@@ -136,7 +138,8 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
     robot, task, policy = _files(rate_hz, folder)
     steps = round((WARM_UP_S + seconds) * rate_hz)
     with Supervisor(folder / 'logs') as supervisor:
-        supervisor.start('sim_robot', {'task': task, 'realtime_priority': DRIVER_PRIORITY})
+        twin = {'task': task, 'realtime_priority': DRIVER_PRIORITY}
+        supervisor.start('traced_twin', twin, name='sim_robot')
         supervisor.start('traced_policy', {'policy': policy, 'robot': robot}, name='policy')
         supervisor.start('traced_guard', {'robot': robot}, name='command_guard')
         recorder = {'root': str(folder / 'episodes'), 'robot': robot}
@@ -150,7 +153,8 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
             time.sleep(0.05)
         with cpu_shares(supervisor, CHAIN) as cpu:
             (episode,) = supervisor.follow('session', seconds + 60)
-        traces = {n: last_words(supervisor, n) for n in ('policy', 'command_guard', 'timer')}
+        ending = ('policy', 'command_guard', 'timer', 'sim_robot')
+        traces = {name: last_words(supervisor, name) for name in ending}
     return _read(traces, EpisodeReader(episode['path']), rate_hz, cpu)
 
 
@@ -176,7 +180,8 @@ def _read(
     traces: Mapping[str, Any], episode: EpisodeReader, rate_hz: int, cpu: dict[str, float]
 ) -> RealChain:
     """Follow each sample from its stamp to the arm, without the moments of the start."""
-    ticks = {name: np.array(trace['ticks_ns']) for name, trace in traces.items()}
+    came = dict(traces['sim_robot']['commands'])
+    ticks = {n: np.array(trace['ticks_ns']) for n, trace in traces.items() if 'ticks_ns' in trace}
     begins = ticks['policy'][0] + round(WARM_UP_S * 1e9)
     ends = ticks['policy'][-1]
     samples, commands = (
@@ -184,7 +189,7 @@ def _read(
         for name in ('policy', 'command_guard')
     )
     latency, policy_wait, guard_wait = [], [], []
-    for stamp, arrived in _arrivals(episode).items():
+    for stamp, arrived in _arrivals(episode, came).items():
         if stamp not in samples or stamp not in commands or samples[stamp][1] < begins:
             continue
         (came, began), (command_came, guard_began) = samples[stamp], commands[stamp]
@@ -199,18 +204,15 @@ def _read(
     return RealChain(*(np.array(x) * 1e-9 for x in (latency, policy_wait, guard_wait)), late, cpu)
 
 
-def _arrivals(episode: EpisodeReader) -> dict[int, int]:
-    """Return when the first command to the arm that reflects a sample arrived, by its stamp [ns].
+def _arrivals(episode: EpisodeReader, came: Mapping[int, int]) -> dict[int, int]:
+    """Return when the first command that reflects a sample came to the arm, by its stamp [ns].
 
-    The command to the arm has no stamp: the guard publishes it just before it says what it was.
+    `came`: when each command did, by when it was published. It has no stamp: the guard publishes
+    it just before it says what it was.
     """
     applied: dict[int, int] = {}
-    to_arm = []
-    for item in episode.messages((APPLIED, TO_ARM)):
-        if item.topic == TO_ARM:
-            to_arm.append((item.publish_time_ns, item.log_time_ns))
-        else:
-            applied.setdefault(stamp_ns(item), item.publish_time_ns)
-    published, arrived = np.array(sorted(to_arm)).T
+    for item in episode.messages((APPLIED,)):
+        applied.setdefault(stamp_ns(item), item.publish_time_ns)
+    published = np.array(sorted(came))
     before = np.searchsorted(published, list(applied.values())) - 1
-    return dict(zip(applied, arrived[before].tolist(), strict=True))
+    return {s: came[at] for s, at in zip(applied, published[before].tolist(), strict=True)}

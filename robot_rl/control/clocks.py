@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 # This share of a period is time enough to prepare a tick, or there is none.
 LONGEST_LEAD = 0.25
-# It begins early by so many times as long as it takes at the quickest: caches are mostly cold.
-LEAD = 4
-# So many preparations show how long one takes: the first may be slow.
-TRIES = 5
+# It begins early by so many times as long as it usually takes.
+LEAD = 1.5
+# What it usually takes is the median of so many, which differ as caches and neighbours do; so many
+# show whether there is time for it, and after so many ticks without, that is looked at anew.
+LATEST, TRIES, ANEW = 9, 5, 1000
 
 
 class Clock(Protocol):
@@ -45,26 +47,34 @@ class PreparingClock(SteadyClock):
     """A steady clock that does `prepare(deadline_s)` shortly before it wakes its sleeper.
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
-    has slept has lost code and data to other processes. It begins early by a few times as long as
-    it took at the quickest, a quarter of the period at the most; what takes longer than that is
-    left out: the sleeper would be late.
+    has slept has lost code and data to other processes. It begins early by a little more than it
+    usually takes, a quarter of the period at the most; what takes longer than that is left out:
+    the sleeper would be late.
     """
 
     def __init__(self, prepare: Callable[[float], None], period_s: float):
         self._prepare, self._longest_s = prepare, LONGEST_LEAD * period_s
-        self._tries, self._quickest_s = 0, float('inf')
+        self._took_s: deque[float] = deque(maxlen=LATEST)
+        self._left_out = 0  # ticks since it was done last
 
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
-        fits = self._quickest_s < self._longest_s or self._tries < TRIES
-        starts = deadline_s - min(LEAD * self._quickest_s, self._longest_s)
-        if fits and starts > self.now():
+        usual_s = sorted(self._took_s)[len(self._took_s) // 2] if self._took_s else float('inf')
+        starts = deadline_s - min(LEAD * usual_s, self._longest_s)
+        if len(self._took_s) >= TRIES and usual_s > self._longest_s:
+            self._leave_out()
+        elif starts > self.now():
             super().sleep_until(starts)
             began = self.now()
             self._prepare(deadline_s)
-            self._tries += 1
-            self._quickest_s = min(self._quickest_s, self.now() - began)
+            self._took_s.append(self.now() - began)
         super().sleep_until(deadline_s)
+
+    def _leave_out(self) -> None:
+        self._left_out += 1
+        if self._left_out == ANEW:
+            self._left_out = 0
+            self._took_s.clear()
 
 
 class VirtualClock:

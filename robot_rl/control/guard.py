@@ -10,7 +10,6 @@ import dataclasses
 import enum
 import functools
 import re
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from robot_rl.control.limiter import Limits
 from robot_rl.control.motion import Line, Motion, at_rest, moving
+from robot_rl.control.trail import Trail
 from robot_rl.specs import RobotSpec, Spec
 
 # A measured pose less than this outside the limits [rad] is noise, and is commanded at the limit.
@@ -45,6 +45,8 @@ MAX_TIMEOUT_S = 1.0
 PERIODS_WAITED = 1.5
 # A late tick may make up for at most this many periods in one step.
 LATE_PERIODS = 2
+# A tick that comes later than this share of a period is not the one that was prepared.
+PUNCTUAL = 0.25
 
 
 class GuardState(enum.StrEnum):
@@ -176,8 +178,8 @@ class GuardConfig(Spec):
 class Chain(Protocol):
     """What the guard asks of an arm's kinematics."""
 
-    # How far any of the points moves, at most, when a joint does by 1 rad or m [m].
-    reach: float
+    # How far any of the points moves, at most, when a joint does by 1 rad or m [n] [m].
+    reach: np.ndarray
 
     def points(self, q: np.ndarray) -> np.ndarray:
         """Return where joints and tool stand [..., k, 3] [m] at q [..., n]; the tool is last."""
@@ -196,12 +198,12 @@ class Applied(NamedTuple):
     source: str
 
 
-class _Passed(NamedTuple):
-    """A place on the way: when, what the arm was told [n], and where it was measured [n]."""
+class _Ahead(NamedTuple):
+    """A tick that was done beforehand: when it is due, where it leaves the guard, what it says."""
 
-    time: float
-    told: np.ndarray
-    measured: np.ndarray
+    due: float
+    guard: CommandGuard
+    applied: Applied | None
 
 
 class CommandGuard:
@@ -253,6 +255,7 @@ class CommandGuard:
         # Where the arm was last looked at [n], and how far out of its workspace it is there [m].
         self._looked: tuple[np.ndarray, float] | None = None
         self.width: float | None = None  # what the gripper was told last [m]
+        self._ahead: _Ahead | None = None
         self._forget()
 
     @property
@@ -377,6 +380,10 @@ class CommandGuard:
 
     def tick(self, now: float) -> Applied | None:
         """Return what the arm is to be told now; None: nothing, as no command has come."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.due <= now <= ahead.due + PUNCTUAL * self.period_s:
+            self.__dict__.update(ahead.guard.__dict__)
+            return ahead.applied
         self._pass_time(now)
         if self._motion is None:
             return None
@@ -390,17 +397,29 @@ class CommandGuard:
         if self._forgets and not self.moves:
             self._forget()
             return None
+        self._ticked_at = self._time
         position, velocity = self._motion.position.copy(), self._motion.velocity.copy()
         return Applied(position, velocity, self._stamp, self.source)
 
-    def rehearse(self, now: float) -> None:
-        """Take the last target and tick once more, without any effect: it warms caches."""
+    def prepare(self, due: float) -> None:
+        """Tick beforehand: a tick() at `due` before which nothing else happens has it at once.
+
+        Where the source is still to be heard before that, its last target is taken once more, with
+        no effect: it warms caches.
+        """
         if self._line is None:
             return
+        ahead = self._double()
+        self._ahead = _Ahead(due, ahead, ahead.tick(due))
+        if self._received <= self._ticked_at:
+            target = self.robot.joints, self._line.goal, self.period_s, 0, self._source
+            self._double().command(*target, due)
+
+    def _double(self) -> CommandGuard:
+        """Return a guard that is where this one is, and goes on by itself."""
         double = copy.copy(self)
-        double._counts = dict(self._counts)
-        double.command(self.robot.joints, self._line.goal, self.period_s, 0, self._source, now)
-        double.tick(now)
+        double._counts, double._ahead = dict(self._counts), None
+        return double
 
     def block(self, who: str, reason: str, now: float) -> None:
         """Come to rest and refuse all commands until `who` is no reason any more; see unblock."""
@@ -422,6 +441,7 @@ class CommandGuard:
         without `applied` it comes to rest. From one call to the next it changes no faster than the
         limits of acceleration let it.
         """
+        self._ahead = None
         wanted = np.zeros_like(self._told) if applied is None else applied.velocities
         age = self._time - self._measured_at
         known = (
@@ -443,6 +463,7 @@ class CommandGuard:
 
         An arm that did not follow is commanded again. An emergency stop stays.
         """
+        self._ahead = None
         self.unblock(_ASTRAY)
         if self.moves:
             self._forgets = True
@@ -477,16 +498,19 @@ class CommandGuard:
 
     def _forget(self) -> None:
         self._motion: Motion | None = None
-        self._trail: deque[_Passed] = deque()  # the last tracking_delay_s of the motion
+        self._trail = self._new_trail()
         self._off_path = 0  # joint states in a row
         self._rested: np.ndarray | None = None  # where the arm came to rest in a hold
         self._line: Line | None = None
-        self._received = self._moved_at = self._outside = 0.0
+        self._received = self._ticked_at = self._moved_at = self._outside = 0.0
         self._due = 0.0  # the time that the last command is for
         self._stamp, self._source = 0, ''
         self._ramping = self._forgets = False
         if self._state is not GuardState.ESTOP:
             self._state = GuardState.IDLE
+
+    def _new_trail(self) -> Trail:
+        return Trail(self.config.tracking_delay_s, len(self.robot.joints))
 
     def _stands(self) -> bool:
         """Tell whether the command has been at rest for so long that the arm is as well."""
@@ -547,6 +571,7 @@ class CommandGuard:
 
     def _pass_time(self, now: float) -> None:
         """Move the time on; hold where the source or the arm has been quiet for too long."""
+        self._ahead = None  # something else happens
         if self._clock is not None:
             self._time += max(0.0, now - self._clock)
         self._clock = now
@@ -582,11 +607,8 @@ class CommandGuard:
         """
         if self._motion is None:
             return
-        since, trail = self._time - self.config.tracking_delay_s, self._trail
-        trail.append(_Passed(self._time, self._motion.position, self._measured))
-        while len(trail) > 1 and trail[1].time <= since:
-            trail.popleft()
-        told = np.array([passed.told for passed in trail])
+        self._trail.append(self._time, self._motion.position, self._measured)
+        told = self._trail.told
         off = np.maximum(self._measured - told.max(axis=0), told.min(axis=0) - self._measured)
         astray = self._state is GuardState.ACTIVE and off.max() > self.config.path_tolerance
         self._off_path = self._off_path + 1 if astray else 0
@@ -622,14 +644,14 @@ class CommandGuard:
             f'the arm does not follow: {why}; begin another episode, or call ~/reset'
         )
         self._state = GuardState.HOLDING
-        first, last = self._trail[0], self._trail[-1]
-        way, top = last.measured - first.measured, self.limits.max_velocity
-        speed = np.clip(way / max(last.time - first.time, self.period_s), -top, top)
+        times, places, top = self._trail.times, self._trail.measured, self.limits.max_velocity
+        way, took_s = places[-1] - places[0], max(times[-1] - times[0], self.period_s)
+        speed = np.clip(way / took_s, -top, top)
         self._start(moving(self.limits.clip(self._measured), speed, self.limits))
 
     def _start(self, motion: Motion) -> None:
         """Go on with a motion that begins where the arm is measured."""
-        self._motion, self._trail, self._off_path = motion, deque(), 0
+        self._motion, self._trail, self._off_path = motion, self._new_trail(), 0
         self._moved_at, self._rested = self._time, None
         self._outside = self._depth_outside(motion.path_to_rest(self.limits))
 
@@ -672,7 +694,7 @@ class CommandGuard:
         """
         if self._looked is not None:
             where, depth = self._looked
-            bound = depth + self._chain.reach * np.abs(positions - where).sum(axis=1).max()
+            bound = depth + (np.abs(positions - where) @ self._chain.reach).max()
             if bound < 0:
                 return float(bound)
         points, box = self._chain.points(positions), self.robot.workspace

@@ -49,7 +49,7 @@ def require_finite(what: str, values: ArrayLike) -> np.ndarray:
     Clamps let NaN pass, or turn it into a limit: this comes before every one of them.
     """
     array = np.asarray(values, np.float64)
-    if not np.isfinite(array).all():
+    if np.count_nonzero(np.isfinite(array)) != array.size:  # a third of all's time
         raise ContractMismatch(f'{what}: not finite: {array.tolist()}')
     return array
 
@@ -95,7 +95,7 @@ def track(
     acceleration = limits.max_acceleration
     wanted = shortened(require_finite('aim velocity', aim_velocity), limits.max_velocity)
     error = aim - position - wanted * dt
-    ways = np.stack([np.abs(error), limits.upper - position, position - limits.lower])
+    ways = np.array([np.abs(error), limits.upper - position, position - limits.lower])
     to_aim, high, low = _stoppable(ways, dt, acceleration)
     wanted = wanted + shortened(error / dt, to_aim)
     change = shortened(wanted, limits.max_velocity) - velocity
@@ -123,7 +123,7 @@ def shortened(vector: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Return `vector` [..., n] shortened as a whole until no element is larger than `bound`."""
     size = np.abs(vector)
     over = size > bound
-    if not over.any():  # nearly always, and ten times in a tick
+    if not np.count_nonzero(over):  # nearly always, and ten times in a tick
         return vector
     share = np.divide(bound, size, out=np.ones_like(size), where=over)
     return vector * share.min(axis=-1, keepdims=True)

@@ -185,10 +185,10 @@ class CommandGuardNode(support.WorkingNode):
                 self._report()
 
     def _prepare_tick(self, due_s: float) -> None:
-        """Shortly before a tick: hear what has come, and warm up what is left to do then."""
+        """Shortly before a tick: hear what has come, and do beforehand what can be."""
         with self._lock:
             self._hear_sources(time.monotonic())
-            self._guard.rehearse(due_s)
+            self._guard.prepare(due_s)
 
     def _tick(self, now: float) -> None:
         with self._lock:

@@ -1,8 +1,9 @@
 """The empty chain: what rclpy and DDS cost by themselves, beside which bench deploy measures.
 
-source -> JointState -> policy -> JointTrajectory -> guard -> Float64MultiArray -> sink: the
-processes, messages and rates of the real chain, with nothing in them. And a timer of rclpy, which
-does nothing.
+source -> JointState -> policy -> JointTrajectory -> guard -> Float64MultiArray -> source, as an
+arm's driver is both ends, and a sink that hears it as well, as the recorder does: the processes,
+messages and rates of the real chain, with nothing in them. And a timer of rclpy, which does
+nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 from sensor_msgs.msg import JointState
@@ -34,8 +35,8 @@ class Parameters(Spec):
 
 
 class Echo(support.WorkingNode):
-    """One link. When they end, the sink prints {"latency_s": [...]}, stamp to arrival, and the
-    timer {"ticks_ns": [...]}, since the epoch.
+    """One link. When they end, the source prints {"latency_s": [...]}, from stamp to arrival, and
+    the timer {"ticks_ns": [...]}, since the epoch.
     """
 
     def __init__(self) -> None:
@@ -52,15 +53,17 @@ class Echo(support.WorkingNode):
             super().start(end)
 
     def close(self) -> None:
-        """Say what was measured, where this is the sink or the timer."""
+        """Say what was measured, where this is the source or the timer."""
         super().close()
-        if self._given.role == 'sink':
+        if self._given.role == 'source':
             print(json.dumps({'latency_s': self._latencies}), flush=True)
         if self._given.role == 'timer':
             print(json.dumps({'ticks_ns': self._ticks}), flush=True)
 
     def _be_source(self) -> None:
         self._states = self.create_publisher(JointState, 'echo/states', support.STREAM)
+        # Read once a period, as by a driver.
+        self._commands = support.Polled(self, Float64MultiArray, 'echo/commands', support.STREAM)
 
     def _be_policy(self) -> None:
         publisher = self.create_publisher(JointTrajectory, 'echo/command', support.COMMAND)
@@ -85,11 +88,10 @@ class Echo(support.WorkingNode):
         self.create_subscription(JointTrajectory, 'echo/command', echo, support.COMMAND)
 
     def _be_sink(self) -> None:
-        def measure(message: Float64MultiArray, about: dict[str, Any]) -> None:
-            sent_ns = int(message.data[0]) * 1_000_000_000 + int(message.data[1])
-            self._latencies.append((about['received_timestamp'] - sent_ns) * 1e-9)
+        def drop(message: Float64MultiArray) -> None:
+            del message
 
-        self.create_subscription(Float64MultiArray, 'echo/commands', measure, support.COMMAND)
+        self.create_subscription(Float64MultiArray, 'echo/commands', drop, support.STREAM)
 
     def _be_timer(self) -> None:
         period_s = 1.0 / self._given.rate_hz
@@ -99,5 +101,8 @@ class Echo(support.WorkingNode):
         message = JointState(name=JOINTS, position=[0.0] * len(JOINTS))
         message.velocity = message.position
         for _ in support.every(1.0 / self._given.rate_hz, stop):
+            for command, about in self._commands.drain():
+                sent_ns = int(command.data[0]) * 1_000_000_000 + int(command.data[1])
+                self._latencies.append((about['received_timestamp'] - sent_ns) * 1e-9)
             message.header.stamp = self.get_clock().now().to_msg()
             self._states.publish(message)

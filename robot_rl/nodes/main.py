@@ -34,6 +34,7 @@ NODES = {
     'generator': 'robot_rl.nodes.generator:Generator',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
     'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
+    'traced_twin': 'robot_rl.nodes.traced:TracedTwin',
 }
 _CLOSE_WITHIN_S = 8.0
 _SIGEV_THREAD = 2  # <signal.h>

@@ -1,4 +1,4 @@
-"""policy and command_guard that keep the time of every tick: what bench deploy runs."""
+"""Nodes that keep the time of every tick and message: what bench deploy runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from robot_rl.nodes import support
 from robot_rl.nodes.command_guard import CommandGuardNode
 from robot_rl.nodes.policy import PolicyNode
+from robot_rl.nodes.sim_robot import SimRobot
 
 
 class Trace:
@@ -119,3 +120,33 @@ class TracedGuard(Traced, CommandGuardNode):
     def _tick(self, now: float) -> None:
         self._trace.begin()
         super()._tick(now)
+
+
+class TracedTwin(SimRobot):
+    """A twin that says, when it ends, when each command came that the driver takes.
+
+    {"commands": [[published_ns, came_ns], ...]}, since the epoch.
+    """
+
+    def _create_topics(self) -> None:
+        super()._create_topics()
+        self._came: list[tuple[int, int]] = []
+        kind = self._commands._subscription.msg_type
+        self._commands.destroy(self)
+        # A driver takes the newest; here none of them is to be missed.
+        topic = self._robot.controller.topic
+        self._commands = support.Polled(self, kind, topic, support.STREAM)
+        take = self._commands.take
+
+        def noted() -> tuple[Any, dict[str, Any]] | None:
+            if (taken := take()) is not None:
+                about = taken[1]
+                self._came.append((about['source_timestamp'], about['received_timestamp']))
+            return taken
+
+        self._commands.take = noted
+
+    def close(self) -> None:
+        """Stop the work and say what was noted."""
+        super().close()
+        print(json.dumps({'commands': self._came}), flush=True)

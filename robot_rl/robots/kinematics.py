@@ -97,15 +97,16 @@ class KinematicChain:
         )
 
     @functools.cached_property
-    def reach(self) -> float:
-        """How far any of `points` moves, at most, when a joint does by 1 rad or m [m].
+    def reach(self) -> np.ndarray:
+        """How far any of `points` moves, at most, when a joint does by 1 rad or m [n] [m].
 
-        That is how far the last of them may be from the first joint; or 1, for a slide.
+        That is how far the last of them may be from the joint; or 1, for a slide.
         """
-        links = np.linalg.norm(self.fixed[1:, :3, 3], axis=1).sum()
+        links = np.linalg.norm(self.fixed[1:, :3, 3], axis=1)
         places = np.abs(np.stack([self.lower, self.upper]) - self.offset[self._back]).max(axis=0)
-        slides = ~self.hinge[self._back]
-        return float(max(links + places[slides].sum(), 1.0 if slides.any() else 0.0))
+        slid = np.where(self.hinge, 0.0, places[list(self.order)])
+        behind = np.cumsum((links + np.append(slid[1:], 0.0))[::-1])[::-1]
+        return np.where(self.hinge, behind, 1.0)[self._back]
 
     @property
     def _back(self) -> list[int]:

@@ -15,7 +15,7 @@ class PlanarChain:
     """Forward kinematics of LENGTHS in the xy plane, by complex numbers."""
 
     joints = JOINTS
-    reach = sum(LENGTHS)
+    reach = np.cumsum(LENGTHS[::-1])[::-1]
 
     def forward(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         heading = np.cumsum(positions, axis=-1)

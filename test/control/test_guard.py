@@ -902,24 +902,44 @@ def tell(guard, now, kind, *arguments):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.data(), st.lists(messages, max_size=40))
-def test_a_rehearsal_changes_nothing(robot, chain, data, sequence):
+@given(st.data(), st.lists(st.tuples(st.booleans(), messages), max_size=40))
+def test_a_prepared_tick_is_the_tick_that_it_would_have_been(robot, chain, data, sequence):
+    """Nothing, or a message, comes between its preparation and a tick that is on time."""
     robot = data.draw(robots(robot))
     guards = CommandGuard(robot, chain), CommandGuard(robot, chain)
     for guard in guards:
         guard.measured(NAMES, robot.home_position, 0.0)
     now = 0.0
-    for kind, elapsed, *arguments in sequence:
+    for quiet, (kind, elapsed, *arguments) in sequence:
         if kind == 'stream':  # an arm that steps on from where it has led
             step, kind = np.array(elapsed), 'command'
             arguments, elapsed = (robot.home_position + step, PERIOD, 'policy'), TICK
-        guards[0].rehearse(now)
         now += elapsed
-        said = [tell(guard, now, kind, *arguments) for guard in guards]
-        guards[0].rehearse(now + TICK)
-        assert str(said[0]) == str(said[1])
+        guards[0].prepare(now)
+        if not quiet:
+            said = [tell(guard, now, kind, *arguments) for guard in guards]
+            assert str(said[0]) == str(said[1])
         assert str(guards[0].tick(now)) == str(guards[1].tick(now))
         assert guards[0].diagnostics() == guards[1].diagnostics()
+        assert all(str(x) == str(y) for x, y in zip(*map(all_of, guards), strict=True))
+
+
+def all_of(guard):
+    """Return what else of a guard can be seen."""
+    return guard.published, guard.moves, guard.width, guard.velocities(None)
+
+
+@pytest.mark.parametrize('late, held', [(0.2, False), (0.3, True)])
+def test_a_tick_that_comes_too_late_is_not_the_prepared_one(new, late, held):
+    """What is late may have been stopped for long: it looks at the time anew."""
+    guard = new(timeout_s=0.1)
+    guard.measured(NAMES, [0.0] * 3, 0.0)
+    guard.command(NAMES, [0.0] * 3, 0.1, 0, 'policy', 0.0)
+    guard.tick(0.0)
+    due = 0.1 - 0.1 * TICK  # just before the source has been quiet for too long
+    guard.measured(NAMES, [0.0] * 3, due)
+    guard.prepare(due)
+    assert (guard.tick(due + late * TICK).source == 'hold') is held
 
 
 class Watch:

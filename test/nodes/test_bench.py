@@ -47,24 +47,22 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
     }
     traces = {name: {'ticks_ns': ticks[name], 'taken': chain.get(name, [])} for name in ticks}
 
-    def message(topic, stamp, publish, arrived):
+    def applied(stamp, publish):
         header = SimpleNamespace(stamp=SimpleNamespace(sec=stamp // 10**9, nanosec=stamp % 10**9))
         return SimpleNamespace(
-            topic=topic,
+            topic=deploy.APPLIED,
             publish_time_ns=publish,
-            log_time_ns=arrived,
             message=SimpleNamespace(header=header),
         )
 
-    messages = []
+    messages, commands = [], []
     for stamp, *_, guard_began, arrived in times:
-        messages.append(message(deploy.TO_ARM, 0, guard_began + 10, arrived))
-        messages.append(message(deploy.APPLIED, stamp, guard_began + 20, arrived + 5))
+        commands.append((guard_began + 10, arrived))
+        messages.append(applied(stamp, guard_began + 20))
         # Only the first one that reflects the sample counts.
-        messages.append(message(deploy.TO_ARM, 0, guard_began + 9 * ms, arrived + 9 * ms))
-        messages.append(
-            message(deploy.APPLIED, stamp, guard_began + 9 * ms + 10, arrived + 9 * ms)
-        )
+        commands.append((guard_began + 9 * ms, arrived + 9 * ms))
+        messages.append(applied(stamp, guard_began + 9 * ms + 10))
+    traces['sim_robot'] = {'commands': commands}
     episode = SimpleNamespace(messages=lambda topics: iter(messages))
     real = deploy._read(traces, episode, 50, {})
     np.testing.assert_allclose(real.latency, [1e-3 + 1e-3 + 2e-3, 2e-3 + 1e-3 + 3e-3])

@@ -201,13 +201,31 @@ def test_the_spec_repeats_the_models_limits_and_torques(ur5e):
     np.testing.assert_allclose(moving, 3.761 + 8.058 + 2.846 + 1.37 + 1.3 + 0.365)
 
 
-@pytest.mark.parametrize('robot', ['ur5e', 'ur5e_gripper'])
+@pytest.mark.parametrize('robot', ['ur5e', 'ur5e_gripper', 'j2s7s300'])
 def test_no_point_moves_farther_than_its_reach_lets_it(robot):
     chain = KinematicChain.from_spec(RobotSpec.load(robot))
     rng = np.random.default_rng(0)
     start = rng.uniform(-3, 3, (500, len(chain.joints)))
-    end = start + rng.normal(size=start.shape) * rng.uniform(0, 0.3, (500, 1))
-    moved = np.linalg.norm(chain.points(end) - chain.points(start), axis=-1).max(axis=1)
-    turned = np.abs(end - start).sum(axis=1)
-    assert (moved <= chain.reach * turned).all()
-    assert (moved / turned).max() > 0.3 * chain.reach  # and is not just a large number
+    turned = rng.normal(size=start.shape) * rng.uniform(0, 0.3, (500, 1))
+    # All joints at once, and each alone.
+    for joints in (slice(None), *range(len(chain.joints))):
+        way = np.zeros_like(turned)
+        way[:, joints] = turned[:, joints]
+        moved = np.linalg.norm(chain.points(start + way) - chain.points(start), axis=-1).max(
+            axis=1
+        )
+        allowed = np.abs(way) @ chain.reach
+        assert (moved <= allowed + 1e-12).all()
+        if joints == slice(None) or chain.reach[joints] > 0.2:
+            assert (moved / allowed).max() > 0.3  # and is not just a large number
+
+
+def test_the_reach_of_a_slide_is_its_way_and_what_it_carries():
+    model = """<mujoco><worldbody><body><joint name="turn" axis="0 0 1"/>
+      <geom size="0.1"/><body pos="0.5 0 0"><joint name="slide" type="slide" axis="1 0 0"
+      range="0 2" limited="true"/><geom size="0.1"/><body name="tool" pos="0.25 0 0"/></body>
+      </body></worldbody></mujoco>"""
+    chain = KinematicChain.from_model(
+        mujoco.MjModel.from_xml_string(model), ['slide', 'turn'], 'tool'
+    )
+    np.testing.assert_allclose(chain.reach, [1.0, 0.5 + 2 + 0.25])

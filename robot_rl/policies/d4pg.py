@@ -2,7 +2,8 @@
 
 Barth-Maron et al. 2018, "Distributed Distributional Deterministic Policy Gradients", as in Acme
 (acme/agents/jax/d4pg); the defaults are its baseline script's (rl_continuous/run_d4pg.py). With a
-scalar critic and one step it is DDPG (Lillicrap et al. 2016).
+scalar critic and one step it is DDPG (Lillicrap et al. 2016). The penalty of pre-activations is
+that of Andrychowicz et al. 2017, "Hindsight experience replay", appendix A.
 M rows, N environments, A action size, K atoms.
 """
 
@@ -29,6 +30,8 @@ class D4PGConfig(ActorCriticConfig):
     """sigma of the first and the last environment, evenly spaced between; in place of sigma"""
     max_action_gradient_norm: pydantic.PositiveFloat = 1.0
     """of dq/da, for each row of a batch"""
+    preactivation_penalty: pydantic.NonNegativeFloat = 0.0
+    """weight of the squares of what actions are the tanh of: no policy stays at their ends"""
 
 
 class D4PGLearner(ActorCritic):
@@ -64,7 +67,8 @@ class D4PGLearner(ActorCritic):
 
     def _policy_loss(self, rows: Rows, online: View) -> tuple[Tensor, Tensor]:
         """Return the loss [] of the policy at o_{t+k} and the mean value [] that it reaches."""
-        action = self._online['policy'](online.policy.next)
+        unsquashed = self._online['policy'].unsquashed(online.policy.next)
+        action = unsquashed.tanh()
         features, critic = online.critic.next.detach(), self._frozen_critic
 
         def value(action: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +78,8 @@ class D4PGLearner(ActorCritic):
         # Not torch.autograd.grad: a compiled graph cannot hold it.
         gradient, values = torch.func.grad(value, has_aux=True)(action.detach())
         loss = losses.dpg_loss(action, gradient, self.config.max_action_gradient_norm)
+        if self.config.preactivation_penalty:
+            loss = loss + self.config.preactivation_penalty * unsquashed.square().sum(dim=1)
         return (rows.valid * loss).mean(), (rows.valid * values.detach()).mean()
 
 

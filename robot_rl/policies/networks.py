@@ -147,7 +147,7 @@ class Memory(nn.LSTM):
 
 
 class DeterministicPolicy(nn.Sequential):
-    """Features [B, F] -> actions [B, A] in (-1, 1)."""
+    """Features [B, F] -> actions [B, A] in (-1, 1): the tanh of what `unsquashed` gives."""
 
     def __init__(
         self,
@@ -161,6 +161,10 @@ class DeterministicPolicy(nn.Sequential):
             scaled_linear(sizes[-1], action_size, generator, scale=1e-4),
             nn.Tanh(),
         )
+
+    def unsquashed(self, features: Tensor) -> Tensor:
+        """Return what the action [B, A] is the tanh of."""
+        return self[1](self[0](features))
 
 
 class GaussianPolicy(nn.Module):

@@ -75,7 +75,9 @@ def policy_loss_of(learner, row):
     value = outputs[0] if scalar else outputs.softmax(0) @ torch.linspace(-5, 5, 11)
     (dq_da,) = torch.autograd.grad(value, leaf)
     limit = learner.config.max_action_gradient_norm
-    return -(dq_da * min(1, limit / float(dq_da.norm())) * action).sum(), value.detach()
+    climb = -(dq_da * min(1, limit / float(dq_da.norm())) * action).sum()
+    penalty = learner.config.preactivation_penalty * action.atanh().square().sum()
+    return climb + penalty, value.detach()
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -86,6 +88,7 @@ def test_update_is_the_formula_written_out_once_more(
 ):
     """One update against rows one by one, step by step through sequences, and plain autograd."""
     options = {'max_gradient_norm': 0.1, 'max_action_gradient_norm': 0.05}
+    options['preactivation_penalty'] = 0.3 if weighted else 0.0
     learner = shake(make(name, memory, seed=3, **options))
     batch = draw(learner, 0)
     weight = np.random.default_rng(1).uniform(0.2, 1, 8).astype(np.float32)

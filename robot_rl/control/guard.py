@@ -653,7 +653,7 @@ class CommandGuard:
         """Go on with a motion that begins where the arm is measured."""
         self._motion, self._trail, self._off_path = motion, self._new_trail(), 0
         self._moved_at, self._rested = self._time, None
-        self._outside = self._depth_outside(motion.path_to_rest(self.limits))
+        self._outside = self._depth_outside(motion)
 
     def _is_off(self, gate: float) -> bool:
         """Tell whether a joint is measured farther than `gate` from the last command."""
@@ -678,7 +678,7 @@ class CommandGuard:
             behind = np.abs(moved.position - line.at(due)).max()
             if behind > BEHIND:
                 self._intervene('slowed', f'{self._source} is {behind:.3f} rad ahead')
-        outside = self._depth_outside(moved.path_to_rest(limits))
+        outside = self._depth_outside(moved)
         allowed = max(self._outside, 0.0)
         if outside > allowed + SAME_PLACE:
             self._intervene('walled', f'{self._source} would leave the workspace')
@@ -686,17 +686,19 @@ class CommandGuard:
         self._outside = min(outside, allowed)  # and not a little more with every step
         return moved
 
-    def _depth_outside(self, positions: np.ndarray) -> float:
-        """Return how far [m] the arm is out of its workspace at worst on `positions` [k, n].
+    def _depth_outside(self, motion: Motion) -> float:
+        """Return how far [m] the arm is out of its workspace at worst while `motion` brakes.
 
         That is the tool outside the box, or a joint below its floor. Well inside, a bound of it
         is returned: how deep inside the arm was last, less all that it can have moved since.
         """
         if self._looked is not None:
             where, depth = self._looked
-            bound = depth + (np.abs(positions - where) @ self._chain.reach).max()
+            low, high = motion.extent(self.limits)
+            bound = depth + np.maximum(high - where, where - low) @ self._chain.reach
             if bound < 0:
                 return float(bound)
+        positions = motion.path_to_rest(self.limits)
         points, box = self._chain.points(positions), self.robot.workspace
         tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1]).max(axis=1)
         depths = np.maximum(tool, (box.lower[2] - points[..., 2]).max(axis=1))

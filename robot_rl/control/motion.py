@@ -63,6 +63,9 @@ class Motion(Protocol):
     def path_to_rest(self, limits: Limits) -> np.ndarray:
         """Return positions [k, n] from here to where braking ends."""
 
+    def extent(self, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and the greatest [n] of that path: sooner known than the path."""
+
     @property
     def moves(self) -> bool:
         """Whether braking would take it anywhere else than where it is."""
@@ -114,6 +117,12 @@ class AccelerationLimited:
         way = self.velocity * time * (1 - 0.5 * time / np.where(takes > 0, takes, 1.0))
         return limits.clip(self.position + way)
 
+    def extent(self, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+        """See Motion."""
+        way = 0.5 * self.velocity * np.abs(self.velocity) / limits.max_acceleration
+        end = self.position + way
+        return np.minimum(self.position, end), np.maximum(self.position, end)
+
     @property
     def moves(self) -> bool:
         """See Motion."""
@@ -136,13 +145,14 @@ class JerkLimited:
 
     One trajectory leads to a goal, as straight as the joints' limits let it be. It goes on only
     to where stopping stays within the position limits, else along `stop`, which was found when it
-    came here.
+    came here; `reach` are the lowest and the highest positions on it.
     """
 
     position: np.ndarray
     velocity: np.ndarray
     acceleration: np.ndarray
     stop: Way
+    reach: tuple[np.ndarray, np.ndarray]
     way: Way | None = None
 
     @classmethod
@@ -158,7 +168,7 @@ class JerkLimited:
         low, high = _reach(stop)
         if (low < limits.lower - _ROUNDING).any() or (high > limits.upper + _ROUNDING).any():
             return None
-        return cls(limits.clip(position), velocity, acceleration, Way(stop))
+        return cls(limits.clip(position), velocity, acceleration, Way(stop), (low, high))
 
     def follow(self, line: Line, due: float, dt: float, limits: Limits) -> JerkLimited:
         """See Motion."""
@@ -175,15 +185,20 @@ class JerkLimited:
         """See Motion."""
         stop = self.stop._replace(since=self.stop.since + dt)
         position, velocity, acceleration = _state(stop)
-        return JerkLimited(limits.clip(position), velocity, acceleration, stop)
+        return JerkLimited(limits.clip(position), velocity, acceleration, stop, self.reach)
 
     def path_to_rest(self, limits: Limits) -> np.ndarray:
         """See Motion."""
         since, stop = self.stop.since, self.stop.trajectory
         end = max(since, stop.duration)
-        low, high = _reach(stop)
+        low, high = self.reach
         times = np.linspace(since, end, _places(high - low))
         return limits.clip(np.array([stop.at_time(time)[0] for time in times]))
+
+    def extent(self, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+        """See Motion: of the whole way, of which a part may be over."""
+        del limits
+        return self.reach
 
     @property
     def moves(self) -> bool:

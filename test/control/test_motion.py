@@ -91,11 +91,15 @@ def test_braking_stays_beside_the_path_to_rest_that_was_looked_at(jerk, data):
     """Each joint has its own time to stop: the path is a curve, and was taken for a line."""
     limits, way = data.draw(any_limits(jerk=jerk)), data.draw(goals)
     now = walk(limits, way)[-1]
-    path = now.path_to_rest(limits)
+    path, (low, high) = now.path_to_rest(limits), now.extent(limits)
+    assert (low <= path.min(axis=0) + 1e-9).all() and (path.max(axis=0) <= high + 1e-9).all()
+    if not jerk:  # else a part of the way may be over
+        np.testing.assert_allclose(high - low, np.ptp(path, axis=0), atol=1e-9)
     # What the ticks are behind continuous time, and what lies between two places.
     beside = np.linalg.norm(limits.max_velocity) * DT + motion._SPACING / 2
     for _ in range(200):
         assert distance_to(path, now.position) <= beside
+        assert (low - 1e-9 <= now.position).all() and (now.position <= high + 1e-9).all()
         now = now.brake(DT, limits)
 
 

@@ -10,10 +10,10 @@ from robot_rl.demonstrators.demonstrator import UP, Move, View
 from robot_rl.demonstrators.waypoints import Waypoint, WaypointDemonstrator
 from robot_rl.sim.task import ArmTask
 
-# Heights of the tool above the table: over the cube, and where it pushes [m].
-_OVER, _LOW = 0.1, 0.038
-# How far behind the cube's side the tool comes down [m].
-_BEHIND = 0.037
+# How far the arm's tip passes over the cube, and above its middle it pushes [m].
+_OVER, _LOW = 0.038, 0.001
+# How far behind the cube's side the tip comes down [m].
+_BEHIND = 0.025
 # How far the tool may be off the line through cube and target, and the cube from the target [m].
 _ASTRAY, _THERE = 0.01, 0.012
 # How much more the way back onto that line counts than the way ahead.
@@ -30,11 +30,16 @@ class PushDemonstrator(WaypointDemonstrator):
 
     def __init__(self, task: ArmTask, noise: float = 0.0, seed: int = 0):
         super().__init__(task, noise, seed)
-        self._side = task.config.cube.size[0] / 2
+        size, tip = task.config.cube.size, task.robot.tip
+        self._side = size[0] / 2
+        self._behind_it = self._side + tip.radius + _BEHIND
+        # Heights of the tool above the table.
+        self._over = size[2] + _OVER + tip.reach
+        self._low = size[2] / 2 + _LOW + tip.reach
         self.waypoints = (
             Waypoint(self._up, within=0.02),
-            Waypoint(self._behind(_OVER), within=0.02),
-            Waypoint(self._behind(_LOW), within=0.01),
+            Waypoint(self._behind(self._over), within=0.02),
+            Waypoint(self._behind(self._low), within=0.01),
             Waypoint(self._push, holding=True),
         )
 
@@ -47,14 +52,14 @@ class PushDemonstrator(WaypointDemonstrator):
         return failed, np.where(before, 0, 2)  # from behind it need not go up
 
     def _up(self, view: View) -> Move:
-        return Move(np.maximum(_OVER - view.tool, 0.0) * UP)
+        return Move(np.maximum(self._over - view.tool, 0.0) * UP)
 
     def _behind(self, height: float) -> Callable[[View], Move]:
         """Return the way to behind the cube, seen from the target, at a height [m]."""
 
         def move(view: View) -> Move:
             heading, _ = _heading(view)
-            place = view.place('cube') * ALONG - (self._side + _BEHIND) * heading + height * UP
+            place = view.place('cube') * ALONG - self._behind_it * heading + height * UP
             return Move(view.to(place))
 
         return move
@@ -68,7 +73,7 @@ class PushDemonstrator(WaypointDemonstrator):
         # An arm that stops swings on, and the cube with it: it comes near slowly.
         stride = np.where(left > _THERE, np.minimum(_STRIDE, _BRAKES * left), 0.0)
         way *= np.minimum(1.0, stride / np.linalg.norm(way, axis=1))[:, None]
-        return Move(way + (_LOW - view.tool) * UP)
+        return Move(way + (self._low - view.tool) * UP)
 
 
 def _heading(view: View) -> tuple[np.ndarray, np.ndarray]:

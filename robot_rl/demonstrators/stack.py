@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from robot_rl.demonstrators.demonstrator import UP, Move, View
-from robot_rl.demonstrators.taking import ABOVE, GRIP_TICKS, TakingDemonstrator
+from robot_rl.demonstrators.taking import ABOVE, TakingDemonstrator
 from robot_rl.demonstrators.waypoints import Waypoint
 
 # How far above the red cube the green one is carried, and let go [m].
@@ -24,7 +24,7 @@ class StackDemonstrator(TakingDemonstrator):
             Waypoint(
                 self._on_red(_LET_GO, 0.0), within=0.003, aside=0.02, slowly=True, holding=True
             ),
-            Waypoint(self._on_red(_LET_GO, self.open), within=0.02, ticks=GRIP_TICKS),
+            Waypoint(self._on_red(_LET_GO, self.open), within=0.02, ticks=self.grip_ticks),
             Waypoint(self._at(ABOVE, self.open)),
         )
 

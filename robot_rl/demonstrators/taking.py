@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +15,8 @@ from robot_rl.sim.task import ArmTask
 ABOVE = 0.08
 # By how much the gripper is wider than what it is to take or has let go [m].
 SPARE = 0.022
-# How long it closes or opens [decisions].
-GRIP_TICKS = 7
+# How far above the table the fingers take something, at least [m].
+_CLEAR = 0.006
 # What is farther from where it was taken is lost [m].
 _LOST = 0.04
 
@@ -24,15 +25,19 @@ class TakingDemonstrator(WaypointDemonstrator):
     """Takes `body`, of which the task's config says the size, and goes on from there."""
 
     body: str
-    grasp: float = 0.0  # how far above its middle it is taken [m]
+    grasp: float = 0.0  # how far above its middle it is taken [m], where that is high enough
 
     def __init__(self, task: ArmTask, noise: float = 0.0, seed: int = 0):
         super().__init__(task, noise, seed)
-        self.open = min(getattr(task.config, self.body).size[:2]) + SPARE
+        size, robot = getattr(task.config, self.body).size, task.robot
+        self.open = min(size[:2]) + SPARE
+        self.grasp = max(self.grasp, robot.tip.reach + _CLEAR - size[2] / 2)
+        # How long the gripper closes or opens [decisions].
+        self.grip_ticks = math.ceil(robot.gripper.closing_s * task.config.rate_hz)
         self.waypoints = (
             Waypoint(self._at(ABOVE, self.open), aside=0.02),
             Waypoint(self._at(0.0, self.open), within=0.005, aside=0.02, slowly=True),
-            Waypoint(self._at(0.0, 0.0), within=0.02, ticks=GRIP_TICKS),
+            Waypoint(self._at(0.0, 0.0), within=0.02, ticks=self.grip_ticks),
             *self._then(),
         )
 

@@ -24,8 +24,6 @@ CUBE, TARGET = f'{CUBE_POSE}.position', f'{TARGET_POSE}.position'
 # What a reward pays for coming to where the cube is to be pushed from; the rest is for bringing it
 # to the target.
 _APPROACH = 0.3
-# Half of what the closed fingers are thick: they push from so far behind the cube's side [m].
-_FINGERS = 0.012
 
 
 class PushConfig(TaskConfig):
@@ -70,7 +68,7 @@ class PushTask(ArmTask):
         way = np.asarray(state[TARGET]) - np.asarray(state[CUBE])
         way = way * (1.0, 1.0, 0.0)
         left = np.maximum(self.distance(state), self.config.success_distance)
-        far = self.config.cube.size[0] / 2 + _FINGERS
+        far = self.config.cube.size[0] / 2 + self.robot.tip.radius
         return np.asarray(state[CUBE]) - far * way / left[..., None]
 
     def _poses(self, rng: np.random.Generator) -> dict[str, Pose]:

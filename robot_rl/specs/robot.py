@@ -99,6 +99,8 @@ class Gripper(Spec):
     # Where its joint stands when closed and when open; None: 0 and half of open_width, as one of
     # two fingers that slide.
     positions: tuple[float, float] | None = None
+    # How long it takes to close on something, or to let it go [s].
+    closing_s: PositiveFloat = 0.35
 
     @pydantic.model_validator(mode='after')
     def _moves(self) -> Self:
@@ -115,6 +117,14 @@ class Gripper(Spec):
         """Return the width [...] [m] at a position [...] of the joint."""
         closed, opened = self.positions or (0.0, self.open_width / 2)
         return (np.asarray(position) - closed) / (opened - closed) * self.open_width
+
+
+class Tip(Spec):
+    """What the arm touches things with, about the tool: of a gripper, its closed fingers [m]."""
+
+    # How far it reaches beyond the tool, along its z; and sideways, from that axis.
+    reach: pydantic.NonNegativeFloat = 0.012
+    radius: pydantic.NonNegativeFloat = 0.012
 
 
 class Camera(Spec):
@@ -173,6 +183,7 @@ class RobotSpec(Spec):
     mjcf_base: str | None = None
     # The model's site, or else body, that is the tool.
     tool_site: str
+    tip: Tip = Tip()
     base_frame: str = 'base_link'
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
     tf_prefix: str = ''

@@ -15,7 +15,7 @@ _OVER, _LOW = 0.038, 0.001
 # How far behind the cube's side the tip comes down [m].
 _BEHIND = 0.025
 # How far the tool may be off the line through cube and target, and the cube from the target [m].
-_ASTRAY, _THERE = 0.01, 0.012
+_ASTRAY, _THERE = 0.016, 0.012
 # How much more the way back onto that line counts than the way ahead.
 _STEERS = 3.2
 # The farthest that it aims at [m]: it pushes no faster than SHARE of it in a decision. And what

@@ -147,8 +147,8 @@ def test_the_sizes_that_a_demonstrator_reads_are_those_of_the_scene(name):
         blocks = [g for g in range(model.ngeom) if model.geom_bodyid[g] == model.body('hole').id]
         inner = [np.abs(model.geom_pos[g]) - model.geom_size[g] for g in blocks]
         outer = [np.abs(model.geom_pos[g]) + model.geom_size[g] for g in blocks]
-        np.testing.assert_allclose(max(part[:2].max() for part in inner), 0.017)
-        np.testing.assert_allclose(task.config.opening, 0.034)
+        around = max(part[:2].max() for part in inner)
+        np.testing.assert_allclose(2 * around, task.config.opening)
         np.testing.assert_allclose(np.max(outer, axis=0) * [2, 2, 1], task.config.hole.size)
 
 

@@ -184,6 +184,7 @@ KINDS = {
         'ur5e/push',
         {'duration_s': 6.0, 'max_twist': TURNING},
     ),
+    'twist, three fingers': ('jaco/lift', {'max_twist': TURNING}),
     'velocities, a moving target': ('ur5e/match', SLOW),
     'all of a twist, another arm': (
         'jaco/reach',

@@ -111,3 +111,74 @@ def test_the_jaco_follows_its_servos_and_holds_against_gravity():
         lag = max(lag, np.abs((data.qpos - command) / robot.max_velocity).max())
     np.testing.assert_allclose(data.qpos, goal, atol=1e-3)
     assert lag < 0.08  # seconds behind
+
+
+def in_frame(data: mujoco.MjData, place: np.ndarray, site: str) -> np.ndarray:
+    """Return a place [..., 3] of the world as a site sees it."""
+    frame = data.site(site)
+    return (place - frame.xpos) @ frame.xmat.reshape(3, 3)
+
+
+def gripping(name: str, width: float) -> tuple[RobotSpec, mujoco.MjModel, mujoco.MjData]:
+    """Return an arm at home whose gripper is so far open [m]: all its joints alike."""
+    robot = RobotSpec.load(name)
+    model = load_model(robot.mjcf)
+    data = mujoco.MjData(model)
+    data.qpos[:] = robot.gripper.position(width)
+    data.qpos[: len(robot.joints)] = robot.home_position
+    mujoco.mj_forward(model, data)
+    return robot, model, data
+
+
+def corners(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """Return the corners [k, 3] of all boxes on bodies that are called finger."""
+    signs = np.stack(np.meshgrid(*[[-1, 1]] * 3), axis=-1).reshape(-1, 3)
+    boxes = [
+        geom
+        for geom in range(model.ngeom)
+        if 'finger' in model.body(model.geom_bodyid[geom]).name
+        and model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
+    ]
+    return np.concatenate(
+        [
+            data.geom_xpos[g] + signs * model.geom_size[g] @ data.geom_xmat[g].reshape(3, 3).T
+            for g in boxes
+        ]
+    )
+
+
+@pytest.mark.parametrize('name', ['ur5e_gripper', 'j2s7s300_hand'])
+def test_the_tip_is_as_far_beyond_the_tool_as_the_fingers_at_most(name):
+    beyond = []
+    for width in np.linspace(0.0, 0.08, 9):
+        robot, model, data = gripping(name, width)
+        beyond.append(in_frame(data, corners(model, data), robot.tool_site)[:, 2].max())
+    assert max(beyond) == pytest.approx(robot.tip.reach, abs=5e-4)
+
+
+def test_the_width_of_the_jaco_s_hand_is_that_between_the_middles_of_its_pads():
+    for width in np.linspace(0.0, 0.12, 13):
+        robot, model, data = gripping('j2s7s300_hand', width)
+        pads = [model.geom(f'hand/finger_{k}').id for k in (1, 2, 3)]
+        inner = np.stack(
+            [
+                data.geom_xpos[p] + data.geom_xmat[p].reshape(3, 3)[:, 1] * model.geom_size[p, 1]
+                for p in pads
+            ]
+        )
+        one, two, three = in_frame(data, inner, robot.tool_site)[:, 0]
+        assert one - (two + three) / 2 == pytest.approx(width, abs=2.5e-3)
+        assert (one + (two + three) / 2) / 2 == pytest.approx(0.0, abs=5e-4)
+
+
+def test_the_jaco_s_fingers_are_mounted_as_those_of_dm_control():
+    """Its hand's frame is that of the arm's last link."""
+    pytest.importorskip('dm_control')
+    ours = load_model('j2s7s300/j2s7s300_hand.xml')
+    theirs = load_model('dm_control:third_party/kinova/jaco_hand.xml')
+    for finger in ('finger_1', 'finger_2', 'finger_3'):
+        found, expected = ours.body(f'hand/{finger}'), theirs.body(f'b_{finger}')
+        np.testing.assert_allclose(found.pos, expected.pos, atol=1e-5)
+        np.testing.assert_allclose(found.quat, expected.quat, atol=1e-5)
+        mass = expected.mass + theirs.body(f'b_{finger.replace("_", "_tip_")}').mass
+        np.testing.assert_allclose(found.mass, mass, atol=1e-4)

@@ -53,7 +53,7 @@ class PushTask(ArmTask):
         return super().done(columns) & (np.abs(high) <= self.config.success_distance)
 
     def _dense(self, state: Columns) -> np.ndarray:
-        """Pay 0.2 for the tool's distance from the cube, 0.8 for the distance."""
+        """Pay 0.3 for the tool's distance from the cube, 0.7 for the distance."""
         reward = self.config.reward
         apart = np.linalg.norm(np.asarray(state[TOOL]) - self._behind(state), axis=-1)
         # Coming near pays, being exact does not: who pushes is not always exactly behind.

@@ -13,6 +13,8 @@ from robot_rl.training.evaluation import evaluate, held_out_seeds
 TASKS = registry.arm_task_names()
 # docs/collect_demonstrations.md has the table of 100 starts.
 STARTS = 12
+# The Jaco is slow, and they take it as long as all others together.
+LONG = ('jaco/insert', 'jaco/push', 'jaco/stack')
 
 
 def test_every_arm_task_has_a_demonstrator_of_its_contract():
@@ -22,7 +24,10 @@ def test_every_arm_task_has_a_demonstrator_of_its_contract():
         assert demonstrator.card.task == name
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in TASKS],
+)
 def test_it_succeeds_from_anywhere(name):
     task, demonstrator = registry.make_task(name), registry.make_demonstrator(name)
     environment = ArmEnvironment(task, STARTS)
@@ -55,7 +60,7 @@ def runs(name, seeds, noise=0.0, seed=0, steps=40):
     return np.array(actions)
 
 
-@pytest.mark.parametrize('name', ['ur5e/lift', 'ur5e/push', 'ur5e/match'])
+@pytest.mark.parametrize('name', ['jaco/lift', 'ur5e/lift', 'ur5e/push', 'ur5e/match'])
 def test_actions_are_within_bounds_and_each_arm_s_its_own(name):
     actions = runs(name, [1, 2, 3])
     contract = registry.make_task(name).contract()

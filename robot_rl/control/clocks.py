@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 # This share of a period is time enough to prepare a tick, or there is none.
-LONGEST_LEAD = 0.25
+LONGEST_LEAD = 0.5
 # It begins early by so many times as long as it usually takes.
 LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
@@ -48,7 +48,7 @@ class PreparingClock(SteadyClock):
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
     has slept has lost code and data to other processes. It begins early by a little more than it
-    usually takes, a quarter of the period at the most; what takes longer than that is left out:
+    usually takes, half of the period at the most; what takes longer than that is left out:
     the sleeper would be late.
     """
 

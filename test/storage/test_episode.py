@@ -69,7 +69,8 @@ def test_an_older_header_is_read_and_stays_as_it_is(tmp_path):
     fields = [field | {'lossless': False} for field in told['contract']['observation']]
     contract = told['contract'] | {'schema_version': 2, 'observation': fields}
     new = {'schema_version': 3, 'git_revision': '', 'interventions': None}
-    new |= {'topics': topics, 'contract': contract}
+    robot = told['robot_spec'] | {'tip': {'reach': 0.012, 'radius': 0.012}}
+    new |= {'topics': topics, 'contract': contract, 'robot_spec': robot}
     assert header.to_dict() == told | new and header.flags == [] and header.skew_s is None
     assert (tmp_path / 'episode.json').read_bytes() == OLD.read_bytes()
     # A change writes the present version, which reads back as the same.

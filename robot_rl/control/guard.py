@@ -382,7 +382,7 @@ class CommandGuard:
         """Return what the arm is to be told now; None: nothing, as no command has come."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.due <= now <= ahead.due + PUNCTUAL * self.period_s:
-            self.__dict__.update(ahead.guard.__dict__)
+            self.__dict__.update(ahead.guard.__dict__)  # it goes on from where that one is
             return ahead.applied
         self._pass_time(now)
         if self._motion is None:

@@ -88,10 +88,9 @@ class Echo(support.WorkingNode):
         self.create_subscription(JointTrajectory, 'echo/command', echo, support.COMMAND)
 
     def _be_sink(self) -> None:
-        def drop(message: Float64MultiArray) -> None:
-            del message
-
-        self.create_subscription(Float64MultiArray, 'echo/commands', drop, support.STREAM)
+        self.create_subscription(
+            Float64MultiArray, 'echo/commands', lambda _: None, support.STREAM
+        )
 
     def _be_timer(self) -> None:
         period_s = 1.0 / self._given.rate_hz

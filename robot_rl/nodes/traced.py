@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from robot_rl.nodes import support
 from robot_rl.nodes.command_guard import CommandGuardNode
 from robot_rl.nodes.policy import PolicyNode
 from robot_rl.nodes.sim_robot import SimRobot
+
+
+def _watch(polled: support.Polled, note: Callable[[Any, dict[str, Any]], None]) -> None:
+    """Call `note` with every message that is taken, and what DDS knows of it."""
+    take = polled.take
+
+    def noted() -> tuple[Any, dict[str, Any]] | None:
+        if (taken := take()) is not None:
+            note(*taken)
+        return taken
+
+    polled.take = noted
 
 
 class Trace:
@@ -48,19 +61,15 @@ class Trace:
 
     def watch(self, polled: support.Polled) -> None:
         """Note the messages of a subscription."""
-        take = polled.take
 
-        def noted() -> tuple[Any, dict[str, Any]] | None:
-            if (taken := take()) is not None:
-                message, about = taken
-                stamp = support.nanoseconds(message.header.stamp)
-                if self._due_ns is not None:
-                    self._before.append((stamp, about['received_timestamp']))
-                elif self.ticks:
-                    self._note(stamp, about['received_timestamp'])
-            return taken
+        def note(message: Any, about: dict[str, Any]) -> None:
+            stamp = support.nanoseconds(message.header.stamp)
+            if self._due_ns is not None:
+                self._before.append((stamp, about['received_timestamp']))
+            elif self.ticks:
+                self._note(stamp, about['received_timestamp'])
 
-        polled.take = noted
+        _watch(polled, note)
 
     def _note(self, stamp: int, came: int) -> None:
         began = self.ticks[-1]
@@ -136,15 +145,11 @@ class TracedTwin(SimRobot):
         # A driver takes the newest; here none of them is to be missed.
         topic = self._robot.controller.topic
         self._commands = support.Polled(self, kind, topic, support.STREAM)
-        take = self._commands.take
 
-        def noted() -> tuple[Any, dict[str, Any]] | None:
-            if (taken := take()) is not None:
-                about = taken[1]
-                self._came.append((about['source_timestamp'], about['received_timestamp']))
-            return taken
+        def note(_: Any, about: dict[str, Any]) -> None:
+            self._came.append((about['source_timestamp'], about['received_timestamp']))
 
-        self._commands.take = noted
+        _watch(self._commands, note)
 
     def close(self) -> None:
         """Stop the work and say what was noted."""

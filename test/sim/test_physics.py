@@ -64,7 +64,7 @@ def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
     return extremes
 
 
-def require_bounded(extremes: Extremes) -> None:
+def assert_bounded(extremes: Extremes) -> None:
     assert max(extremes.penetration) < PENETRATION_M
     assert np.quantile(extremes.penetration, 0.99) < 0.002
     assert max(extremes.energy) < ENERGY_J
@@ -73,7 +73,7 @@ def require_bounded(extremes: Extremes) -> None:
 
 @pytest.mark.parametrize('name', WITH_OBJECTS)
 def test_random_actions_do_not_explode(name):
-    require_bounded(at_random(name, 'cartesian_twist', 20_000))
+    assert_bounded(at_random(name, 'cartesian_twist', 20_000))
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_random_actions_do_not_explode(name):
 @pytest.mark.parametrize('name', WITH_OBJECTS)
 def test_two_million_random_steps_do_not_explode(name, action):
     """Two million in all: 125 000 a case."""
-    require_bounded(at_random(name, action, 125_000, seed=1))
+    assert_bounded(at_random(name, action, 125_000, seed=1))
 
 
 @pytest.mark.parametrize('name', WITH_OBJECTS)

@@ -79,9 +79,9 @@ def blind(supervisor, observer, conductor, arm, policy_file):
 
 @pytest.fixture
 def publishing(observer):
-    """Return `start(make, topic)`, which publishes make() at 30 Hz, stamped with now."""
+    """Return `start(make, topic, rate_hz)`, which publishes make(), stamped with now."""
 
-    def start(make, topic):
+    def start(make, topic, rate_hz=30):
         message = make()
         publisher = observer.node.create_publisher(type(message), topic, 10)
 
@@ -90,7 +90,7 @@ def publishing(observer):
             message.header.stamp = observer.stamp()
             publisher.publish(message)
 
-        return observer.node.create_timer(1 / 30, publish)
+        return observer.node.create_timer(1 / rate_hz, publish)
 
     return start
 
@@ -246,17 +246,17 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
     seeds = itertools.count()
     made = compressed if encoding == 'jpeg' else raw
     topic = 'wrist/image_raw' + ('/compressed' if encoding == 'jpeg' else '')
-    publishing(lambda: made(picture(next(seeds), 2 * HEIGHT, 2 * WIDTH)), topic)
+    publishing(lambda: made(picture(next(seeds), 2 * HEIGHT, 2 * WIDTH)), topic, rate_hz=3)
     supervisor.wait_ready()
-    session, recorder = conductor('policy'), conductor('episode_recorder')
+    session, *others = map(conductor, ('policy', 'command_guard', 'episode_recorder'))
     given = {'episode': 'e1', 'source': 'policy', 'task': 'ur5e/reach', 'seed': 3}
     session.say('prepare', contract=contract.to_dict(), max_steps=20, **given)
-    session.hears('ready')
-    recorder.hears('ready')
+    for node in (session, *others):
+        node.hears('ready')
     session.say('running')
     session.hears('done')
     session.say('ended', result='truncated')
-    recorder.hears('done')
+    others[-1].hears('done')
 
     columns, task = (
         aligned_columns(EpisodeReader(tmp_path / 'e1')),
@@ -273,8 +273,9 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
     actions = policy.select({name: values[:-1] for name, values in observed.items()}, {})[0]
     same = np.abs(actions - columns['action/requested']).max(axis=1) < 1e-5
     # A picture that came within the milliseconds before a tick may not have been decoded yet, and
-    # is seen by two ticks with this history.
+    # is seen by two ticks with this history: of four pictures at the most, in one second.
     assert same.sum() >= 12, same
+    assert len(np.unique(columns['wrist.image'][:], axis=0)) >= 3
 
 
 @pytest.fixture
@@ -390,9 +391,10 @@ def test_from_the_twin_s_camera_to_the_command(
     joints = observer.listen(JointState, 'joint_states')
     actions = observer.listen(JointTrajectory, 'policy/action')
     commands = observer.listen(JointTrajectory, 'policy/command')
-    session = conductor('policy')
+    session, guard = map(conductor, ('policy', 'command_guard'))
     session.say('prepare', contract=seeing('overview').to_dict(), max_steps=20, seed=3)
     session.hears('ready')
+    guard.hears('ready')
     session.say('running')
     session.hears('done')
     observer.until(lambda: len(actions) == len(commands) == 20)
@@ -452,9 +454,10 @@ def test_what_was_trained_from_cameras_runs_on_the_twin_as_it_is(
     raws = observer.listen(Image, 'overview/image_raw')
     states = observer.listen(Float64MultiArray, 'sim_robot/state')
     actions = observer.listen(JointTrajectory, 'policy/action')
-    session = conductor('policy')
+    session, guard = map(conductor, ('policy', 'command_guard'))
     session.say('prepare', contract=contract.to_dict(), max_steps=20, seed=3)
     session.hears('ready')
+    guard.hears('ready')
     session.say('running')
     session.hears('done')
     observer.until(lambda: len(actions) == 20)

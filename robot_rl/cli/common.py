@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -77,7 +79,7 @@ def parse(
     """
     description = f'{summary.strip()}\n\nexample: {example}'
     _require_known(options, argv, command)
-    argv = _with_config_file(options, argv)
+    argv = _with_config_file(options, _gathered(options, argv, command))
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -165,19 +167,36 @@ def _require_known(options: type[Spec], argv: list[str], command: str) -> None:
             raise RobotRLError(f'{command}: unknown option {flag}{near}')
 
 
-def _known_flags(model: type[pydantic.BaseModel], prefix: str = '--') -> list[str]:
-    """Return all flags of a model, those of nested models included."""
-    flags = []
+def _known_flags(model: type[pydantic.BaseModel], prefix: str = '--') -> dict[str, bool]:
+    """Return whether each flag of a model, and of those nested in it, takes several words."""
+    flags = {}
     for key, field in model.model_fields.items():
         named = (item.name for item in field.metadata if getattr(item, 'name', None))
         name = prefix + next(named, key).replace('_', '-')
         if isinstance(field.annotation, type) and issubclass(field.annotation, Spec):
-            flags += _known_flags(field.annotation, f'{name}.')
+            flags |= _known_flags(field.annotation, f'{name}.')
         else:
-            flags.append(name)
+            flags[name] = typing.get_origin(field.annotation) is tuple
             if field.annotation is bool and tyro.conf.FlagCreatePairsOff not in field.metadata:
-                flags.append(_negated(name))
+                flags[_negated(name)] = False
     return flags
+
+
+def _gathered(options: type[Spec], argv: list[str], command: str) -> list[str]:
+    """Put what `--set a --set b` gives behind one flag: of two, the last alone would count."""
+    end = argv.index('--') if '--' in argv else len(argv)
+    takes_several, flag = _known_flags(options), ''
+    groups: dict[str, list[str]] = {flag: []}  # the words of each flag, behind those before any
+    for word in argv[:end]:
+        if word.startswith('--'):
+            flag, equals, value = word.partition('=')
+            flag = flag.replace('_', '-')
+            if flag in groups and not takes_several.get(flag):
+                raise RobotRLError(f'{command}: {flag} is given twice; give it once')
+            groups.setdefault(flag, [flag]).extend([value] if equals else [])
+        else:
+            groups[flag].append(word)
+    return [*itertools.chain.from_iterable(groups.values()), *argv[end:]]
 
 
 def _with_config_file(options: type[Spec], argv: list[str]) -> list[str]:

@@ -77,9 +77,16 @@ def test_flags_and_nested_flags():
     )
 
 
+def test_a_flag_of_several_values_may_be_given_again():
+    """Of two, the first was dropped without a word."""
+    options = parse('--task', 'a', '--sizes', '4', '5', '--steps', '3', '--sizes=6')
+    assert options == Options(task='a', steps=3, sizes=(4, 5, 6))
+
+
 @pytest.mark.parametrize(
     ('argv', 'told'),
     [
+        (['--steps', '3', '--task', 'a', '--steps=4'], 'test: --steps is given twice'),
         (['--stesp', '3'], "test: unknown option --stesp; did you mean '--steps'"),
         (['--inner.no-wdie'], "did you mean '--inner.no-wide'"),
         (['--task', 'a', '--steps', '1e5'], "--steps: a whole number is needed, found '1e5'"),

@@ -9,7 +9,6 @@ import warnings
 from typing import TypeVar
 
 import torch
-import torch._inductor.config
 
 M = TypeVar('M', bound=types.MethodType)
 
@@ -30,8 +29,6 @@ def compiled(method: M) -> M:
     every call takes a tenth of D4PG's update. Where nothing can be compiled the method comes back
     as it is, and one line on stderr says so.
     """
-    # In this process: a pool of workers costs more than it saves on graphs as small as these.
-    torch._inductor.config.compile_threads = 1
     reason = missing()
     if reason:
         print(
@@ -40,9 +37,11 @@ def compiled(method: M) -> M:
             file=sys.stderr,
         )
         return method
-    options = {
-        name: value for name, value in _OPTIONS.items() if hasattr(torch._inductor.config, name)
-    }
+    from torch._inductor import config  # here, and not above: it takes two seconds
+
+    # In this process: a pool of workers costs more than it saves on graphs as small as these.
+    config.compile_threads = 1
+    options = {name: value for name, value in _OPTIONS.items() if hasattr(config, name)}
     if hasattr(torch.compiler, 'keep_tensor_guards_unsafe'):  # from torch 2.9 on
         options['guard_filter_fn'] = torch.compiler.keep_tensor_guards_unsafe
     return torch.compile(_with_own_code(method), dynamic=False, options=options)

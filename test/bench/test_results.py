@@ -143,6 +143,7 @@ def states():
     return [results.status(run)['state'] for run in results.runs(results.read_queue())]
 
 
+@pytest.mark.slow
 def test_bench_sim_yields_complete_rows():
     rows = list(sim.run(seconds=1.0))
     assert rows

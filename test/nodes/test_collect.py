@@ -45,14 +45,8 @@ def steps(tmp_path, id):
     return episode.header, columns, steps_of(task, columns, episode.header.contract)
 
 
-@pytest.mark.parametrize(
-    'task',
-    [
-        'ur5e/reach',
-        pytest.param('ur5e/lift', marks=pytest.mark.slow),
-        pytest.param('ur5e/push', marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['ur5e/reach', 'ur5e/lift', 'ur5e/push'])
 def test_a_demonstrator_commands_the_guard_as_a_person_does(collect, tmp_path, task):
     told = collect('--task', task, '--policy', 'scripted', '--episodes', '2', '--tag', 'shown')
     assert told['success_rate'] == 1.0 and len(told['episodes']) == 2

@@ -174,6 +174,7 @@ def state(states: list[String]) -> str:
     return json.loads(states[-1].data)['state']
 
 
+@pytest.mark.slow
 def test_a_signal_ends_trials_that_nobody_has_judged(terminal, tmp_path):
     """It ended the nodes, and the command waited for the judgement."""
     at = terminal('--policy', 'ur5e_reach', '--episodes', '2', '--judge', 'human')

@@ -241,6 +241,7 @@ def test_a_cube_is_lifted_by_keys_and_the_gripper_recorded(record, observer, ter
         assert 0.035 < columns['gripper.width'][-1, 0] < 0.06  # the cube is between, askew or not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('node', ['teleop', 'screen'])
 def test_a_terminal_is_given_back_where_who_reads_it_or_draws_is_killed(
     record, observer, terminal, node
@@ -276,6 +277,7 @@ def test_a_terminal_is_given_back_and_what_was_wrong_is_told(record, terminal):
     assert 'no/such.yaml' in terminal.text() and 'Traceback' not in terminal.text()
 
 
+@pytest.mark.slow
 def test_a_terminal_is_given_back_and_an_episode_kept_where_teleop_was_killed(
     record, observer, terminal, ur5e, tmp_path
 ):

@@ -85,6 +85,7 @@ def test_a_child_that_does_not_get_ready_is_named(supervisor):
     start(supervisor, f'import sys\nprint("loading", file=sys.stderr, flush=True)\n{SLEEP}', 'bad')
     with pytest.raises(NodeFailure, match=r'not ready within 3 s: bad: loading \(log: .*bad\.log'):
         supervisor.wait_ready(3)
+    supervisor.stop(timeout_s=0.5)  # whoever is not ready does not hear it yet
 
 
 def test_a_dead_child_is_reported_with_its_last_words(supervisor):
@@ -112,6 +113,7 @@ def test_follow_ends_where_another_child_dies_or_nothing_comes(supervisor):
     start(supervisor, 'import sys\nsys.exit("out of memory")', 'other')
     with pytest.raises(NodeFailure, match='other: out of memory'):
         list(supervisor.follow('child', 20))
+    supervisor.stop(timeout_s=0.5)  # whoever is not ready does not hear it yet
 
 
 def test_stop_insists(supervisor):

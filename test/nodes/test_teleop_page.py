@@ -181,6 +181,7 @@ def test_a_held_button_moves_the_twin_and_stop_holds_it(twin, visit):
     twin.until(twin.is_stopped, 'the guard has not stopped')
 
 
+@pytest.mark.slow
 def test_a_closed_tab_has_let_go_and_the_next_page_has_control(twin, visit):
     page, other = visit(twin.url), visit(twin.url)
     expect(other.locator('#control')).to_have_text('Another page has control')
@@ -283,6 +284,7 @@ def test_the_screen_of_a_recording_hears_the_address(supervisor, observer):
     observer.until(lambda: any((m.name, m.msg) == ('teleop', address) for m in lines))
 
 
+@pytest.mark.slow
 def test_a_camera_that_compresses_nothing_is_seen(supervisor, observer, visit):
     supervisor.start('teleop', {'device': 'page', 'robot': 'ur5e', 'page_port': 0})
     supervisor.wait_ready()
@@ -295,6 +297,7 @@ def test_a_camera_that_compresses_nothing_is_seen(supervisor, observer, visit):
     assert np.allclose(canvas.evaluate(MIDDLE), (0, 0, 255, 255), atol=8)
 
 
+@pytest.mark.slow
 def test_a_hidden_tab_has_let_go(twin, visit):
     page = visit(twin.url)
     lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)
@@ -305,6 +308,7 @@ def test_a_hidden_tab_has_let_go(twin, visit):
     twin.until(twin.is_at_rest, 'it moves on in a hidden tab')
 
 
+@pytest.mark.slow
 def test_a_page_that_hangs_has_let_go(twin, visit):
     page = visit(twin.url)
     lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)

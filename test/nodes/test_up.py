@@ -54,7 +54,9 @@ def test_a_deployment_runs_its_episodes_and_ends_with_the_session(up, tmp_path):
     assert nodes_of(tmp_path) == {}
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_all_nodes_and_the_guard_is_started_anew(up, tmp_path, number):
     process = up('deploy', 'policy:=random', 'episodes:=0', f'storage:={tmp_path / "episodes"}')
     names = {'policy', 'command_guard', 'sim_robot', 'episode_recorder', 'session'}

@@ -64,7 +64,7 @@ HIDDEN = {'gain': (0.8, 1.2, 0.7, 1.5), 'friction': (3.0, 5.0, 0.0, 1.0)}
 
 # Torques by which friction may be missed, of servos with 2000 and 500 N m / rad.
 @pytest.mark.parametrize(('noise', 'torque'), [(0.0, 0.3), (1e-3, 1.5)])
-@pytest.mark.parametrize('model', ['arm', 'motors'])
+@pytest.mark.parametrize('model', ['arm', pytest.param('motors', marks=pytest.mark.slow)])
 def test_hidden_imperfections_are_found_again(maker, model, noise, torque):
     world = maker(model)
     hidden = Imperfections(command_delay_s=0.035, position_noise=noise, **HIDDEN)

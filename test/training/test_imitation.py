@@ -202,16 +202,16 @@ def flat(data):
 RECURRENT = {'memory': 4, 'sequence_length': 5, 'burn_in': 3}
 
 
-@pytest.mark.parametrize('mixing', ['quota', 'bernoulli'])
 @pytest.mark.parametrize(
-    ('agent', 'learner'),
+    ('agent', 'learner', 'mixing'),
     [
-        ('d4pg', {'priority_exponent': 0.6}),
-        ('d4pg', RECURRENT | {'priority_exponent': 0.6}),
-        ('gail', {'dropout': 0.3}),
-        ('gail', RECURRENT),
-        ('gail_dmpo', {'updates_per_call': 2}),
-        ('trail', {'augmentation': 0.1}),
+        ('d4pg', {'priority_exponent': 0.6}, 'quota'),
+        ('d4pg', {'priority_exponent': 0.6}, 'bernoulli'),
+        ('d4pg', RECURRENT | {'priority_exponent': 0.6}, 'bernoulli'),
+        ('gail', {'dropout': 0.3}, 'quota'),
+        ('gail', RECURRENT, 'bernoulli'),
+        ('gail_dmpo', {'updates_per_call': 2}, 'bernoulli'),
+        ('trail', {'augmentation': 0.1}, 'quota'),
     ],
 )
 def test_a_checkpoint_makes_the_next_updates_bitwise_the_same(

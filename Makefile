@@ -15,16 +15,16 @@ demo: setup
 	$(BIN)/robot-rl demo
 
 # Two at a time; the nodes by themselves, as they are held to their times, and once more where a busy
-# machine let a message come too late: the summary counts it.
+# machine let a message come too late: the summary names it.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test: setup
 	$(PYTEST) -m 'not slow' --ignore test/nodes
-	$(PYTEST) -m 'not slow' --reruns 1 test/nodes
+	$(PYTEST) -m 'not slow' --reruns 1 -r fER test/nodes
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 900 --ignore test/nodes
-	$(BIN)/python -m pytest -q -m slow --timeout 900 --reruns 1 test/nodes
+	$(BIN)/python -m pytest -q -m slow --timeout 900 --reruns 1 -r fER test/nodes
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -129,6 +130,10 @@ def run(node_class: Callable[[], WorkNode], args: list[str] | None, end: End) ->
         rclpy.init(args=args, signal_handler_options=rclpy.SignalHandlerOptions.NO)
         node = node_class()
         spinning = Spinning(node, end)
+        # What is loaded stays: a full collection that goes through it, at any moment, halts every
+        # thread for 50 to 100 ms, and with them the arm.
+        gc.collect()
+        gc.freeze()
         node.start(end)
         spinning.start()
         if not end.asked:

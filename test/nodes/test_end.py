@@ -40,6 +40,24 @@ def test_every_node_ends_with_code_0(supervisor, tmp_path, still_episode, termin
         assert 'Traceback' not in supervisor.log(node)
 
 
+def test_a_full_collection_of_garbage_halts_no_node(supervisor):
+    """One that went through all modules took 50 to 100 ms, in which a guard said nothing."""
+    script = (
+        'import gc\n'
+        'from robot_rl.nodes import main, support\n'
+        'from robot_rl.nodes.command_guard import CommandGuardNode\n'
+        'class Node(CommandGuardNode):\n'
+        '    def start(self, end):\n'
+        '        print(len(gc.get_objects()), gc.get_freeze_count(), flush=True)\n'
+        '        super().start(end)\n'
+        '        end(0)\n'
+        'support.run(Node, None, main.End())\n'
+    )
+    assert supervisor.start_command('guard', [sys.executable, '-c', script]).wait(60) == 0
+    looked_through, frozen = map(int, (supervisor.log_dir / 'guard.out').read_text().split())
+    assert looked_through < 1000 < 50_000 < frozen
+
+
 def test_a_second_signal_does_not_turn_the_end_into_a_death(supervisor):
     child = supervisor.start('command_guard')
     supervisor.wait_ready()

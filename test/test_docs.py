@@ -136,7 +136,6 @@ def test_the_page_of_tasks_is_current(monkeypatch):
     assert (DOCS / 'tasks.md').read_text(encoding='utf-8') == gallery.text()
 
 
-@pytest.mark.slow
 def run_shortly(commands, steps):
     """Run commands as a page has them, but shorter; its experts are a policy that does nothing."""
     short = [f'training.evaluate_every={steps}', 'training.evaluation_episodes=1']
@@ -161,6 +160,7 @@ def about_pictures(command):
     return '--show' in command or 'bc_pixels' in command
 
 
+@pytest.mark.slow
 def test_the_commands_about_demonstrations_run(tmp_path, monkeypatch):
     commands = [c for c in commands_of('imitation.md') if not about_pictures(c)]
     assert [command[:2] for command in commands].count(['robot-rl', 'train']) == 5

@@ -114,7 +114,7 @@ class CommandGuardNode(support.WorkingNode):
         self._prepared = ''  # the episode that this guard has been prepared for
         self._participant = support.Participant(self, self._on_session)
         for node in WATCHED:
-            self._participant.watch(node, self._on_life)
+            support.watch(self, node, self._on_life)
         for name in ('estop', 'estop_reset', 'reset'):
             self.create_service(Trigger, f'~/{name}', getattr(self, f'_on_{name}'))
         self._diagnostics = support.Diagnostics(self, self._robot.name)
@@ -300,6 +300,7 @@ class CommandGuardNode(support.WorkingNode):
             # Restarted on the way: where the arm is led, and why it was not, is not known here.
             with self._lock:
                 self._guard.block('restart', RESTARTED, time.monotonic())
+            self._participant.report('error', RESTARTED)
         elif info.state == 'ended':
             with self._lock:
                 self._preparing = False
@@ -326,7 +327,8 @@ class CommandGuardNode(support.WorkingNode):
 
     def _too_slow(self, info: SessionInfo) -> str:
         """Say why the policy of an episode would be held between its commands, if so."""
-        if info.source != 'policy' or info.contract is None:
+        by_policy = info.source == 'policy' or info.policy  # which may stand in for a person
+        if not by_policy or info.contract is None:
             return ''
         try:
             rate_hz = Contract.parse(info.contract, origin=support.SESSION_STATE).rate_hz

@@ -65,6 +65,7 @@ class Parameters(Spec):
     )
     max_age_s: pydantic.PositiveFloat = pydantic.Field(
         0.25,
+        le=1.0,
         description='joint states older than this, or stamped farther in the future, break the '
         "episode off, whatever the policy's contract allows [s]",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ CALLS: dict[str, Result | None] = {
 HEARD_WITHIN_S = 0.2
 # Whoever is not ready by then is named: a person at the arm may see what is missing [s].
 WAITS_SILENTLY_S = 5.0
+# An episode whose guard is gone for so long is over: the arm stands, whatever its policy does. One
+# that only hung for a moment, or is started anew at once, says itself what is to become of it.
+GUARD, GONE_S = 'command_guard', 1.0
 
 
 class NotReady(RobotRLError, RuntimeError):
@@ -79,7 +83,7 @@ class Parameters(Spec):
         0, description="ticks of an episode; 0: the task's own number"
     )
     participants: tuple[str, ...] = pydantic.Field(
-        (TWIN, 'policy', 'command_guard', RECORDER),
+        (TWIN, 'policy', GUARD, RECORDER),
         description='nodes that must be ready before an episode runs',
     )
     operator: str = pydantic.Field('', description='the person beside the arm')
@@ -125,6 +129,9 @@ class SessionNode(support.WorkingNode):
             self.create_subscription(
                 String, f'{name}/status', self._listener(name), support.LATCHED_READER
             )
+        self._guard_gone_at = math.inf
+        if GUARD in self._given.participants:
+            support.watch(self, GUARD, self._on_life)
         for name in CALLS:
             self.create_service(Trigger, f'~/{name}', self._service(name))
         self._diagnostics = support.Diagnostics(self, str(self._fields['robot']))
@@ -209,6 +216,13 @@ class SessionNode(support.WorkingNode):
             self._changed.set()
 
         return listen
+
+    def _on_life(self, _: str, alive: bool) -> None:
+        self._guard_gone_at = math.inf if alive else time.monotonic()
+        if not alive:
+            later = threading.Timer(GONE_S, self._changed.set)
+            later.daemon = True
+            later.start()
 
     def _service(self, name: str) -> Callable[[Any, Trigger.Response], Trigger.Response]:
         def call(_: Any, response: Trigger.Response) -> Trigger.Response:
@@ -343,6 +357,8 @@ class SessionNode(support.WorkingNode):
             call = self._ends.popleft()
             self._paused = self._paused or call == 'stop'
             raise Ending(CALLS[call] if running else 'discarded', call)
+        if running and time.monotonic() - self._guard_gone_at >= GONE_S:
+            raise Ending(cut, f'{GUARD} is gone: the arm is not commanded any more')
         for name in self._given.participants:
             answer = self._answer(name)
             if answer.state == 'error':

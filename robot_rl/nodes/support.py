@@ -372,6 +372,15 @@ def alive_publisher(node: Node, topic: str) -> Publisher:
     return publisher
 
 
+def watch(node: Node, other: str, on_change: Callable[[str, bool], None]) -> None:
+    """Call `on_change(other, alive)` when another node's process dies, hangs or is back."""
+    topic = SESSION_STATE if other == 'session' else f'{other}/status'
+    events = SubscriptionEventCallbacks(
+        liveliness=lambda change: on_change(other, change.alive_count > 0)
+    )
+    node.create_subscription(String, topic, _never, _ALIVE, event_callbacks=events)
+
+
 class Answer(Spec):
     """What is said on <node>/status."""
 
@@ -390,14 +399,6 @@ class Participant:
         self.info, self.answer = SessionInfo(), Answer()  # as heard, and as said
         self._status = alive_publisher(node, f'{node.get_name()}/status')
         node.create_subscription(String, SESSION_STATE, self._hear, LATCHED_READER)
-
-    def watch(self, node: str, on_change: Callable[[str, bool], None]) -> None:
-        """Call `on_change(node, alive)` when another node's process dies, hangs or is back."""
-        topic = SESSION_STATE if node == 'session' else f'{node}/status'
-        events = SubscriptionEventCallbacks(
-            liveliness=lambda change: on_change(node, change.alive_count > 0)
-        )
-        self._node.create_subscription(String, topic, _never, _ALIVE, event_callbacks=events)
 
     def report(self, state: str, detail: str = '') -> None:
         """Say how far this node is with the episode in hand."""

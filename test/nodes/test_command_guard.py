@@ -352,9 +352,11 @@ def test_a_policy_that_is_too_slow_for_the_timeout_is_told_before_it_runs(
     assert 'set timeout_s: 0.2 (parameter of command_guard)' in session.hears('error')
     session.say('prepare', episode='e2', source='teleop')
     session.hears('ready')
-    session.say('prepare', episode='e3', source='policy', contract=contract.to_dict())
+    session.say('prepare', episode='e3', source='teleop', policy='scripted', contract=slow)
+    assert 'set timeout_s: 0.2 (parameter of command_guard)' in session.hears('error')
+    session.say('prepare', episode='e4', source='policy', policy='', contract=contract.to_dict())
     session.hears('ready')
-    session.say('prepare', episode='e4', contract={'rate_hz': 'fast'})
+    session.say('prepare', episode='e5', contract={'rate_hz': 'fast'})
     assert 'session/state: rate_hz: ' in session.hears('error')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.control.session import SessionInfo
-from robot_rl.nodes.support import LATCHED, seconds
+from robot_rl.nodes.support import LATCHED, LATCHED_READER, seconds
 
 # From the fault to the last change of the command, by the clock on the wall [s].
 HOLDS_WITHIN_S = 0.1
@@ -89,12 +90,20 @@ def test_the_arm_stands_where_it_is_when_the_guard_dies(moving, supervisor, obse
     np.testing.assert_allclose(states[-1].position, stood, atol=2e-3)
 
 
+def test_an_episode_that_loses_its_guard_is_broken_off(moving, supervisor):
+    """It went on to its end, and what stood still counted as a failure of the policy."""
+    os.kill(supervisor.children.pop('command_guard').pid, signal.SIGKILL)
+    (line,) = supervisor.follow('session', 20)
+    assert line['result'] == 'truncated' and 'command_guard is gone' in line['reason'], line
+
+
 def test_a_guard_that_starts_in_an_episode_waits_for_the_next(supervisor, observer, arm, ur5e):
     """As one does that was killed and is started anew: policy commands all the time."""
     here = arm()
     session = observer.node.create_publisher(String, 'session/state', LATCHED)
     session.publish(String(data=SessionInfo(state='running', episode='under way').to_json()))
     to_arm = observer.listen(Float64MultiArray, 'forward_position_controller/commands')
+    told = observer.listen(String, 'command_guard/status', LATCHED_READER)
     point = JointTrajectoryPoint(positions=(ur5e.home_position + 0.01).tolist())
     point.time_from_start.nanosec = 50_000_000
     commands = observer.node.create_publisher(JointTrajectory, 'policy/command', 10)
@@ -112,5 +121,7 @@ def test_a_guard_that_starts_in_an_episode_waits_for_the_next(supervisor, observ
     begun = time.monotonic()
     commanding(lambda: time.monotonic() > begun + 1.5)  # longer than it listens for a session
     assert to_arm == []
+    answer = json.loads(told[-1].data)  # which ends the episode
+    assert (answer['episode'], answer['state']) == ('under way', 'error')
     session.publish(String(data=SessionInfo(state='prepare', episode='next').to_json()))
     commanding(lambda: to_arm)

@@ -279,7 +279,7 @@ def test_each_field_is_held_to_its_own_age_while_the_episode_runs(
     fields = [field.to_dict() for field in contract.observation]
     fields[-1] |= {'max_age_s': 0.4}
     contract = contract.replace(observation=fields)
-    supervisor.start('policy', {'policy': str(policy_file(contract)), 'max_age_s': 3.0})
+    supervisor.start('policy', {'policy': str(policy_file(contract)), 'max_age_s': 1.0})
     supervisor.wait_ready()
     session, world = under_way(conductor, world, observer)
     world.targets.cancel()

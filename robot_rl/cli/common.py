@@ -78,7 +78,6 @@ def parse(
     Raises RobotRLError with one line for a flag or a value that does not fit.
     """
     description = f'{summary.strip()}\n\nexample: {example}'
-    _require_known(options, argv, command)
     argv = _with_config_file(options, _gathered(options, argv, command))
     errors = io.StringIO()
     try:
@@ -156,17 +155,6 @@ def require_folder(flag: str, path: Path) -> None:
         raise RobotRLError(f'{flag}: {path} is a file; a folder is needed')
 
 
-def _require_known(options: type[Spec], argv: list[str], command: str) -> None:
-    """Refuse a misspelt flag before what it was meant to give is found missing."""
-    known = [*_known_flags(options), '--config', '--help']
-    given = argv[: argv.index('--')] if '--' in argv else argv
-    for word in given:
-        flag = word.split('=')[0]
-        if flag.startswith('--') and flag.replace('_', '-') not in known:
-            near = did_you_mean(flag, known)
-            raise RobotRLError(f'{command}: unknown option {flag}{near}')
-
-
 def _known_flags(model: type[pydantic.BaseModel], prefix: str = '--') -> dict[str, bool]:
     """Return whether each flag of a model, and of those nested in it, takes several words."""
     flags = {}
@@ -183,19 +171,27 @@ def _known_flags(model: type[pydantic.BaseModel], prefix: str = '--') -> dict[st
 
 
 def _gathered(options: type[Spec], argv: list[str], command: str) -> list[str]:
-    """Put what `--set a --set b` gives behind one flag: of two, the last alone would count."""
+    """Put what `--set a --set b` gives behind one flag: of two, the last alone would count.
+
+    Refuses a misspelt flag, before what it was meant to give is found missing, and one that takes
+    one value and is given twice.
+    """
     end = argv.index('--') if '--' in argv else len(argv)
-    takes_several, flag = _known_flags(options), ''
+    takes_several = {**_known_flags(options), '--config': False, '--help': False}
+    flag = ''
     groups: dict[str, list[str]] = {flag: []}  # the words of each flag, behind those before any
     for word in argv[:end]:
-        if word.startswith('--'):
-            flag, equals, value = word.partition('=')
-            flag = flag.replace('_', '-')
-            if flag in groups and not takes_several.get(flag):
-                raise RobotRLError(f'{command}: {flag} is given twice; give it once')
-            groups.setdefault(flag, [flag]).extend([value] if equals else [])
-        else:
+        if not word.startswith('--'):
             groups[flag].append(word)
+            continue
+        given, equals, value = word.partition('=')
+        flag = given.replace('_', '-')
+        if flag not in takes_several:
+            near = did_you_mean(given, takes_several)
+            raise RobotRLError(f'{command}: unknown option {given}{near}')
+        if flag in groups and not takes_several[flag]:
+            raise RobotRLError(f'{command}: {flag} is given twice; give it once')
+        groups.setdefault(flag, [flag]).extend([value] if equals else [])
     return [*itertools.chain.from_iterable(groups.values()), *argv[end:]]
 
 

@@ -248,15 +248,15 @@ def test_recorded_columns_hold_the_pictures_that_the_policy_acted_on(
     topic = 'wrist/image_raw' + ('/compressed' if encoding == 'jpeg' else '')
     publishing(lambda: made(picture(next(seeds), 2 * HEIGHT, 2 * WIDTH)), topic, rate_hz=3)
     supervisor.wait_ready()
-    session, *others = map(conductor, ('policy', 'command_guard', 'episode_recorder'))
+    session, guard, recorder = map(conductor, ('policy', 'command_guard', 'episode_recorder'))
     given = {'episode': 'e1', 'source': 'policy', 'task': 'ur5e/reach', 'seed': 3}
     session.say('prepare', contract=contract.to_dict(), max_steps=20, **given)
-    for node in (session, *others):
+    for node in (session, guard, recorder):
         node.hears('ready')
     session.say('running')
     session.hears('done')
     session.say('ended', result='truncated')
-    others[-1].hears('done')
+    recorder.hears('done')
 
     columns, task = (
         aligned_columns(EpisodeReader(tmp_path / 'e1')),

@@ -65,8 +65,8 @@ class Twin:
         self.until(lambda: self._states, 'no joint states')
         self.url = page_url(supervisor)
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        self._observer.until(condition, what)
+    def until(self, condition: Callable[[], object], what: str) -> object:
+        return self._observer.until(condition, what)
 
     def joint(self, name: str) -> float:
         state = self._states[-1]
@@ -197,7 +197,7 @@ def test_a_closed_tab_has_let_go_and_the_next_page_has_control(twin, visit):
     expect(other.locator('#control')).to_have_text('You have control')
     lead(twin, other, 'turn about z +', 'wrist_3_joint', -0.05)
     other.mouse.up()
-    twin.until(twin.is_at_rest, 'it moves on after it was let go')
+    assert twin.until(twin.is_at_rest, 'it moves on after it was let go')
 
 
 @pytest.mark.slow
@@ -269,6 +269,7 @@ def test_the_buttons_of_the_episode_call_the_session(supervisor, observer, condu
     observer.until(lambda: asked == ['start', 'rerecord'])
     button('Discard').click()
     expect(page.locator('#said')).to_have_text('teleop: discard: no discard now')
+    assert asked == ['start', 'rerecord', 'discard']
     session.say('ended', 'success')
     expect(page.locator('#counts')).to_have_text('1 success')
     session.say('prepare', episode='e2', instead_of='e1')
@@ -281,7 +282,7 @@ def test_the_screen_of_a_recording_hears_the_address(supervisor, observer):
     supervisor.start('teleop', {'device': 'page', 'robot': 'ur5e', 'page_port': 0})
     supervisor.wait_ready()
     address = f'page: {page_url(supervisor)}'
-    observer.until(lambda: any((m.name, m.msg) == ('teleop', address) for m in lines))
+    assert observer.until(lambda: any((m.name, m.msg) == ('teleop', address) for m in lines))
 
 
 @pytest.mark.slow
@@ -305,7 +306,7 @@ def test_a_hidden_tab_has_let_go(twin, visit):
         Object.defineProperty(document, 'hidden', { get: () => true });
         document.dispatchEvent(new Event('visibilitychange'));
     }""")
-    twin.until(twin.is_at_rest, 'it moves on in a hidden tab')
+    assert twin.until(twin.is_at_rest, 'it moves on in a hidden tab')
 
 
 @pytest.mark.slow
@@ -313,4 +314,4 @@ def test_a_page_that_hangs_has_let_go(twin, visit):
     page = visit(twin.url)
     lead(twin, page, 'elbow_joint +', 'elbow_joint', 0.02)
     page.evaluate('() => { setTimeout(() => { for (;;); }, 0); }')
-    twin.until(twin.is_at_rest, 'it moves on though the page hangs')
+    assert twin.until(twin.is_at_rest, 'it moves on though the page hangs')

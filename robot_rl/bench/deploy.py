@@ -96,12 +96,13 @@ def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str
     for statistic, percent in (('p50', 50), ('p99', 99)):
         value, reference = (np.percentile(x.latency, percent) for x in (real, empty))
         yield _row(f'latency_{rate_hz}hz_{statistic}', 'ms', value * 1e3, reference * 1e3)
-    for who, wait in (('policy', real.policy_wait), ('guard', real.guard_wait)):
-        period_ms = 1e3 / (rate_hz if who == 'policy' else _arm_hz(rate_hz))
-        yield _row(f'{who}_timer_wait_{rate_hz}hz_p50', 'ms', np.median(wait) * 1e3, period_ms)
-    timer = real.late['timer'] * 100
-    for who, node in (('policy', 'policy'), ('guard', 'command_guard')):
-        yield _row(f'{who}_late_{rate_hz}hz', '% of periods', real.late[node] * 100, timer)
+    ticking = _ticking(rate_hz)
+    waits = real.policy_wait, real.guard_wait
+    for who, wait, hz in zip(('policy', 'guard'), waits, ticking.values(), strict=True):
+        yield _row(f'{who}_timer_wait_{rate_hz}hz_p50', 'ms', np.median(wait) * 1e3, 1e3 / hz)
+    for who, (node, hz) in zip(('policy', 'guard'), ticking.items(), strict=True):
+        late, timer = real.late[node] * 100, real.late[_timer(hz)] * 100
+        yield _row(f'{who}_late_{rate_hz}hz', '% of periods', late, timer)
     for name, link in CHAIN.items():
         value, reference = real.cpu[link] * 100, empty.cpu[link] * 100
         yield _row(f'cpu_{name}_{rate_hz}hz', '% of a core', value, reference)
@@ -144,8 +145,9 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
         supervisor.start('traced_guard', {'robot': robot}, name='command_guard')
         recorder = {'root': str(folder / 'episodes'), 'robot': robot}
         supervisor.start('episode_recorder', recorder)
-        timer = {'role': 'timer', 'rate_hz': _arm_hz(rate_hz)}
-        supervisor.start('echo', timer, name='timer')
+        timers = {_timer(hz): hz for hz in _ticking(rate_hz).values()}
+        for name, hz in timers.items():
+            supervisor.start('echo', {'role': 'timer', 'rate_hz': hz}, name=name)
         supervisor.wait_ready(60)
         supervisor.start('session', {'task': task, 'policy': policy, 'max_steps': steps})
         while not list(folder.glob('episodes/*.partial')):  # until the episode is being prepared
@@ -153,13 +155,23 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
             time.sleep(0.05)
         with cpu_shares(supervisor, CHAIN) as cpu:
             (episode,) = supervisor.follow('session', seconds + 60)
-        ending = ('policy', 'command_guard', 'timer', 'sim_robot')
+        ending = ('policy', 'command_guard', *timers, 'sim_robot')
         traces = {name: last_words(supervisor, name) for name in ending}
     return _read(traces, EpisodeReader(episode['path']), rate_hz, cpu)
 
 
 def _arm_hz(rate_hz: int) -> float:
     return float(max(rate_hz, SLOWEST_ARM_HZ))
+
+
+def _ticking(rate_hz: int) -> dict[str, float]:
+    """Return how often the two nodes tick that decide when a command goes out [Hz]."""
+    return {'policy': float(rate_hz), 'command_guard': _arm_hz(rate_hz)}
+
+
+def _timer(hz: float) -> str:
+    """Return the name of the bare timer of this rate, beside which a node's ticks stand."""
+    return f'timer_{hz:g}hz'
 
 
 def _files(rate_hz: int, folder: Path) -> tuple[str, str, str]:
@@ -197,10 +209,11 @@ def _read(
         policy_wait.append(began - came)
         guard_wait.append(guard_began - command_came)
     late = {}
-    for name, times in ticks.items():
-        period_ns = 1e9 / (rate_hz if name == 'policy' else _arm_hz(rate_hz))
+    rates = _ticking(rate_hz)
+    for name, hz in (rates | {_timer(hz): hz for hz in rates.values()}).items():
+        times = ticks[name]
         periods = np.diff(times[(times >= begins) & (times <= ends)])
-        late[name] = float((periods > LATE * period_ns).mean())
+        late[name] = float((periods > LATE * 1e9 / hz).mean())
     return RealChain(*(np.array(x) * 1e-9 for x in (latency, policy_wait, guard_wait)), late, cpu)
 
 

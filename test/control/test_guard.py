@@ -673,8 +673,7 @@ def test_who_is_no_source_is_not_heard(started):
 
 @pytest.fixture
 def gripping(new, robot):
-    jaw = {'joint': 'jaw', 'open_width': 0.08, 'topic': 'gripper'}
-    guard = new(robot.replace(gripper=jaw))
+    guard = new(robot.replace(gripper=JAW))
     assert guard.measured(NAMES, HOME, now=0.0) is None
     return guard
 
@@ -825,8 +824,10 @@ messages = st.one_of(
     *[streams] * 4,
     st.tuples(st.just('measured'), times, vectors),
     *[st.tuples(st.just('follow'), st.just(0.0))] * 2,
-    st.tuples(st.sampled_from(['estop', 'estop_reset', 'reset']), times),
+    st.tuples(st.sampled_from(['estop', 'estop_reset', 'reset', 'block', 'unblock']), times),
+    st.tuples(st.just('grip'), times, st.lists(numbers, max_size=2), sources),
 )
+JAW = {'joint': 'jaw', 'open_width': 0.08, 'topic': 'gripper'}
 
 
 @st.composite
@@ -852,7 +853,8 @@ def robots(draw, robot):
                 limit['max_jerk'] = rate / build_up / draw(st.floats(0.1, 1))
     half = draw(st.floats(0.05, 1))
     box = {'lower': [-1, -half, -1], 'upper': [1, half, 1]}
-    return robot.replace(joint_limits=limits, home=home, workspace=box)
+    jaw = JAW if draw(st.booleans()) else None
+    return robot.replace(joint_limits=limits, home=home, workspace=box, gripper=jaw)
 
 
 @settings(max_examples=300, deadline=None)
@@ -896,6 +898,12 @@ def tell(guard, now, kind, *arguments):
         return guard.command(NAMES[: len(positions)], positions, duration, 0, source, now)
     if kind == 'measured':
         return guard.measured(NAMES, *arguments, now)
+    if kind == 'grip':
+        return guard.grip(*arguments, now)
+    if kind == 'block':
+        return guard.block('session', 'it is gone', now)
+    if kind == 'unblock':
+        return guard.unblock('session')
     if kind == 'follow':
         return guard.published is not None and guard.measured(NAMES, guard.published, now)
     return guard.reset() if kind == 'reset' else getattr(guard, kind)(now)
@@ -952,7 +960,7 @@ class Watch:
         self.astray, self.outside = 0, 0.0
         self.brakes = False  # an arm that went astray
         self.told, self.waited = np.zeros(3), np.inf  # as velocities
-        self.position = self.velocity = None
+        self.position = self.velocity = self.acceleration = None
 
     def streams(self, now, step, periods, drift):
         """Command `periods` steps at 20 Hz, of an arm that stands where it is told to.
@@ -990,6 +998,7 @@ class Watch:
         found, astray = self.guard.published, self.guard.diagnostics()['astray']
         if found is not None and astray != self.astray:
             self.position, self.velocity = found, self.guard._motion.velocity
+            self.acceleration = np.zeros(3)
             assert (np.abs(self.velocity) <= self.robot.max_velocity).all()
             self.passed = self.guard.period_s
             rest = self.guard._motion.path_to_rest(self.guard.limits)
@@ -999,7 +1008,7 @@ class Watch:
             self.position = self.velocity = None
         elif self.position is None or (found != self.position).any():
             assert self.velocity is None or np.abs(self.velocity).max() <= 1e-6, 'it moved'
-            self.position, self.velocity = found, np.zeros(3)
+            self.position, self.velocity, self.acceleration = found, np.zeros(3), np.zeros(3)
             self.passed, self.outside = self.guard.period_s, self.depth(found)
 
     def hears(self, applied):
@@ -1014,6 +1023,8 @@ class Watch:
 
     def sees(self, applied):
         self.hears(applied)
+        width, jaw = self.guard.width, self.robot.gripper
+        assert width is None or 0.0 <= width <= jaw.open_width
         if applied is None:
             self.position = self.velocity = None
             return
@@ -1027,6 +1038,7 @@ class Watch:
         change = np.abs(applied.velocities - self.velocity)
         bounded = np.isfinite(robot.max_acceleration)
         assert (change[bounded] <= robot.max_acceleration[bounded] * dt + 1e-9).all()
+        self.feels(dt)
         # Not out of the workspace, or where it began outside, no farther.
         depth = self.depth(applied.positions)
         assert depth <= max(self.outside, 0.0) + 3e-3
@@ -1034,6 +1046,15 @@ class Watch:
         self.outside = self.outside if self.brakes else min(self.outside, depth)
         self.position, self.velocity = applied.positions, applied.velocities
         self.passed = 0.0
+
+    def feels(self, dt):
+        """Where jerk is bounded, acceleration changes no faster; test_motion differences it."""
+        if not np.isfinite(self.robot.max_jerk).all():
+            return
+        acceleration = self.guard._motion.acceleration
+        change = np.abs(acceleration - self.acceleration)
+        assert (change <= self.robot.max_jerk * dt * (1 + 1e-6) + 1e-6).all()
+        self.acceleration = acceleration
 
     def depth(self, positions):
         tip, box = self.chain.forward(positions)[0], self.robot.workspace

@@ -43,7 +43,8 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
     ticks = {
         'policy': [first, start, start + 20 * ms, start + 40 * ms, start + 80 * ms],
         'command_guard': [start + 10 * ms * i for i in range(8)],
-        'timer': [start, start + 10 * ms, start + 26 * ms],
+        'timer_50hz': [start, start + 20 * ms, start + 51 * ms, start + 71 * ms],
+        'timer_100hz': [start, start + 10 * ms, start + 26 * ms],
     }
     traces = {name: {'ticks_ns': ticks[name], 'taken': chain.get(name, [])} for name in ticks}
 
@@ -68,7 +69,8 @@ def test_the_waits_for_a_tick_are_apart_from_the_latency():
     np.testing.assert_allclose(real.latency, [1e-3 + 1e-3 + 2e-3, 2e-3 + 1e-3 + 3e-3])
     np.testing.assert_allclose(real.policy_wait, [3e-3, 2e-3])
     np.testing.assert_allclose(real.guard_wait, [6e-3, 6e-3])
-    assert real.late == {'policy': 1 / 3, 'command_guard': 0.0, 'timer': 0.5}
+    late = {'policy': 1 / 3, 'command_guard': 0.0, 'timer_50hz': 1 / 3, 'timer_100hz': 0.5}
+    assert real.late == late
 
 
 @pytest.mark.slow

@@ -68,6 +68,16 @@ class Observer:
         self.node.create_subscription(kind, topic, heard.append, qos)
         return heard
 
+    def listen_timed(self, kind: type, topic: str, qos: QoSProfile | int = 100) -> list:
+        """Return a list that grows with every message and when it was published [s]."""
+        heard: list = []
+
+        def hear(message: Any, info: Any) -> None:
+            heard.append((info['source_timestamp'] * 1e-9, message))
+
+        self.node.create_subscription(kind, topic, hear, qos)
+        return heard
+
     def publisher(self, kind: type, topic: str, qos: QoSProfile | int = 10) -> Any:
         """Return a publisher once somebody listens to it."""
         publisher = self.node.create_publisher(kind, topic, qos)

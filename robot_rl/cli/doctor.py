@@ -9,16 +9,22 @@ import pydantic
 
 from robot_rl.cli import common
 from robot_rl.nodes.checks import Finding, machine
+from robot_rl.registry import make_task
 from robot_rl.specs import RobotSpec
 
-EXAMPLE = 'robot-rl doctor --robot ur5e --seconds 5'
+EXAMPLE = 'robot-rl doctor --task ur5e/lift --seconds 5'
 
 
 class Options(common.Options):
     """Which arm to look for, and where."""
 
     robot: str = pydantic.Field(
-        'ur5e', description='robot in config/robots or a YAML file; @<tf_prefix> may follow'
+        '',
+        description='robot in config/robots or a YAML file; @<tf_prefix> may follow; '
+        "empty: the task's, or ur5e",
+    )
+    task: str = pydantic.Field(
+        '', description='whose streams to look at as well: poses, goals, pictures'
     )
     namespace: str = pydantic.Field('', description="of the arm's nodes and topics")
     seconds: pydantic.PositiveFloat = pydantic.Field(3.0, description='how long to listen [s]')
@@ -28,12 +34,15 @@ class Options(common.Options):
 def main(argv: list[str]) -> int:
     """Print the findings; exit with 1 where any is an ERROR."""
     options = common.parse(Options, argv, 'doctor', __doc__, EXAMPLE)
-    robot = RobotSpec.load(options.robot)
+    task = make_task(options.task) if options.task else None
+    named = options.robot or ('' if task else 'ur5e')
+    robot = RobotSpec.load(named) if named else task.robot
     findings = list(machine(options.store))
     if importlib.util.find_spec('rclpy') is not None:
         from robot_rl.nodes.doctor import graph
 
-        findings += graph(robot, options.namespace, options.seconds)
+        contract = task.contract() if task else None
+        findings += graph(robot, options.namespace, options.seconds, contract)
     counts = {level: sum(f.level == level for f in findings) for level in ('OK', 'WARN', 'ERROR')}
     told = {'counts': counts, 'findings': [finding._asdict() for finding in findings]}
     common.emit(told, options.as_json, '\n'.join([*map(_line, findings), _summary(counts)]))

@@ -46,11 +46,12 @@ class Parameters(Spec):
     )
     width: pydantic.PositiveInt = pydantic.Field(
         640,
+        le=8192,
         description="of the pictures of cameras that neither the robot's file has nor the task is "
         'seen by [pixels]',
     )
-    height: pydantic.PositiveInt = pydantic.Field(480, description='likewise [pixels]')
-    rate_hz: pydantic.PositiveFloat = pydantic.Field(30.0, description='likewise')
+    height: pydantic.PositiveInt = pydantic.Field(480, le=8192, description='likewise [pixels]')
+    rate_hz: pydantic.PositiveFloat = pydantic.Field(30.0, le=1000, description='likewise')
     jpeg_quality: int = pydantic.Field(
         95, ge=1, le=100, description='of compressed pictures, as for image_transport'
     )

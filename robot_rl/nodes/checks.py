@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,8 @@ from robot_rl.specs import RobotSpec
 _PYTHON = (3, 11)  # as in pyproject.toml and setup.cfg
 _CAN_DRAW = 'import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)'
 _DRAW_WITHIN_S = 30.0
+# Whose versions somebody who helps will ask for.
+_TOLD = ('robot_rl', 'mujoco', 'onnxruntime', 'numpy', 'torch')
 
 
 class Finding(NamedTuple):
@@ -126,7 +129,15 @@ def _packages() -> Iterator[Finding]:
     for name, words in wrong:
         yield Finding('ERROR', f'package {name}', words, f"pip install '{name}'")
     if not wrong:
-        yield Finding('OK', 'packages', f'all {len(needed)} that robot_rl needs')
+        told = ', '.join(f'{name} {version}' for name, version in _versions(_TOLD))
+        yield Finding('OK', 'packages', f'all {len(needed)} that robot_rl needs; {told}')
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the packages among `names` that are installed, and their versions."""
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 def _mismatch(needed: Requirement) -> tuple[str, str] | None:
@@ -152,7 +163,9 @@ def _ros() -> Iterator[Finding]:
         )
         return
     rmw = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
-    yield Finding('OK', 'ROS', f'rclpy is there; RMW {rmw}')
+    (version,) = [version for _, version in _versions(['rclpy'])] or ['of unknown version']
+    distribution = os.environ.get('ROS_DISTRO', 'none sourced: from wheels')
+    yield Finding('OK', 'ROS', f'rclpy {version}, distribution {distribution}; RMW {rmw}')
     domain = os.environ.get('ROS_DOMAIN_ID', '0') or '0'
     reach = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
     if not domain.isdecimal() or int(domain) > 101:

@@ -20,7 +20,8 @@ from trajectory_msgs.msg import JointTrajectory
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support, wiring
 from robot_rl.nodes.checks import Finding, Limits, compare_limits, urdf_limits
-from robot_rl.specs import RobotSpec
+from robot_rl.nodes.streams import message_of
+from robot_rl.specs import Contract, ObservationField, RobotSpec
 
 # What discovery takes on a busy machine [s].
 DISCOVER_S = 3.0
@@ -32,8 +33,16 @@ RATE_OFF = 0.2
 _LIMITS = {'min_position': 'lower', 'max_position': 'upper', 'max_velocity': 'velocity'}
 
 
-def graph(robot: RobotSpec, namespace: str = '', seconds: float = 3.0) -> list[Finding]:
-    """Listen to the graph of an arm for so long; return what was found."""
+def graph(
+    robot: RobotSpec,
+    namespace: str = '',
+    seconds: float = 3.0,
+    contract: Contract | None = None,
+) -> list[Finding]:
+    """Listen to the graph of an arm for so long; return what was found.
+
+    With a `contract` also what it reads besides joint states: poses, goals, pictures.
+    """
     context = rclpy.Context()
     rclpy.init(context=context)
     node = Node(
@@ -46,7 +55,7 @@ def graph(robot: RobotSpec, namespace: str = '', seconds: float = 3.0) -> list[F
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
-        return list(Doctor(node, executor, robot).look(seconds))
+        return list(Doctor(node, executor, robot, contract).look(seconds))
     finally:
         executor.shutdown()
         node.destroy_node()
@@ -56,8 +65,20 @@ def graph(robot: RobotSpec, namespace: str = '', seconds: float = 3.0) -> list[F
 class Doctor:
     """Hears joint states and the URDF, asks for parameters, and compares endpoints."""
 
-    def __init__(self, node: Node, executor: SingleThreadedExecutor, robot: RobotSpec):
+    def __init__(
+        self,
+        node: Node,
+        executor: SingleThreadedExecutor,
+        robot: RobotSpec,
+        contract: Contract | None = None,
+    ):
         self._node, self._executor, self._robot = node, executor, robot
+        fields = {f.stream: f for f in (contract.observation if contract else ()) if f.kind}
+        fields.pop('joint_states', None)
+        self._fields = list(fields.values())
+        self._ages: dict[str, list[float]] = {field.stream: [] for field in self._fields}
+        for field in self._fields:
+            self._listen(field)
         self._heard: list[tuple[float, JointState]] = []  # with the ROS time they came [s]
         self._urdfs: list[str] = []
         qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -71,6 +92,9 @@ class Doctor:
         self._spin(DISCOVER_S)
         if self._others():
             self._heard.clear()
+            for field in self._fields:
+                if not field.is_set:
+                    self._ages[field.stream].clear()
             self._spin(seconds)
         others = self._others()  # only now: a busy machine finds some of them late
         if not others:
@@ -84,10 +108,22 @@ class Doctor:
             return
         yield Finding('OK', 'graph', f'{len(others)} nodes: {", ".join(others)}')
         yield from self._joint_states(seconds)
+        for field in self._fields:
+            yield self._stream(field, seconds)
         yield from self._commands()
         yield from self._endpoints()
         yield from self._limits(others)
         yield from self._sim_time(others)
+
+    def _listen(self, field: ObservationField) -> None:
+        """Note how old what a field reads is, as it comes."""
+        qos = support.LATCHED_READER if field.is_set else support.SENSOR
+
+        def hear(message: Any) -> None:
+            now = self._node.get_clock().now().nanoseconds * 1e-9
+            self._ages[field.stream].append(now - support.seconds(message.header.stamp))
+
+        self._node.create_subscription(message_of(field), self._robot.topic(field), hear, qos)
 
     def _hear(self, message: JointState) -> None:
         self._heard.append((self._node.get_clock().now().nanoseconds * 1e-9, message))
@@ -151,7 +187,8 @@ class Doctor:
             )
         else:
             yield Finding('OK', topic, f'{rate:.1f} Hz, joint_states_rate_hz is {wanted:g}')
-        yield self._stamps(topic)
+        ages = [now - support.seconds(message.header.stamp) for now, message in self._heard]
+        yield self._stamps(topic, ages, TOO_OLD_S)
 
     def _content(self, topic: str) -> Iterator[Finding]:
         """Look at names and sizes; two publishers may each have a part."""
@@ -188,11 +225,33 @@ class Doctor:
         else:
             yield Finding('OK', topic, f'has all {len(robot.joints)} joints, with velocities')
 
-    def _stamps(self, topic: str) -> Finding:
+    def _stream(self, field: ObservationField, seconds: float) -> Finding:
+        """Look at what the task reads besides joint states."""
+        topic = self._node.resolve_topic_name(self._robot.topic(field))
+        right, ages = wiring.type_name(message_of(field)), self._ages[field.stream]
+        offers = self._node.get_publishers_info_by_topic(topic)
+        if not offers:
+            what = f'nobody publishes it ({right}), and the task reads it'
+            return Finding('ERROR', topic, what, 'start whatever measures it, or sim_robot')
+        if wrong := {offer.topic_type for offer in offers} - {right}:
+            found = f'is {", ".join(sorted(wrong))}, right is {right}'
+            return Finding('ERROR', topic, found, 'mend its publisher')
+        if field.is_set:
+            if ages:
+                return Finding('OK', topic, 'the goal is set')
+            return Finding(
+                'WARN', topic, 'no goal has been set', f'publish one, latched ({right})'
+            )
+        if not ages:
+            what = f'has a publisher, but nothing came within {seconds:g} s'
+            return Finding('ERROR', topic, what, 'is what measures it running, and does it see?')
+        stamps = self._stamps(topic, ages, field.age_limit_s)
+        return stamps._replace(found=f'{len(ages) / seconds:.1f} Hz, {stamps.found}')
+
+    def _stamps(self, topic: str, ages: list[float], too_old_s: float) -> Finding:
         about = f'stamps of {topic}'
         if self._node.get_publishers_info_by_topic('/clock'):
             return Finding('OK', about, 'are not compared: time comes from /clock')
-        ages = [now - support.seconds(message.header.stamp) for now, message in self._heard]
         age = float(np.median(ages))
         if age < -AHEAD_S:
             return Finding(
@@ -201,7 +260,7 @@ class Doctor:
                 f'{-age:.3f} s in the future',
                 'synchronise the clocks of both computers (chrony)',
             )
-        level = 'ERROR' if age > TOO_OLD_S else 'WARN' if age > OLD_S else 'OK'
+        level = 'ERROR' if age > too_old_s else 'WARN' if age > OLD_S else 'OK'
         todo = 'synchronise the clocks (chrony), or find what delays them'
         return Finding(level, about, f'{age * 1e3:.1f} ms old', '' if level == 'OK' else todo)
 

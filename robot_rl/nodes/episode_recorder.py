@@ -53,7 +53,7 @@ class Parameters(Spec):
         1.0, description='free disk space below which nothing is recorded [GB]'
     )
     silent_s: pydantic.PositiveFloat = pydantic.Field(
-        0.5, description='silence of a required topic that is reported at once [s]'
+        0.5, le=60, description='silence of a required topic that is reported at once [s]'
     )
 
 

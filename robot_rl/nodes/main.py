@@ -29,13 +29,14 @@ NODES = {
     'replay': 'robot_rl.nodes.replay:Replay',
     'screen': 'robot_rl.nodes.screen:Screen',
     'teleop': 'robot_rl.nodes.teleop:Teleop',
-    # For robot-rl bench deploy and bench record.
     'echo': 'robot_rl.nodes.echo:Echo',
     'generator': 'robot_rl.nodes.generator:Generator',
     'traced_policy': 'robot_rl.nodes.traced:TracedPolicy',
     'traced_guard': 'robot_rl.nodes.traced:TracedGuard',
     'traced_twin': 'robot_rl.nodes.traced:TracedTwin',
 }
+# For robot-rl bench deploy and bench record only.
+FOR_BENCHES = {'echo', 'generator', 'traced_policy', 'traced_guard', 'traced_twin'}
 _CLOSE_WITHIN_S = 8.0
 _SIGEV_THREAD = 2  # <signal.h>
 

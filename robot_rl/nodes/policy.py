@@ -61,6 +61,7 @@ class Parameters(Spec):
     )
     noise: pydantic.NonNegativeFloat = pydantic.Field(
         0.0,
+        le=10,
         description="makes 'scripted' worse: disturbances of its actions, as a share of bounds",
     )
     max_age_s: pydantic.PositiveFloat = pydantic.Field(

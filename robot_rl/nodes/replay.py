@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pydantic
+from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import Bool, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -48,7 +49,7 @@ class Parameters(Spec):
         'episode began [rad or m]',
     )
     ready_timeout_s: pydantic.PositiveFloat = pydantic.Field(
-        30.0, description='how long it waits for the guard and for joint states [s]'
+        30.0, le=3600, description='how long it waits for the guard and for joint states [s]'
     )
 
 
@@ -79,6 +80,9 @@ class Replay(support.WorkingNode):
         )
         self._source, self._stopped = '', False  # as the guard says
         self._unheard = 0  # commands since the guard followed one
+        self._given_yet, self._latest_s = 0, 0.0  # commands to the arm, and how late one was
+        self._diagnostics = support.Diagnostics(self, self._robot.name)
+        self._diagnostics.repeat(self._report)
         reader = support.LATCHED_READER
         self.create_subscription(String, support.SOURCE, self._on_source, reader)
         self.create_subscription(Bool, 'command_guard/estop_active', self._on_estop, reader)
@@ -87,6 +91,17 @@ class Replay(support.WorkingNode):
         """Begin to wait for the guard and the arm."""
         self._end = end
         super().start(end)
+
+    @property
+    def _latest_ms(self) -> float:
+        return round(self._latest_s * 1e3, 1)
+
+    def _report(self) -> None:
+        """Once a second: how far it is, and how late the latest command was."""
+        words = 'replaying' if self._given_yet else 'waiting for the guard and the arm'
+        values = {'episode': self._id, 'given': self._given_yet, 'latest_ms': self._latest_ms}
+        values |= {'commands': len(self._commands.time), 'source': self._source}
+        self._diagnostics.publish(DiagnosticStatus.OK, words, values)
 
     def _on_source(self, message: String) -> None:
         self._source = message.data
@@ -101,11 +116,11 @@ class Replay(support.WorkingNode):
         if measured is None:
             return
         _require_near(self._robot, measured, self._commands.start, self._given.start_gate)
-        latest_s = self._play(stop)
+        self._play(stop)
         if stop.is_set():
             return
         told = {'episode': self._id, 'commands': len(self._commands.time)}
-        print(json.dumps(told | {'latest_ms': round(latest_s * 1e3, 1)}), flush=True)
+        print(json.dumps(told | {'latest_ms': self._latest_ms}), flush=True)
         self._end(0)
 
     def _when_ready(self, stop: threading.Event) -> np.ndarray | None:
@@ -123,23 +138,23 @@ class Replay(support.WorkingNode):
                 raise RobotRLError(f'replay: {missing}; {said}')
         return None
 
-    def _play(self, stop: threading.Event) -> float:
-        """Give every command at its time; return how late the latest one was [s]."""
+    def _play(self, stop: threading.Event) -> None:
+        """Give every command at its time."""
         commands: RecordedCommands = self._commands
-        began, latest_s = time.monotonic(), 0.0
+        began = time.monotonic()
         for at, message in self._messages():
             if stop.wait(max(0.0, began + at - time.monotonic())):
-                return latest_s
-            latest_s = max(latest_s, time.monotonic() - began - at)
+                return
+            self._latest_s = max(self._latest_s, time.monotonic() - began - at)
             if isinstance(message, Float64MultiArray):
                 self._gripper.publish(message)
                 continue
             self._require_ours(at)
             message.header.stamp = self.get_clock().now().to_msg()
             self._publisher.publish(message)
+            self._given_yet += 1
         stop.wait(commands.duration[-1] + _TAKEN_WITHIN_S)  # until it is reached
         self._require_ours(commands.time[-1] + _TAKEN_WITHIN_S)
-        return latest_s
 
     def _messages(self) -> list[tuple[float, JointTrajectory | Float64MultiArray]]:
         """Return what is to be said, and when, in that order."""

@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 import pydantic
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import Log
 from rich.console import Console, ConsoleDimensions
 from rich.live import Live
@@ -44,6 +44,9 @@ class Screen(support.WorkingNode):
         self._board = Board(HELP.items() if self._given.device == 'keyboard' else ())
         self._lock = threading.Lock()
         self._rings = False
+        self._drawing = support.Tally()
+        self._diagnostics = support.Diagnostics(self, self._given.terminal)
+        self._diagnostics.repeat(self._report)
         self.create_subscription(
             String, support.SESSION_STATE, self._on_session, support.LATCHED_READER
         )
@@ -63,6 +66,13 @@ class Screen(support.WorkingNode):
                 'screen:=false does without'
             ) from None
 
+    def _report(self) -> None:
+        """Once a second: how often it draws, and how long that takes."""
+        count, mean_s, max_s = self._drawing.take()
+        values = {'rate_hz': count, 'wanted_rate_hz': round(1 / _PERIOD_S)}
+        values |= {'draw_mean_ms': round(mean_s * 1e3, 2), 'draw_max_ms': round(max_s * 1e3, 2)}
+        self._diagnostics.publish(DiagnosticStatus.OK, 'drawing', values)
+
     def _draw(self, terminal: TextIO, stop: threading.Event) -> None:
         console = Console(file=terminal, force_terminal=True)
         with Live(console=console, auto_refresh=False, vertical_overflow='crop') as live:
@@ -73,6 +83,7 @@ class Screen(support.WorkingNode):
                 live.update(picture, refresh=True)
                 if rings:
                     console.bell()
+                self._drawing.add(time.monotonic() - now)
 
     def _on_session(self, message: String) -> None:
         try:

@@ -95,13 +95,13 @@ class Parameters(Spec):
     )
     exit_when_done: bool = pydantic.Field(True, description='end the node after the last episode')
     ready_timeout_s: pydantic.PositiveFloat = pydantic.Field(
-        30.0, description='time for everybody to be found and to get ready [s]'
+        30.0, le=3600, description='time for everybody to be found and to get ready [s]'
     )
     run_margin_s: pydantic.PositiveFloat = pydantic.Field(
-        5.0, description='time beyond its steps after which an episode is ended [s]'
+        5.0, le=3600, description='time beyond its steps after which an episode is ended [s]'
     )
     commit_timeout_s: pydantic.PositiveFloat = pydantic.Field(
-        30.0, description='time for the recorder to finish an episode [s]'
+        30.0, le=3600, description='time for the recorder to finish an episode [s]'
     )
 
 

@@ -80,10 +80,10 @@ class Parameters(Imperfections, Push):
         "the gripper's; or 'alphabetical', as joint_state_broadcaster often has it",
     )
     target_rate_hz: pydantic.PositiveFloat = pydantic.Field(
-        20.0, description='how often target_pose and other goals are published'
+        20.0, le=1000, description='how often target_pose and other goals are published'
     )
     object_rate_hz: pydantic.PositiveFloat = pydantic.Field(
-        50.0, description="how often the poses of the task's objects are published"
+        50.0, le=1000, description="how often the poses of the task's objects are published"
     )
     publish_state: bool = pydantic.Field(
         False,
@@ -91,7 +91,7 @@ class Parameters(Imperfections, Push):
         'qpos, qvel, mocap_pos, mocap_quat, seed, one after the other',
     )
     state_rate_hz: pydantic.PositiveFloat = pydantic.Field(
-        60.0, description='how often ~/state is published'
+        60.0, le=1000, description='how often ~/state is published'
     )
     publish_clock: bool = pydantic.Field(
         False, description='publish simulated time on /clock, and stamp with it what is measured'

@@ -17,6 +17,7 @@ from robot_rl.errors import RobotRLError
 from robot_rl.nodes import support
 from robot_rl.nodes.wiring import type_name
 from robot_rl.robots.quaternions import xyzw_to_wxyz
+from robot_rl.specs import ObservationField
 
 _MESSAGES = {'joints': JointState, 'pose': PoseStamped}
 PICTURES = {'rgb8': Image, 'jpeg': CompressedImage}
@@ -41,7 +42,7 @@ class Streams:
                 self._frames[stream] = FrameReader(path, *field.shape[:2])
             elif stream != 'joint_states':
                 qos = support.LATCHED_READER if field.is_set else support.SENSOR
-                kind, topic = _MESSAGES[field.kind], self._robot.topic(field)
+                kind, topic = message_of(field), self._robot.topic(field)
                 self._messages[stream] = support.Polled(node, kind, topic, qos)
         self.stamp = Time()  # of the newest joint states
         self._refusals: dict[str, str] = {}  # why a stream's newest message was no sample
@@ -104,7 +105,7 @@ class Streams:
         if stream in self._fields:
             field = self._fields[stream]
             topic = self._robot.topic(field)
-            right = type_name(_MESSAGES.get(field.kind) or PICTURES[field.encoding])
+            right = type_name(message_of(field))
         topic = self._node.resolve_topic_name(topic)
         offers = self._node.get_publishers_info_by_topic(topic)
         if not offers:
@@ -122,6 +123,11 @@ class Streams:
             joints = list(self._robot.driver_joints)
             return f'{topic}: joints {joints} are missing; found {found}'
         return f'{topic} has a publisher, but nothing comes'
+
+
+def message_of(field: ObservationField) -> type:
+    """Return the type of the messages that bring the stream of an observation field."""
+    return _MESSAGES.get(field.kind) or PICTURES[field.encoding]
 
 
 def camera_path(node: Node, camera: str) -> Path:

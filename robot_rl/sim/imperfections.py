@@ -34,13 +34,13 @@ class Imperfections(Spec):
         (0.0,), description='standard deviation of measured velocities, for all or each [rad/s]'
     )
     sensor_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.0, description='joint states tell what was so long before they are stamped [s]'
+        0.0, le=5, description='joint states tell what was so long before they are stamped [s]'
     )
     dropout: float = pydantic.Field(
         0.0, ge=0, lt=1, description='share of the joint states that are never published'
     )
     command_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.0, description='time until a command to the arm begins to act [s]'
+        0.0, le=5, description='time until a command to the arm begins to act [s]'
     )
     gain: PerJoint = pydantic.Field(
         (1.0,), description='stiffness of the servos, as a multiple of that in the model'

@@ -38,6 +38,17 @@ def test_without_ros_the_machine_is_checked_and_how_to_install_is_said(no_ros, c
     assert f'free at {tmp_path}' in text
 
 
+def test_versions_are_told(monkeypatch):
+    monkeypatch.setenv('ROS_DISTRO', 'kilted')
+    text = '\n'.join(lines([*checks._packages(), *checks._ros()]))
+    for name in ('robot_rl', 'mujoco', 'onnxruntime', 'numpy', 'rclpy'):
+        try:
+            assert f'{name} {importlib.metadata.version(name)}' in text
+        except importlib.metadata.PackageNotFoundError:
+            assert name == 'rclpy'
+    assert 'distribution kilted' in text or 'rclpy is not installed' in text
+
+
 @pytest.mark.parametrize(('free', 'level'), [(5e8, 'ERROR'), (5e9, 'WARN'), (5e10, 'OK')])
 def test_a_disk_that_is_short_is_told(monkeypatch, tmp_path, free, level):
     monkeypatch.setattr(checks.shutil, 'disk_usage', lambda _: Usage(1e12, 0, free))

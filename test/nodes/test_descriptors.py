@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support
-from robot_rl.nodes.main import NODES
+from robot_rl.nodes.main import FOR_BENCHES, NODES
 from robot_rl.specs import Spec
 
 
@@ -111,9 +111,20 @@ def test_a_wrong_override_is_one_line_that_says_what_is_right(make_node):
     )
 
 
-@pytest.mark.parametrize('executable', ['policy', 'command_guard', 'session', 'sim_robot',
-                                        'episode_recorder', 'camera', 'image_feed',
-                                        'replay', 'screen', 'teleop'])  # fmt: skip
+# Numbers of which none is too great: of things to do, of draws, of what a disk may hold.
+ANY_NUMBER = {'seed', 'first_seed', 'episodes', 'max_steps', 'min_free_gb'}
+
+
+@pytest.mark.parametrize('executable', sorted(NODES.keys() - FOR_BENCHES))
+def test_numbers_of_a_node_have_two_ends(executable):
+    module = importlib.import_module(NODES[executable].split(':')[0])
+    for name, field in module.Parameters.model_fields.items():
+        limits, _ = support._limits(field.metadata)
+        if field.annotation in (int, float) and name not in ANY_NUMBER:
+            assert {'ge', 'gt'} & limits.keys() and {'le', 'lt'} & limits.keys(), name
+
+
+@pytest.mark.parametrize('executable', sorted(NODES.keys() - FOR_BENCHES))
 def test_no_number_of_a_node_with_a_bound_lacks_its_range(executable):
     module = importlib.import_module(NODES[executable].split(':')[0])
     for name, field in module.Parameters.model_fields.items():

@@ -18,6 +18,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robot_rl.nodes.main import FOR_BENCHES, NODES
+
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PAGE = Path(__file__).parents[2] / 'docs' / 'troubleshooting.md'
 
@@ -81,6 +83,25 @@ def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, sta
         assert documented_keys(node) <= values(status).keys(), node
         assert status.level in (DiagnosticStatus.OK, DiagnosticStatus.WARN), status
         assert values(status)['incompatible_endpoints'] == '0', status.message
+
+
+def test_what_every_node_says_is_on_the_page():
+    rows = re.findall(r'^\| `(\w+)` \| .*\|$', PAGE.read_text(encoding='utf-8'), re.M)
+    assert NODES.keys() - FOR_BENCHES <= set(rows)
+
+
+def test_a_screen_and_a_replay_that_waits_say_how_they_are(
+    supervisor, statuses, terminal, still_episode, tmp_path
+):
+    supervisor.start('screen', {'terminal': terminal.path})
+    supervisor.start('replay', {'episode': str(still_episode(tmp_path / 'episodes'))})
+    supervisor.wait_ready()
+    screen = values(statuses.of('screen', lambda s: int(values(s)['rate_hz']) >= 2))
+    assert documented_keys('screen') <= screen.keys()
+    assert 0 < float(screen['draw_mean_ms']) <= float(screen['draw_max_ms']) < 1000
+    replay = statuses.of('replay')
+    assert replay.message == 'waiting for the guard and the arm'
+    assert documented_keys('replay') <= values(replay).keys() and values(replay)['given'] == '0'
 
 
 def test_while_an_episode_runs_rates_and_latencies_are_told(supervisor, statuses, tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -16,6 +18,7 @@ from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl.nodes.doctor import graph
+from robot_rl.registry import make_task
 from test.nodes.conftest import LATCHED
 
 CONTROLLER = 'forward_position_controller/commands'
@@ -31,8 +34,8 @@ def examine(domain_id, monkeypatch, ur5e):
     """Return `examine(robot, namespace)`, what the doctor finds, as 'LEVEL about: found' lines."""
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain_id))
 
-    def run(robot=ur5e, namespace=''):
-        findings = graph(robot, namespace, seconds=2.0)
+    def run(robot=ur5e, namespace='', contract=None):
+        findings = graph(robot, namespace, 2.0, contract)
         assert all(f.todo for f in findings if f.level != 'OK')
         return [f'{f.level} {f.about}: {f.found}' for f in findings]
 
@@ -102,6 +105,38 @@ def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur
         'ERROR limits of shoulder_pan_joint: min_position -6.28319, the arm has -1; '
         'max_velocity 3.14159, the arm has 0.1 (robot_description)'
     ) in found
+
+
+@pytest.mark.slow
+def test_what_a_task_reads_besides_joint_states(observer, examine):
+    """One pose as it should be, one that nobody publishes, one of another type, one too old."""
+    task = make_task('ur5e/lift')
+    driver(observer, task.robot.driver_joints)
+    (cube,) = (f for f in task.contract().observation if f.source == 'cube_pose.position')
+    names = ('absent', 'wrong', 'old')
+    fields = [cube.replace(name=n, source=f'{n}_pose.position', max_age_s=0.2) for n in names]
+    contract = task.contract().replace(observation=(*task.contract().observation, *fields))
+    node = observer.node
+    node.create_publisher(String, 'wrong_pose', 10)
+    streamed = {'cube_pose': 0.0, 'target_pose': 0.0, 'old_pose': 0.5}
+    publishers = {topic: node.create_publisher(PoseStamped, topic, 10) for topic in streamed}
+
+    def publish():
+        for topic, age_s in streamed.items():
+            now = node.get_clock().now().nanoseconds - round(age_s * 1e9)
+            message = PoseStamped()
+            message.header.stamp = Time(nanoseconds=now).to_msg()
+            publishers[topic].publish(message)
+
+    node.create_timer(0.05, publish)
+    found = examine(task.robot, contract=contract)
+    right = 'geometry_msgs/msg/PoseStamped'
+    assert f'ERROR /absent_pose: nobody publishes it ({right}), and the task reads it' in found
+    assert f'ERROR /wrong_pose: is std_msgs/msg/String, right is {right}' in found
+    (healthy,) = (line for line in found if 'stamps of /cube_pose' in line)
+    rate = float(re.match(r'OK stamps of /cube_pose: ([\d.]+) Hz, [\d.]+ ms old', healthy)[1])
+    assert 10 <= rate <= 25
+    assert [line for line in found if line.startswith('ERROR stamps of /old_pose: ')]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from ctypes.util import find_library
 
 import mujoco
 import numpy as np
@@ -182,9 +183,33 @@ except RobotRLError as error:
 """
 
 
+DRAWN = """
+import sys
+import numpy as np
+from robot_rl import registry
+environment = registry.make_environment('suite/cartpole-balance', cameras={'fixed': (64, 64)})
+np.save(sys.argv[1], environment.reset([3]).observation['fixed'])
+environment.close()
+"""
+
+
+@pytest.mark.skipif(not find_library('OSMesa'), reason='no OSMesa here: apt install libosmesa6')
+def test_osmesa_draws_what_egl_draws(renderer, tmp_path):
+    pictures = {}
+    for backend in ('egl', 'osmesa'):
+        file = tmp_path / f'{backend}.npy'
+        environ = {key: value for key, value in os.environ.items() if 'GL' not in key}
+        command = [sys.executable, '-c', DRAWN, str(file)]
+        subprocess.run(command, env=environ | {'MUJOCO_GL': backend}, check=True)
+        pictures[backend] = np.load(file).astype(int)
+    assert np.ptp(pictures['egl']) > 100
+    assert np.abs(pictures['osmesa'] - pictures['egl']).mean() < 1
+
+
 WITHOUT_EGL = """
-import ctypes.util
+import ctypes.util, sys
 ctypes.util.find_library = lambda name: 'libOSMesa.so' if name == 'OSMesa' else None
+sys.modules['OpenGL.osmesa'] = None
 """
 
 
@@ -192,7 +217,7 @@ ctypes.util.find_library = lambda name: 'libOSMesa.so' if name == 'OSMesa' else 
     ('workers', 'before', 'backend'), [(0, '', 'egl'), (2, '', 'egl'), (0, WITHOUT_EGL, 'osmesa')]
 )
 def test_where_neither_egl_nor_osmesa_works_there_is_one_clear_line(workers, before, backend):
-    """No such GPU for EGL; and PyOpenGL does not find OSMesa."""
+    """No such GPU for EGL; and PyOpenGL has no OSMesa."""
     environ = {key: value for key, value in os.environ.items() if 'GL' not in key}
     done = subprocess.run(
         [sys.executable, '-c', before + MISSING, str(workers)],

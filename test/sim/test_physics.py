@@ -8,7 +8,7 @@ import pytest
 
 from robot_rl import registry
 from robot_rl.sim.arm import ArmEnvironment
-from robot_rl.sim.environment import HELD_OUT
+from robot_rl.sim.environment import HELD_OUT, StepType
 from robot_rl.sim.twin import Twin
 
 WITH_OBJECTS = [name for name in registry.arm_task_names() if registry.make_task(name).objects]
@@ -21,22 +21,37 @@ PENETRATION_M, ENERGY_J, OBJECT_SPEED = 0.02, 1000.0, 25.0
 
 
 class Extremes:
-    """The largest penetration, kinetic energy and speed of objects at the ends of decisions."""
+    """The largest penetration, kinetic energy and speed of objects.
+
+    Speeds are those of every physics step. Energies and penetrations, which are to be computed,
+    those of each decision's last step, of its fastest, and of those around its hardest hit.
+    """
 
     def __init__(self, environment: ArmEnvironment):
         self.environment = environment
-        _, self.data = environment.scene()
         self.penetration, self.energy, self.speed = [], [], []
 
-    def look(self) -> None:
-        for lane in range(self.environment.num_envs):
+    def look(self, moved: np.ndarray) -> None:
+        """Look at the last decision of the lanes that `moved`, and began no episode."""
+        states = self.environment._states[: len(moved)]  # time, qpos, qvel
+        assert np.isfinite(states).all()
+        for lane, steps in zip(moved, states, strict=True):
             model, data = self.environment.scene(lane)
-            mujoco.mj_energyVel(model, data)
+            velocity = steps[:, 1 + model.nq : 1 + model.nq + model.nv]
             free = model.jnt_dofadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
-            depth = -data.contact.dist.min() if data.ncon else 0.0
-            self.penetration.append(depth)
-            self.energy.append(data.energy[1])
-            self.speed.append(max(np.linalg.norm(data.qvel[dof : dof + 3]) for dof in free))
+            speeds = [np.linalg.norm(velocity[:, dof : dof + 3], axis=1) for dof in free]
+            self.speed.append(np.max(speeds))
+            hit = np.abs(np.diff(velocity, axis=0)).max(axis=1).argmax()
+            fastest = np.abs(velocity).max(axis=1).argmax()
+            for step in {hit, hit + 1, fastest, len(steps) - 1}:
+                self._compute(model, data, steps[step])
+
+    def _compute(self, model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        mujoco.mj_fwdPosition(model, data)
+        mujoco.mj_energyVel(model, data)
+        self.penetration.append(-data.contact.dist.min() if data.ncon else 0.0)
+        self.energy.append(data.energy[1])
 
 
 def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
@@ -57,7 +72,7 @@ def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
             wanted = wanted if decision % 20 else bounds
         step = environment.step(wanted)
         assert all(np.isfinite(values).all() for values in step.observation.values())
-        extremes.look()
+        extremes.look(np.flatnonzero(step.step_type != StepType.FIRST))
     warnings = [warning.number for data in environment._data for warning in data.warning]
     environment.close()
     assert not any(warnings)

@@ -41,23 +41,25 @@ Success of the [scripted demonstrators](collect_demonstrations.md) from the firs
 of `robot-rl evaluate`, and with disturbed actions: `robot-rl results demonstrators`.
 """
 
-_SHEETS = {
+# {family: (title, what its tasks pay)}.
+_FAMILIES = {
     'suite': (
         'dm_control suite',
-        ['cartpole-swingup', 'reacher-easy', 'finger-spin', 'cheetah-run', 'walker-walk',
-         'hopper-hop', 'quadruped-walk', 'humanoid-run', 'manipulator-bring_ball', 'fish-swim',
-         'ball_in_cup-catch', 'acrobot-swingup'],
+        "The reward of a step is dm_control's own, from 0 to 1 (`lqr`: a cost), and no task says "
+        'when it is done: a return near the number of steps is what can be had.',
     ),
     'manipulation': (
         'dm_control manipulation',
-        ['reach_site_features', 'lift_brick_features', 'lift_large_box_features',
-         'place_brick_features', 'stack_2_bricks_features', 'reach_duplo_features'],
+        "The reward of a step is dm_control's own, from 0 to 1: 1 is where the task is done, with "
+        'what is to be reached, lifted, placed or stacked where it is to be.',
     ),
     'gym': (
         'Gymnasium',
-        ['HalfCheetah-v5', 'Ant-v5', 'Hopper-v5', 'Humanoid-v5', 'Reacher-v5', 'Pusher-v5'],
+        "The reward of a step is Gymnasium's own, without bounds; no task says when it is done.",
     ),
-}  # fmt: skip
+}
+# What manipulation tasks are called that show the same scene to cameras.
+_SAME_SCENE = '_vision'
 
 
 def write(page: Path) -> list[Path]:
@@ -66,7 +68,7 @@ def write(page: Path) -> list[Path]:
     Returns what was written. Raises RobotRLError where a family's package is missing, or where
     nothing can be drawn.
     """
-    missing = _SHEETS.keys() - registry.task_names().keys()
+    missing = _FAMILIES.keys() - registry.task_names().keys()
     if missing:
         raise RobotRLError(
             f'the page shows all tasks, and those of {", ".join(sorted(missing))} are not '
@@ -76,7 +78,7 @@ def write(page: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     page.write_text(text(), encoding='utf-8')
     arms = [_arm_picture(name, folder / _file(name)) for name in registry.arm_task_names()]
-    sheets = [_sheet(family, folder / f'{family}.png') for family in _SHEETS]
+    sheets = [_sheet(family, folder / f'{family}.png') for family in _FAMILIES]
     return [page, *arms, *sheets]
 
 
@@ -85,7 +87,7 @@ def text() -> str:
     parts = [_HEAD, '## Arms\n', *map(arm_section, registry.arm_task_names())]
     measured = [_measured(*item) for item in demonstrators.read().items()]
     parts += [_DEMONSTRATED, table(measured)]
-    return '\n'.join([*parts, *map(_family_section, _SHEETS)])
+    return '\n'.join([*parts, *map(_family_section, _FAMILIES)])
 
 
 def arm_section(name: str) -> str:
@@ -227,21 +229,34 @@ def _commanded(field: ActionField) -> dict[str, str]:
 
 
 def _family_section(family: str) -> str:
-    title, shown = _SHEETS[family]
-    names = registry.task_names()[family]
-    rows = [_row(name) for name in names]
-    caption = ', '.join(f'`{name}`' for name in shown)
-    return '\n'.join(
-        [f'## {title}', '', f'![{title}](tasks/{family}.png)', '', f'{caption}.', '', table(rows)]
-    )
+    title, paid = _FAMILIES[family]
+    drawn, rows = 0, []
+    for name in registry.task_names()[family]:
+        environment = registry.make_environment(name)
+        number = ''
+        if _has_picture(name, environment):
+            drawn += 1
+            number = str(drawn)
+        rows.append(_row(name, number, environment))
+        environment.close()
+    picture = f'![{title}](tasks/{family}.png)'
+    return '\n'.join([f'## {title}', '', paid, '', picture, '', table(rows)])
 
 
-def _row(name: str) -> dict[str, str]:
-    environment = registry.make_environment(name)
+def _has_picture(name: str, environment: Environment) -> bool:
+    """Tell whether a task is drawn: it is built on MuJoCo, and no other shows the same scene."""
+    try:
+        environment.scene()
+    except RobotRLError:
+        return False
+    return not name.endswith(_SAME_SCENE)
+
+
+def _row(name: str, number: str, environment: Environment) -> dict[str, str]:
     contract, steps = environment.contract, environment.max_steps
-    environment.close()
     return {
         'task': f'`{name}`',
+        'picture': number,
         'sees': _summary(contract),
         'actions': str(contract.action_size),
         'rate [Hz]': f'{contract.rate_hz:g}',
@@ -250,10 +265,8 @@ def _row(name: str) -> dict[str, str]:
 
 
 def _summary(contract: Contract) -> str:
-    """Return what a policy sees as counts: numbers, and pictures with their sizes."""
-    numbers = sum(field.size for field in contract.observation if not field.is_picture)
-    pictures = [_shape(field.shape) for field in contract.observation if field.is_picture]
-    return ', '.join([*([f'{numbers} numbers'] if numbers else []), *pictures])
+    """Return what a policy sees: fields with their shapes."""
+    return ', '.join(f'`{field.name}` {_shape(field.shape)}' for field in contract.observation)
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -294,15 +307,29 @@ def _run_until(environment: Environment, name: str, ends: Callable[[int, bool], 
 
 
 def _sheet(family: str, path: Path) -> Path:
-    """Draw some tasks of a family in rows, each after a few steps."""
-    _, names = _SHEETS[family]
-    pictures = [_after_some_steps(registry.make_environment(f'{family}/{n}')) for n in names]
+    """Draw the tasks of a family in rows, each after a few steps, with its number."""
+    pictures = []
+    for name in registry.task_names()[family]:
+        environment = registry.make_environment(name)
+        if _has_picture(name, environment):
+            picture = np.ascontiguousarray(_after_some_steps(environment))
+            pictures.append(_numbered(picture, len(pictures) + 1))
+        environment.close()
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % _ON_A_LINE)
     rows = [
         np.concatenate(pictures[start : start + _ON_A_LINE], axis=1)
         for start in range(0, len(pictures), _ON_A_LINE)
     ]
     _save(path, np.concatenate(rows))
     return path
+
+
+def _numbered(picture: np.ndarray, number: int) -> np.ndarray:
+    """Write a number into a corner, black around white."""
+    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(picture, str(number), (3, 12), font, 0.4, colour, width, cv2.LINE_AA)
+    return picture
 
 
 def _after_some_steps(environment: Environment) -> np.ndarray:
@@ -313,7 +340,6 @@ def _after_some_steps(environment: Environment) -> np.ndarray:
     renderer = Renderer(*_THUMB)
     picture = renderer.frame(*environment.scene())
     renderer.close()
-    environment.close()
     return picture
 
 

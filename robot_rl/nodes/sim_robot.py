@@ -330,8 +330,8 @@ class SimRobot(support.WorkingNode):
             return
         with self._lock:
             if info.state == 'prepare':
-                self._accepting = False
-                if info.seed is not None:
+                if info.seed is not None:  # without one it stays where it is led, as an arm does
+                    self._accepting = False
                     self._place(info.seed)
             elif not self._accepting:
                 self._commands.newest()  # what came before is for the former pose

@@ -99,6 +99,15 @@ def test_an_episode_starts_at_its_seed_and_old_commands_do_not_move_it(twin, obs
     observer.until(lambda: np.allclose(twin.position(), start.joint_position, atol=2e-3))
 
 
+def test_an_arm_that_is_not_placed_is_led_on_while_an_episode_is_prepared(twin, observer, ur5e):
+    """It heard no command any more, and an arm in motion stopped at once instead of braking."""
+    goal = ur5e.home_position + 0.3
+    twin.session.say('prepare')
+    twin.session.hears('ready')
+    twin.commands.publish(Float64MultiArray(data=goal.tolist()))
+    observer.until(lambda: np.abs(twin.position() - goal).max() < 0.01)
+
+
 def test_it_tells_how_real_its_time_is(twin, observer):
     diagnostics = observer.listen(DiagnosticArray, '/diagnostics')
     status = observer.until(lambda: diagnostics)[-1].status[0]

@@ -69,11 +69,11 @@ class Observer:
         return heard
 
     def listen_timed(self, kind: type, topic: str, qos: QoSProfile | int = 100) -> list:
-        """Return a list that grows with every message and when it was published [s]."""
+        """Return a list that grows with (when it was sent, by its sender's clock [s], message)."""
         heard: list = []
 
-        def hear(message: Any, info: Any) -> None:
-            heard.append((info['source_timestamp'] * 1e-9, message))
+        def hear(message: Any, about: dict[str, Any]) -> None:
+            heard.append((about['source_timestamp'] * 1e-9, message))
 
         self.node.create_subscription(kind, topic, hear, qos)
         return heard

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
@@ -19,6 +22,11 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from robot_rl import registry
+from robot_rl.control.guard import GuardConfig
+from robot_rl.control.observation import Observer as Observing
+from robot_rl.control.runtime import identify, load_policy
+from robot_rl.control.session import SessionInfo
 from robot_rl.nodes.support import LATCHED_READER as READER
 from robot_rl.nodes.support import seconds
 from robot_rl.storage.columns import aligned_columns
@@ -28,10 +36,12 @@ from robot_rl.storage.sources import HOLD, PERSON, POLICY
 PERIOD_S = 0.05
 # What a measured deceleration may be more than the commanded one: servos and clocks of processes.
 SLACK = 1.5
+# How long the twin's servos take to a command that stands still [s].
+SERVO_S = 0.15
 
 
 class Person:
-    """Leads the arm at 20 Hz, from a thread, from where it is measured."""
+    """Leads the arm at 20 Hz, from a thread, from where it is measured when he is heard."""
 
     def __init__(self, observer, robot):
         self._observer, self._robot = observer, robot
@@ -64,6 +74,8 @@ class Person:
     def _lead(self, speed: float, seconds: float) -> None:
         goal, steps = self.measured(), 0
         while not self._stop.is_set() and steps * PERIOD_S < seconds:
+            if not self.heard():  # far from the arm it would be approached slowly
+                goal = self.measured()
             goal[0] += speed * PERIOD_S
             point = JointTrajectoryPoint(positions=goal.tolist())
             point.time_from_start.nanosec = int(PERIOD_S * 1e9)
@@ -303,3 +315,152 @@ def test_a_velocity_controller_is_told_0_when_the_guard_falls_silent_or_ends(
     assert not way[-1].any()
     assert (np.abs(np.diff(way, axis=0)) <= most + 1e-9).all()
     assert len(way) - np.argmax(way[:, 0]) > 0.7 / (ur5e.max_acceleration[0] * 0.01) / 2
+
+
+def test_an_arm_that_takes_velocities_stops_by_itself_when_the_guard_dies(
+    supervisor, observer, person, ur5e, tmp_path
+):
+    timeout_s = 0.4
+    controller = {'kind': 'forward_velocity', 'topic': 'speed', 'driver_timeout_s': timeout_s}
+    robot = tmp_path / 'robot.yaml'
+    robot.write_text(ur5e.replace(controller=controller).to_yaml())
+    supervisor.start('sim_robot', {'task': '', 'robot': str(robot)})
+    supervisor.start('command_guard', {'robot': str(robot)})
+    supervisor.wait_ready()
+    told = observer.listen(Float64MultiArray, 'speed')
+    person = person()
+    person.lead(speed=0.8)
+    moves = lambda: told[-1].data[0] > 0.7 and person.states[-1].velocity[0] > 0.6  # noqa: E731
+    observer.until(lambda: told and moves(), 'it is slow')
+    os.kill(supervisor.children.pop('command_guard').pid, signal.SIGKILL)
+    died, stands_s = time.time(), timeout_s + 0.3  # what the servos take, and a busy machine
+    observer.until(lambda: seconds(person.states[-1].header.stamp) > died + stands_s + 0.5)
+    last = told[-1].data[0]
+    assert last > 0.7, 'it was told to stop'
+    # What the twin says of itself: it goes on as it was told last, and then stands.
+    record = [s for s in list(person.states) if seconds(s.header.stamp) > died]
+    times = np.array([seconds(s.header.stamp) for s in record]) - died
+    speed = np.array([s.velocity[0] for s in record])
+    place = np.array([s.position[0] for s in record])
+    stands = times > stands_s
+    assert speed[times < timeout_s / 2].min() > 0.5, 'it stops before'
+    assert np.abs(speed[stands]).max() < 0.02 and np.ptp(place[stands]) < 2e-3
+    assert last * timeout_s / 2 < place[-1] - place[0] < last * stands_s
+
+
+class Watched:
+    """What the arm is told and does, by the clocks of those who say it."""
+
+    def __init__(self, observer, robot):
+        self._robot = robot
+        self.applied = observer.listen_timed(JointTrajectory, 'command_guard/applied')
+        self.states = observer.listen(JointState, 'joint_states')
+        self._to_arm = observer.listen(Float64MultiArray, robot.controller.topic)
+
+    def moves(self, speed: float = 0.3) -> bool:
+        """Tell whether a policy moves a joint faster than `speed` [rad/s] now."""
+        if not self.applied or self.applied[-1][1].header.frame_id != 'policy':
+            return False
+        return max(map(abs, self.applied[-1][1].points[0].velocities)) > speed
+
+    def require_guarded(self, ready_s: float) -> None:
+        """Assert that the arm was commanded within its limits, and all the time that it moved.
+
+        By `ready_s` the guard has brought it to rest, and is silent until the next command.
+        """
+        robot, period_s = self._robot, self._robot.controller.period_s
+        to_arm, applied, states = list(self._to_arm), list(self.applied), list(self.states)
+        points = [message.points[0] for _, message in applied]
+        assert {tuple(m.data) for m in to_arm} <= {tuple(p.positions) for p in points}
+        path, speeds = (
+            np.array([getattr(p, name) for p in points]) for name in ('positions', 'velocities')
+        )
+        # A period that was late is made up for by two at most.
+        change, way = robot.max_acceleration * 2 * period_s, robot.max_velocity * 2 * period_s
+        assert (np.abs(np.diff(speeds, axis=0)) <= change + 1e-9).all()
+        times = np.array([sent_s for sent_s, _ in applied])
+        last = np.searchsorted(times, ready_s) - 1  # before the silence
+        assert (np.abs(speeds[last]) <= change).all(), 'it fell silent in motion'
+        gaps, steps = np.diff(times), np.abs(np.diff(path, axis=0))
+        assert (steps[last] < 0.02).all(), 'it did not go on where the arm stands'
+        gaps, steps = np.delete(gaps, last), np.delete(steps, last, axis=0)
+        assert gaps.max() < GuardConfig().timeout_s and gaps.mean() < 1.2 * period_s
+        assert (steps <= way + 1e-9).all()
+        # And the twin, by its own record: it stands while nothing is said.
+        stamps = np.array([seconds(state.header.stamp) for state in states])
+        measured = np.abs([state.velocity for state in states])
+        assert (measured <= robot.max_velocity).all()
+        silent = (times[last] + SERVO_S < stamps) & (stamps < times[last + 1])
+        assert (measured[silent] < 0.02).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('by', ['the session', 'a person'])
+def test_while_another_policy_is_loaded_the_arm_is_never_without_a_guard(
+    by, supervisor, observer, ur5e, policy_file
+):
+    """By `ros2 param set /session policy`, or by the node's lifecycle while the arm moves."""
+    task = registry.make_task('ur5e/reach')
+    file, digest = identify(policy_file(task.contract(), seed=2))
+    watched = Watched(observer, ur5e)
+    told = observer.listen_timed(String, 'session/state', READER)
+    actions = observer.listen(JointTrajectory, 'policy/action')
+    targets = observer.listen(PoseStamped, 'target_pose')
+    supervisor.start('sim_robot')
+    supervisor.start('policy', {'policy': 'random', 'autostart': by == 'the session'})
+    supervisor.start('command_guard')
+    supervisor.wait_ready()
+
+    def change(*transitions: int) -> None:
+        for number in transitions:
+            request = ChangeState.Request(transition=Transition(id=number))
+            assert observer.call('policy/change_state', ChangeState, request).success
+
+    def use(node: str) -> None:
+        value = Parameter('policy', value=file).to_parameter_msg()
+        request = SetParameters.Request(parameters=[value])
+        done = observer.call(f'{node}/set_parameters', SetParameters, request)
+        assert done.results[0].successful
+
+    def second(state: str) -> list[tuple[float, SessionInfo]]:
+        infos = [(at, SessionInfo.from_json(message.data)) for at, message in list(told)]
+        return [(at, info) for at, info in infos if (info.index, info.state) == (1, state)]
+
+    if by == 'a person':
+        change(Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
+    # Without seeds the twin begins where it stands, as an arm does.
+    given = {'policy': 'random', 'episodes': 2, 'first_seed': -1, 'max_steps': 1000}
+    given['participants'] = ['sim_robot', 'policy', 'command_guard']
+    supervisor.start('session', given)
+    observer.until(watched.moves, 'nothing moves')
+    use('session')
+    count = len(watched.applied)
+    observer.until(lambda: len(watched.applied) > count + 50)  # the former one goes on
+    observer.until(lambda: watched.moves(0.6), 'it is slow')
+    if by == 'the session':
+        assert observer.call('session/failure').success  # and the next one begins
+    else:
+        change(Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP)
+        use('policy')
+        change(Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
+    observer.until(lambda: second('running'), 'there is no second episode')
+    observer.until(watched.moves, 'the new policy does not move it')
+    assert observer.call('session/failure').success
+    assert [line['index'] for line in supervisor.follow('session', 40)] == [0, 1]
+    observer.until(lambda: not any(watched.applied[-1][1].points[0].velocities), 'it never rests')
+    ((ready_s, info),) = second('ready')
+    assert (info.policy_file, info.policy_sha256) == (file, digest)
+    watched.require_guarded(ready_s)
+    # Its first action is that of the new file on what was measured then.
+    action = next(m for m in actions if seconds(m.header.stamp) > ready_s)
+    (state,) = (s for s in watched.states if s.header.stamp == action.header.stamp)
+    place = targets[-1].pose.position
+    streams = {
+        'joint_states': {'position': state.position, 'velocity': state.velocity},
+        'command': {'position': state.position},
+        'target_pose': {'position': np.array([place.x, place.y, place.z])},
+    }
+    seen = Observing(task.contract(), task.chain).observe(streams)
+    batch = {name: values[None] for name, values in seen.items()}
+    expected, _ = load_policy(file).select(batch, {})
+    np.testing.assert_allclose(action.points[0].positions, expected[0], atol=1e-3)

@@ -19,7 +19,16 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.nodes.main import FOR_BENCHES, NODES
+from robot_rl.nodes.teleop import DEVICES
 
+# Nodes that are not asked how they are, and why.
+SILENT = {
+    'echo': 'a bare link of a chain: what it costs is measured, and nothing is to cost more',
+    'generator': 'stands for a driver, which says nothing here',
+    'traced_policy': 'the class of policy, which keeps the times of its ticks as well',
+    'traced_guard': 'likewise that of command_guard',
+    'traced_twin': 'likewise that of sim_robot',
+}
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PAGE = Path(__file__).parents[2] / 'docs' / 'troubleshooting.md'
 
@@ -60,16 +69,21 @@ def documented_keys(node: str) -> set[str]:
 
 
 @pytest.mark.slow
-def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, statuses, tmp_path):
+def test_every_node_says_once_a_second_how_it_is_also_while_idle(
+    supervisor, statuses, tmp_path, still_episode, terminal
+):
+    nodes = NODES.keys() - SILENT.keys()
     taking_part = ['sim_robot', 'policy', 'command_guard', 'episode_recorder', 'image_feed']
-    nodes = [*taking_part, 'camera', 'session']
     given = {
         'episode_recorder': {'root': str(tmp_path)},
         'session': {'manual': True, 'participants': taking_part},
+        'replay': {'episode': str(still_episode()), 'ready_timeout_s': 300.0},  # it waits
+        'screen': {'terminal': terminal.path},
+        'teleop': {'device': 'twist'},
     }
-    for node in nodes:
+    for node in sorted(nodes):
         supervisor.start(node, given.get(node, {}))
-    supervisor.wait_ready()
+    supervisor.wait_ready(60)
     for node in nodes:
         statuses.of(node)
     start = time.monotonic()
@@ -85,9 +99,35 @@ def test_every_node_says_once_a_second_how_it_is_also_while_idle(supervisor, sta
         assert values(status)['incompatible_endpoints'] == '0', status.message
 
 
+@pytest.mark.slow
+def test_teleop_says_how_it_is_whichever_device_leads(supervisor, statuses, terminal):
+    for device in DEVICES:
+        given = {'device': device, 'terminal': terminal.path, 'page_port': 0}
+        supervisor.start('teleop', given, device, ['-r', f'__node:={device}'])
+    supervisor.wait_ready(60)
+    for device in DEVICES:
+        status = statuses.of(device)
+        assert values(status)['device'] == device and status.hardware_id == 'ur5e'
+        assert documented_keys('teleop') <= values(status).keys()
+
+
+def test_a_replay_says_how_far_it_is(supervisor, observer, statuses, still_episode):
+    commands = observer.listen(JointTrajectory, 'replay/command')
+    supervisor.start('sim_robot')
+    supervisor.start('command_guard', {'sources': ['replay']})
+    supervisor.start('replay', {'episode': str(still_episode())})
+    status = statuses.of('replay', lambda s: int(values(s)['given']) > 0)
+    told = values(status)
+    assert status.message == 'replaying' and told['episode'] == 'still'
+    assert told['commands'] == '40' and int(told['given']) <= 40
+    assert supervisor.children['replay'].wait(20) == 0
+    assert len(commands) == 40
+
+
 def test_what_every_node_says_is_on_the_page():
     rows = re.findall(r'^\| `(\w+)` \| .*\|$', PAGE.read_text(encoding='utf-8'), re.M)
     assert NODES.keys() - FOR_BENCHES <= set(rows)
+    assert SILENT.keys() == FOR_BENCHES  # only these need not say it
 
 
 def test_a_screen_and_a_replay_that_waits_say_how_they_are(

@@ -31,7 +31,9 @@ class Parameters(Spec):
     role: Literal['source', 'policy', 'guard', 'sink', 'timer'] = pydantic.Field(
         'source', description='which link of the chain this is'
     )
-    rate_hz: pydantic.PositiveFloat = pydantic.Field(100.0, description='of source and timer')
+    rate_hz: pydantic.PositiveFloat = pydantic.Field(
+        100.0, le=10_000, description='of source and timer'
+    )
 
 
 class Echo(support.WorkingNode):

@@ -42,7 +42,9 @@ class Parameters(Spec):
     robot: str = pydantic.Field('ur5e', description='robot in config/robots or a YAML file')
     role: Literal['arm', 'camera'] = pydantic.Field('arm', description='what it stands for')
     camera: str = pydantic.Field('', description='the camera of the robot')
-    seconds: pydantic.PositiveFloat = pydantic.Field(60.0, description='how long it sends [s]')
+    seconds: pydantic.PositiveFloat = pydantic.Field(
+        60.0, le=86_400, description='how long it sends [s]'
+    )
 
 
 class Generator(support.WorkingNode):

@@ -17,7 +17,7 @@ def _as_tuple(value: Any) -> Any:
 
 # One number for all joints, or one for each in the order of RobotSpec.joints.
 PerJoint = Annotated[
-    tuple[pydantic.NonNegativeFloat, ...],
+    tuple[Annotated[float, pydantic.Field(ge=0, le=1000)], ...],
     pydantic.BeforeValidator(_as_tuple),
     pydantic.Field(min_length=1),
 ]

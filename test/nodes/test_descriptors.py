@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+import sys
 
 import hypothesis.strategies as st
 import pydantic
@@ -15,7 +17,7 @@ from rclpy.parameter import Parameter
 
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support
-from robot_rl.nodes.main import FOR_BENCHES, NODES
+from robot_rl.nodes.main import NODES
 from robot_rl.specs import Spec
 
 
@@ -113,21 +115,42 @@ def test_a_wrong_override_is_one_line_that_says_what_is_right(make_node):
 
 # Numbers of which none is too great: of things to do, of draws, of what a disk may hold.
 ANY_NUMBER = {'seed', 'first_seed', 'episodes', 'max_steps', 'min_free_gb'}
+# And positions of a joint in whatever unit its driver has.
+ANY_NUMBER |= {'leader_gripper_range'}
 
 
-@pytest.mark.parametrize('executable', sorted(NODES.keys() - FOR_BENCHES))
+def parameters(executable: str) -> type[Spec]:
+    """Return the parameters of a node: those beside its class, or beside what it is made of."""
+    module, name = NODES[executable].split(':')
+    classes = getattr(importlib.import_module(module), name).__mro__
+    modules = (sys.modules[c.__module__] for c in classes)
+    return next(m.Parameters for m in modules if hasattr(m, 'Parameters'))
+
+
+@pytest.mark.parametrize('executable', NODES)
 def test_numbers_of_a_node_have_two_ends(executable):
-    module = importlib.import_module(NODES[executable].split(':')[0])
-    for name, field in module.Parameters.model_fields.items():
+    for name, field in parameters(executable).model_fields.items():
         limits, _ = support._limits(field.metadata)
         if field.annotation in (int, float) and name not in ANY_NUMBER:
             assert {'ge', 'gt'} & limits.keys() and {'le', 'lt'} & limits.keys(), name
 
 
-@pytest.mark.parametrize('executable', sorted(NODES.keys() - FOR_BENCHES))
+@pytest.mark.parametrize('executable', NODES)
+def test_what_is_far_beyond_both_ends_is_refused(executable):
+    """Also of the parameters that are several numbers, which have no range in ROS."""
+    model = parameters(executable)
+    for name, field in model.model_fields.items():
+        if name in ANY_NUMBER or not re.search(r'\b(int|float)\b', str(field.annotation)):
+            continue
+        for beyond in (-(10**12), 10**12):
+            value = beyond if field.annotation in (int, float) else [beyond] * len(field.default)
+            with pytest.raises(SpecError, match=rf'{name}\S*: must be (less|greater) than'):
+                model.parse({name: value})
+
+
+@pytest.mark.parametrize('executable', NODES)
 def test_no_number_of_a_node_with_a_bound_lacks_its_range(executable):
-    module = importlib.import_module(NODES[executable].split(':')[0])
-    for name, field in module.Parameters.model_fields.items():
+    for name, field in parameters(executable).model_fields.items():
         descriptor = support._descriptor(field, read_only=True)
         bounded = any(
             hasattr(item, sign) for item in field.metadata for sign in ('ge', 'gt', 'le', 'lt')

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from robot_rl.errors import SpecError
 from robot_rl.specs import RobotSpec
+from robot_rl.specs.robot import JointLimits
 
 _PYTHON = (3, 11)  # as in pyproject.toml and setup.cfg
 _CAN_DRAW = 'import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)'
@@ -43,11 +44,24 @@ class Limits(NamedTuple):
     lower: float | None = None
     upper: float | None = None
     velocity: float | None = None
+    acceleration: float | None = None
+    effort: float | None = None
+
+
+# {parameter of ros2_control: field of Limits}.
+LIMITS = {
+    'min_position': 'lower',
+    'max_position': 'upper',
+    'max_velocity': 'velocity',
+    'max_acceleration': 'acceleration',
+    'max_effort': 'effort',
+}
 
 
 def machine(folder: Path) -> Iterator[Finding]:
     """Look at this machine; `folder` is where episodes would go."""
     yield _python()
+    yield _told_versions()
     yield from _packages()
     yield from _ros()
     yield _graphics()
@@ -71,6 +85,7 @@ def urdf_limits(text: str) -> dict[str, Limits]:
                 numbers = {n: None if v is None else float(v) for n, v in given.items()}
                 if joint.get('type') == 'continuous':
                     numbers |= {'lower': None, 'upper': None}
+                numbers['effort'] = numbers['effort'] or None  # 0 stands where nobody knows
                 found[joint.get('name', '')] = Limits(**numbers)
     except (ElementTree.ParseError, ValueError) as error:
         raise SpecError(f'robot_description: no URDF: {error}') from None
@@ -81,19 +96,14 @@ def compare_limits(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> 
     """Compare what an arm says of its limits with ours: it must be able to do what we may ask."""
     known = False
     for joint, name in zip(robot.joints, robot.driver_joints, strict=True):
-        ours, limits = robot.joint_limits[joint], theirs.get(name, Limits())
+        limits = theirs.get(name, Limits())
         known |= limits != Limits()
-        wider = []
-        if limits.lower is not None and ours.min_position < limits.lower - 1e-3:
-            wider.append(f'min_position {ours.min_position:g}, the arm has {limits.lower:g}')
-        if limits.upper is not None and ours.max_position > limits.upper + 1e-3:
-            wider.append(f'max_position {ours.max_position:g}, the arm has {limits.upper:g}')
-        if limits.velocity is not None and ours.max_velocity > limits.velocity + 1e-3:
-            wider.append(f'max_velocity {ours.max_velocity:g}, the arm has {limits.velocity:g}')
-        if wider:
+        if wider := _wider(robot.joint_limits[joint], limits):
+            # No effort is commanded: the twin alone holds them.
+            level = 'WARN' if wider.keys() == {'max_effort'} else 'ERROR'
             todo = f"narrow joint_limits.{joint} in the robot's file to what the arm can do"
-            yield Finding('ERROR', f'limits of {name}', f'{"; ".join(wider)} ({who})', todo)
-            known = True
+            words = (f'{key} {mine}, the arm has {bound}' for key, (mine, bound) in wider.items())
+            yield Finding(level, f'limits of {name}', f'{"; ".join(words)} ({who})', todo)
     if known and all(theirs.get(name, Limits()) != Limits() for name in robot.driver_joints):
         yield Finding('OK', 'limits', f'those of {who} are known for all joints')
     elif not known:
@@ -105,6 +115,33 @@ def compare_limits(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> 
         )
 
 
+def compare_accelerations(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> Finding:
+    """Compare those that MoveIt plans with, which are chosen and not the arm's own, with ours."""
+    above = []
+    for joint, name in zip(robot.joints, robot.driver_joints, strict=True):
+        told = Limits(acceleration=theirs.get(name, Limits()).acceleration)
+        if wider := _wider(robot.joint_limits[joint], told):
+            above.append('{} {}, there {}'.format(joint, *wider['max_acceleration']))
+    if not above:
+        return Finding('OK', 'accelerations', f'none is above what {who} plans with')
+    words = f'above what {who} plans with: {"; ".join(above)}'
+    todo = "compare both with the arm's manual; MoveIt's may have been chosen low"
+    return Finding('WARN', 'accelerations', words, todo)
+
+
+def _wider(ours: JointLimits, theirs: Limits) -> dict[str, tuple[str, str]]:
+    """Return {name of a limit: (ours, theirs)} where ours allows more than theirs."""
+    found = {}
+    for key, field in LIMITS.items():
+        mine, bound = getattr(ours, key), getattr(theirs, field)
+        if bound is None or (mine is None and key == 'max_effort'):  # nothing relies on it
+            continue
+        sign = -1 if key == 'min_position' else 1
+        if mine is None or sign * mine > sign * bound + 1e-3:
+            found[key] = 'none' if mine is None else f'{mine:g}', f'{bound:g}'
+    return found
+
+
 def _python() -> Finding:
     found, right = platform.python_version(), '.'.join(map(str, _PYTHON))
     if sys.version_info[:2] < _PYTHON:
@@ -112,8 +149,13 @@ def _python() -> Finding:
     return Finding('OK', 'Python', f'{found} on {platform.system()} {platform.machine()}')
 
 
+def _told_versions() -> Finding:
+    told = ', '.join(f'{name} {version}' for name, version in _versions(_TOLD))
+    return Finding('OK', 'versions', told or 'none is known')
+
+
 def _packages() -> Iterator[Finding]:
-    """Compare what the base install needs with what is installed."""
+    """Compare what the base install needs, and its extras ask for, with what is installed."""
     try:
         lines = importlib.metadata.requires('robot_rl') or []
     except importlib.metadata.PackageNotFoundError:
@@ -124,13 +166,16 @@ def _packages() -> Iterator[Finding]:
             'pip install -e . in its folder',
         )
         return
-    needed = [r for r in map(Requirement, lines) if not r.marker or r.marker.evaluate()]
+    wanted = list(map(Requirement, lines))
+    needed = [r for r in wanted if not r.marker or r.marker.evaluate()]
+    extras = [r for r in wanted if r not in needed and list(_versions([r.name]))]
     wrong = list(filter(None, map(_mismatch, needed)))
     for name, words in wrong:
         yield Finding('ERROR', f'package {name}', words, f"pip install '{name}'")
+    for name, words in filter(None, map(_mismatch, extras)):  # not needed beside an arm
+        yield Finding('WARN', f'package {name}', words, f"pip install '{name}'")
     if not wrong:
-        told = ', '.join(f'{name} {version}' for name, version in _versions(_TOLD))
-        yield Finding('OK', 'packages', f'all {len(needed)} that robot_rl needs; {told}')
+        yield Finding('OK', 'packages', f'all {len(needed)} that robot_rl needs')
 
 
 def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,14 @@ from trajectory_msgs.msg import JointTrajectory
 
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support, wiring
-from robot_rl.nodes.checks import Finding, Limits, compare_limits, urdf_limits
+from robot_rl.nodes.checks import (
+    LIMITS,
+    Finding,
+    Limits,
+    compare_accelerations,
+    compare_limits,
+    urdf_limits,
+)
 from robot_rl.nodes.streams import message_of
 from robot_rl.specs import Contract, ObservationField, RobotSpec
 
@@ -29,8 +36,8 @@ ANSWER_WITHIN_S = 3.0
 # Stamps: between the computers of one arm; the policy's max_age_s is 0.25.
 AHEAD_S, OLD_S, TOO_OLD_S = 0.02, 0.1, 0.25
 RATE_OFF = 0.2
-# {parameter of ros2_control: field of Limits}.
-_LIMITS = {'min_position': 'lower', 'max_position': 'upper', 'max_velocity': 'velocity'}
+# Where MoveIt has its joint_limits.yaml.
+_PLANNED = 'robot_description_planning.joint_limits'
 
 
 def graph(
@@ -339,18 +346,13 @@ class Doctor:
             yield Finding('OK', 'endpoints', 'QoS and types of all topics go together')
 
     def _limits(self, others: list[str]) -> Iterator[Finding]:
-        robot, theirs, known = self._robot, {}, False
-        manager = self._node.resolve_service_name('controller_manager')
-        if manager in others:
-            names = [f'joint_limits.{j}.{key}' for j in robot.driver_joints for key in _LIMITS]
-            values = self._parameters([manager], names).get(manager, {})
-            for name, value in values.items():
-                _, joint, key = name.split('.')
-                number = float(value) if isinstance(value, (int, float)) else None
-                theirs[joint] = theirs.get(joint, Limits())._replace(**{_LIMITS[key]: number})
-            known = any(limits != Limits() for limits in theirs.values())
+        robot = self._robot
+        manager, known = self._told_limits('controller_manager', 'joint_limits', others)
         if known:
-            yield from compare_limits(robot, theirs, manager)
+            yield from compare_limits(robot, known, manager)
+        planner, planned = self._told_limits('move_group', _PLANNED, others)
+        if planned:
+            yield compare_accelerations(robot, planned, planner)
         for text in self._urdfs[-1:]:
             try:
                 yield from compare_limits(robot, urdf_limits(text), 'robot_description')
@@ -363,6 +365,31 @@ class Doctor:
                 'neither URDF nor controller_manager says',
                 "compare the robot's file with the arm's manual",
             )
+
+    def _told_limits(
+        self, name: str, prefix: str, others: list[str]
+    ) -> tuple[str, dict[str, Limits]]:
+        """Return a node's full name, and {joint: limits} that its parameters have.
+
+        A limit whose has_<kind>_limits is false is none.
+        """
+        node, theirs = self._node.resolve_service_name(name), {}
+        if node not in others:
+            return node, theirs
+        switches = {key: f'has_{key.split("_")[1]}_limits' for key in LIMITS}
+        keys, joints = {*switches, *switches.values()}, self._robot.driver_joints
+        names = [f'{prefix}.{joint}.{key}' for joint in joints for key in keys]
+        values = self._parameters([node], names).get(node, {})
+        for joint in joints:
+            told = {
+                LIMITS[key]: float(value)
+                for key, switch in switches.items()
+                if isinstance(value := values.get(f'{prefix}.{joint}.{key}'), (int, float))
+                and values.get(f'{prefix}.{joint}.{switch}') is not False
+            }
+            if told:
+                theirs[joint] = Limits(**told)
+        return node, theirs
 
     def _sim_time(self, others: list[str]) -> Iterator[Finding]:
         values = self._parameters(others, ['use_sim_time'])

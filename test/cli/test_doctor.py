@@ -11,7 +11,7 @@ import pytest
 from robot_rl.cli import doctor
 from robot_rl.errors import SpecError
 from robot_rl.nodes import checks
-from robot_rl.nodes.checks import Limits, compare_limits, urdf_limits
+from robot_rl.nodes.checks import Limits, compare_accelerations, compare_limits, urdf_limits
 from robot_rl.specs import RobotSpec
 
 Usage = collections.namedtuple('Usage', 'total used free')
@@ -40,7 +40,7 @@ def test_without_ros_the_machine_is_checked_and_how_to_install_is_said(no_ros, c
 
 def test_versions_are_told(monkeypatch):
     monkeypatch.setenv('ROS_DISTRO', 'kilted')
-    text = '\n'.join(lines([*checks._packages(), *checks._ros()]))
+    text = '\n'.join(lines([checks._told_versions(), *checks._ros()]))
     for name in ('robot_rl', 'mujoco', 'onnxruntime', 'numpy', 'rclpy'):
         try:
             assert f'{name} {importlib.metadata.version(name)}' in text
@@ -76,7 +76,8 @@ def test_the_domain_is_told(monkeypatch, domain, reach, told):
 def test_packages_that_are_missing_or_old_are_named(monkeypatch):
     needed = ['numpy>=1.26', 'mujoco<4,>=3.2', 'mcap>=1.5', 'torch>=2; extra == "train"']
     monkeypatch.setattr(importlib.metadata, 'requires', lambda _: needed)
-    versions = {'numpy': '1.26.4', 'mujoco': '4.0.0'}
+    needed.append('onnx>=1.16; extra == "train"')
+    versions = {'numpy': '1.26.4', 'mujoco': '4.0.0', 'onnx': '1.15.0'}
 
     def version(name):
         if name not in versions:
@@ -87,6 +88,7 @@ def test_packages_that_are_missing_or_old_are_named(monkeypatch):
     assert lines(checks._packages()) == [
         "ERROR package mujoco<4,>=3.2: 4.0.0, needed <4,>=3.2 -> pip install 'mujoco<4,>=3.2'",
         "ERROR package mcap>=1.5: missing -> pip install 'mcap>=1.5'",
+        "WARN package onnx>=1.16: 1.15.0, needed >=1.16 -> pip install 'onnx>=1.16'",
     ]
 
 
@@ -102,7 +104,7 @@ def test_a_urdf_gives_its_limits():
         '</joint><joint name="b" type="continuous"><limit velocity="1" effort="2"/></joint>'
         '<joint name="c" type="fixed"/></robot>'
     )
-    assert urdf_limits(text) == {'a': Limits(-1.0, 2.5, 3.0), 'b': Limits(velocity=1.0)}
+    assert urdf_limits(text) == {'a': Limits(-1.0, 2.5, 3.0), 'b': Limits(velocity=1.0, effort=2)}
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,30 @@ def test_limits_that_the_arm_does_not_have_are_errors():
     assert error.level == 'ERROR' and error.about == f'limits of {first}'
     assert 'min_position' in error.found and 'max_velocity' in error.found
     assert 'max_position' not in error.found
+
+
+def test_efforts_and_accelerations_are_compared_where_somebody_tells_them():
+    robot = RobotSpec.load('ur5e')
+    pan, lift = robot.joints[:2]
+    theirs = {joint: Limits(effort=500.0) for joint in robot.joints}
+    assert [f.level for f in compare_limits(robot, theirs, 'x')] == ['OK']
+    weak, brisk = Limits(effort=100.0), Limits(acceleration=2.0)
+    found = lines(compare_limits(robot, theirs | {pan: weak, lift: brisk}, 'x'))
+    assert found[0].startswith(f'WARN limits of {pan}: max_effort 150, the arm has 100 (x)')
+    assert found[1].startswith(
+        f'ERROR limits of {lift}: max_acceleration 3.14159, the arm has 2 (x)'
+    )
+    unbounded = RobotSpec.load('j2n6s300')
+    told = {joint: Limits(acceleration=1.0) for joint in unbounded.joints}
+    assert 'max_acceleration none, the arm has 1' in lines(compare_limits(unbounded, told, 'x'))[0]
+
+
+def test_accelerations_above_those_that_moveit_plans_with_are_a_warning():
+    robot = RobotSpec.load('ur5e')
+    fine = {joint: Limits(velocity=0.1, acceleration=5.0) for joint in robot.joints}
+    assert compare_accelerations(robot, fine, '/move_group').level == 'OK'
+    slow = compare_accelerations(
+        robot, fine | {'elbow_joint': Limits(acceleration=1.0)}, '/move_group'
+    )
+    assert slow.level == 'WARN' and slow.todo
+    assert slow.found == 'above what /move_group plans with: elbow_joint 3.14159, there 1'

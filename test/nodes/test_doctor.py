@@ -103,7 +103,7 @@ def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur
     assert f'ERROR /{CONTROLLER}: 2 publishers command the arm: /observer, /observer' in found
     assert (
         'ERROR limits of shoulder_pan_joint: min_position -6.28319, the arm has -1; '
-        'max_velocity 3.14159, the arm has 0.1 (robot_description)'
+        'max_velocity 3.14159, the arm has 0.1; max_effort 150, the arm has 1 (robot_description)'
     ) in found
 
 
@@ -169,18 +169,27 @@ def test_wrong_types_and_limits_of_the_controller_manager(observer, examine, ur5
     node.create_publisher(JointTrajectory, CONTROLLER, 10)
     manager = Node('controller_manager', context=node.context)
     observer._executor.add_node(manager)
+    planner = Node('move_group', context=node.context)
+    observer._executor.add_node(planner)
     for joint in ur5e.joints:
         manager.declare_parameter(f'joint_limits.{joint}.max_velocity', 0.5)
+        manager.declare_parameter(f'joint_limits.{joint}.max_effort', 1.0)
+        manager.declare_parameter(f'joint_limits.{joint}.has_effort_limits', False)
+        where = f'robot_description_planning.joint_limits.{joint}.max_acceleration'
+        planner.declare_parameter(where, 2)
     try:
         found = '\n'.join(examine())
     finally:
-        observer._executor.remove_node(manager)
-        manager.destroy_node()
+        for other in (manager, planner):
+            observer._executor.remove_node(other)
+            other.destroy_node()
     assert 'ERROR /joint_states: is std_msgs/msg/String, right is sensor_msgs/msg/JointS' in found
     assert 'ERROR /joint_states: nothing came within 2 s' in found
     assert f'ERROR /{CONTROLLER}: is trajectory_msgs/msg/JointTrajectory, right is' in found
     assert f'ERROR /{CONTROLLER}: no arm listens' in found
-    assert 'the arm has 0.5 (/controller_manager)' in found
+    assert 'the arm has 0.5 (/controller_manager)' in found and 'max_effort' not in found
+    planned = 'above what /move_group plans with: shoulder_pan_joint 3.14159, there 2; '
+    assert f'WARN accelerations: {planned}' in found
     assert found.count('ERROR limits of') == len(ur5e.joints)
 
 

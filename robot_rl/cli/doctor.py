@@ -24,7 +24,9 @@ class Options(common.Options):
         "empty: the task's, or ur5e",
     )
     task: str = pydantic.Field(
-        '', description='whose streams to look at as well: poses, goals, pictures'
+        '',
+        description='whose streams to look at as well: poses, goals, pictures; empty: what the '
+        'episode in hand reads, where a session runs',
     )
     namespace: str = pydantic.Field('', description="of the arm's nodes and topics")
     seconds: pydantic.PositiveFloat = pydantic.Field(3.0, description='how long to listen [s]')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
+from robot_rl.control.session import SessionInfo
 from robot_rl.errors import SpecError
 from robot_rl.nodes import support, wiring
 from robot_rl.nodes.checks import (
@@ -35,6 +37,8 @@ DISCOVER_S = 3.0
 ANSWER_WITHIN_S = 3.0
 # Stamps: between the computers of one arm; the policy's max_age_s is 0.25.
 AHEAD_S, OLD_S, TOO_OLD_S = 0.02, 0.1, 0.25
+# Nothing is that old but a stamp that nobody has set.
+NEVER_STAMPED_S = 1e9
 RATE_OFF = 0.2
 # Where MoveIt has its joint_limits.yaml.
 _PLANNED = 'robot_description_planning.joint_limits'
@@ -48,7 +52,8 @@ def graph(
 ) -> list[Finding]:
     """Listen to the graph of an arm for so long; return what was found.
 
-    With a `contract` also what it reads besides joint states: poses, goals, pictures.
+    Also at what a contract reads besides joint states, which are poses, goals and pictures: at
+    `contract` or, without it, at that of the episode that the session has in hand, if it runs.
     """
     context = rclpy.Context()
     rclpy.init(context=context)
@@ -80,12 +85,9 @@ class Doctor:
         contract: Contract | None = None,
     ):
         self._node, self._executor, self._robot = node, executor, robot
-        fields = {f.stream: f for f in (contract.observation if contract else ()) if f.kind}
-        fields.pop('joint_states', None)
-        self._fields = list(fields.values())
-        self._ages: dict[str, list[float]] = {field.stream: [] for field in self._fields}
-        for field in self._fields:
-            self._listen(field)
+        self._contract = contract
+        self._fields: list[ObservationField] = []
+        self._came: dict[str, list[tuple[float, float]]] = {}  # {stream: [(ROS time, age) [s]]}
         self._heard: list[tuple[float, JointState]] = []  # with the ROS time they came [s]
         self._urdfs: list[str] = []
         qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -93,16 +95,19 @@ class Doctor:
         node.create_subscription(
             String, 'robot_description', self._hear_urdf, support.LATCHED_READER
         )
+        if contract is None:
+            node.create_subscription(
+                String, support.SESSION_STATE, self._hear_session, support.LATCHED_READER
+            )
 
     def look(self, seconds: float) -> Iterator[Finding]:
         """Yield what is found in the graph."""
         self._spin(DISCOVER_S)
         if self._others():
             self._heard.clear()
-            for field in self._fields:
-                if not field.is_set:
-                    self._ages[field.stream].clear()
+            self._listen_to_streams()
             self._spin(seconds)
+            self._ended = self._now()
         others = self._others()  # only now: a busy machine finds some of them late
         if not others:
             domain = self._node.context.get_domain_id()
@@ -115,28 +120,47 @@ class Doctor:
             return
         yield Finding('OK', 'graph', f'{len(others)} nodes: {", ".join(others)}')
         yield from self._joint_states(seconds)
-        for field in self._fields:
-            yield self._stream(field, seconds)
+        yield from self._streams(seconds)
         yield from self._commands()
         yield from self._endpoints()
         yield from self._limits(others)
         yield from self._sim_time(others)
 
+    def _now(self) -> float:
+        return self._node.get_clock().now().nanoseconds * 1e-9
+
+    def _listen_to_streams(self) -> None:
+        """Listen to what the contract reads besides joint states, once it is known."""
+        read = self._contract.observation if self._contract else ()
+        fields = {field.stream: field for field in read if field.kind}
+        fields.pop('joint_states', None)
+        self._fields = list(fields.values())
+        for field in self._fields:
+            self._listen(field)
+
     def _listen(self, field: ObservationField) -> None:
-        """Note how old what a field reads is, as it comes."""
+        """Note when what a field reads comes, and how old it is."""
         qos = support.LATCHED_READER if field.is_set else support.SENSOR
+        came = self._came.setdefault(field.stream, [])
 
         def hear(message: Any) -> None:
-            now = self._node.get_clock().now().nanoseconds * 1e-9
-            self._ages[field.stream].append(now - support.seconds(message.header.stamp))
+            now = self._now()
+            came.append((now, now - support.seconds(message.header.stamp)))
 
         self._node.create_subscription(message_of(field), self._robot.topic(field), hear, qos)
 
     def _hear(self, message: JointState) -> None:
-        self._heard.append((self._node.get_clock().now().nanoseconds * 1e-9, message))
+        self._heard.append((self._now(), message))
 
     def _hear_urdf(self, message: String) -> None:
         self._urdfs.append(message.data)
+
+    def _hear_session(self, message: String) -> None:
+        try:
+            info = SessionInfo.from_json(message.data, origin=support.SESSION_STATE)
+            self._contract = Contract.parse(info.contract) if info.contract else self._contract
+        except SpecError:
+            pass  # those who obey the session say what is wrong with it
 
     def _spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -232,10 +256,42 @@ class Doctor:
         else:
             yield Finding('OK', topic, f'has all {len(robot.joints)} joints, with velocities')
 
+    def _streams(self, seconds: float) -> Iterator[Finding]:
+        """Look at what the contract reads besides joint states."""
+        if not self._contract:
+            words = 'none is known: no session has an episode in hand'
+            yield Finding('OK', 'contract', words, '--task <task> looks at what that task reads')
+        for field in self._fields:
+            yield self._stream(field, seconds)
+            yield from self._gaps(field)
+        pictures = any(field.kind == 'image' for field in self._fields)
+        if pictures and not self._node.count_publishers('image_feed/status'):
+            todo = 'start deploy with cameras:=true, or python -m robot_rl.nodes image_feed'
+            yield Finding('ERROR', 'image_feed', 'does not run: policy gets no picture', todo)
+
+    def _gaps(self, field: ObservationField) -> Iterator[Finding]:
+        """Say where messages come too seldom for a policy, or for the file of the robot."""
+        topic, came = self._node.resolve_topic_name(self._robot.topic(field)), []
+        if not field.is_set:
+            came = [at for at, _ in self._came[field.stream]]
+        if not came:
+            return
+        gap = max(later - at for at, later in itertools.pairwise([*came, self._ended]))
+        if gap > field.age_limit_s:
+            words = f'nothing for {gap:.2f} s; {field.name} may be {field.age_limit_s:g} s old'
+            todo = 'publish more often, or find what keeps it: an episode would break off'
+            yield Finding('ERROR', topic, words, todo)
+        camera = self._robot.camera(field.stream) if field.kind == 'image' else None
+        rate = (len(came) - 1) / max(came[-1] - came[0], 1e-9)
+        if camera and rate < (1 - RATE_OFF) * camera.rate_hz:
+            words = f"{rate:.1f} Hz, the robot's file says {camera.rate_hz:g}"
+            yield Finding('WARN', topic, words, "mend the camera's rate, or the robot's file")
+
     def _stream(self, field: ObservationField, seconds: float) -> Finding:
-        """Look at what the task reads besides joint states."""
+        """Look at one stream: who publishes it, whether it comes, and how old."""
         topic = self._node.resolve_topic_name(self._robot.topic(field))
-        right, ages = wiring.type_name(message_of(field)), self._ages[field.stream]
+        right = wiring.type_name(message_of(field))
+        ages = [age for _, age in self._came[field.stream]]
         offers = self._node.get_publishers_info_by_topic(topic)
         if not offers:
             what = f'nobody publishes it ({right}), and the task reads it'
@@ -260,6 +316,8 @@ class Doctor:
         if self._node.get_publishers_info_by_topic('/clock'):
             return Finding('OK', about, 'are not compared: time comes from /clock')
         age = float(np.median(ages))
+        if age > NEVER_STAMPED_S:
+            return Finding('ERROR', about, 'are empty', 'let whoever measures it stamp it')
         if age < -AHEAD_S:
             return Finding(
                 'ERROR',

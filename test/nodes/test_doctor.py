@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -69,6 +69,7 @@ def test_a_healthy_twin_has_no_error(supervisor, examine, domain_id, tmp_path):
     assert f'OK /{CONTROLLER}: commanded by /command_guard alone' in found
     assert 'OK /joint_states: has all 6 joints, with velocities' in found
     assert 'OK endpoints: QoS and types of all topics go together' in found
+    assert 'OK contract: none is known: no session has an episode in hand' in found
     assert 'OK use_sim_time: the same in all nodes that say it' in found
     command = [sys.executable, '-m', 'robot_rl.cli.main', 'doctor', '--json']
     done = subprocess.run(
@@ -137,6 +138,48 @@ def test_what_a_task_reads_besides_joint_states(observer, examine):
     rate = float(re.match(r'OK stamps of /cube_pose: ([\d.]+) Hz, [\d.]+ ms old', healthy)[1])
     assert 10 <= rate <= 25
     assert [line for line in found if line.startswith('ERROR stamps of /old_pose: ')]
+
+
+@pytest.mark.slow
+def test_what_the_session_s_episode_reads_and_comes_too_seldom_or_without_stamps(
+    observer, examine, ur5e
+):
+    """The session tells the contract; pictures come at half the rate of the robot's file."""
+    node = observer.node
+    driver(observer, ur5e.driver_joints)
+    robot = ur5e.replace(cameras=[{'name': 'wrist', 'width': 4, 'height': 4, 'rate_hz': 10.0}])
+    pose = {'name': 'seldom', 'source': 'seldom_pose.position', 'shape': (3,), 'unit': 'm'}
+    view = {'name': 'view', 'source': 'wrist.image', 'shape': (4, 4, 3), 'dtype': 'uint8'}
+    view |= {'encoding': 'jpeg', 'max_age_s': 0.5}
+    goal = pose | {'name': 'place', 'source': 'place.position', 'goal': True}
+    bare = pose | {'name': 'bare', 'source': 'bare_pose.position'}
+    contract = make_task('ur5e/reach').contract().to_dict()
+    contract['observation'] = [pose | {'max_age_s': 0.5}, view, goal, bare]
+    info = {'state': 'prepare', 'episode': 'e1', 'contract': contract}
+    node.create_publisher(String, 'session/state', LATCHED).publish(String(data=json.dumps(info)))
+
+    def stream(kind, topic, period_s, stamped=True):
+        publisher = node.create_publisher(kind, topic, 10)
+
+        def publish():
+            message = kind()
+            if stamped:
+                message.header.stamp = observer.stamp()
+            publisher.publish(message)
+
+        node.create_timer(period_s, publish)
+
+    stream(PoseStamped, 'seldom_pose', 0.8)
+    stream(PoseStamped, 'bare_pose', 0.1, stamped=False)
+    stream(CompressedImage, 'wrist/image_raw/compressed', 0.2)
+    node.create_publisher(PoseStamped, 'place', LATCHED)
+    found = '\n'.join(examine(robot))
+    assert re.search(r'ERROR /seldom_pose: nothing for 0\.\d+ s; seldom may be 0\.5 s old', found)
+    assert 'ERROR stamps of /bare_pose: ' in found and 'are empty' in found
+    (rate,) = re.findall(r"WARN /wrist/image_raw/compressed: ([\d.]+) Hz, the robot's file", found)
+    assert 3 < float(rate) < 7
+    assert 'WARN /place: no goal has been set' in found
+    assert 'ERROR image_feed: does not run: policy gets no picture' in found
 
 
 @pytest.mark.slow

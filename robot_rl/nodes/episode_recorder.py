@@ -225,14 +225,18 @@ class EpisodeRecorder(support.WorkingNode):
     def _required_topics(self, info: SessionInfo) -> set[str]:
         """Return the topics, resolved, without which an episode is not worth recording."""
         names = {self._robot.joint_states_topic, self._robot.controller.topic, support.APPLIED}
+        # A policy, in the place of a person too, commands from the first tick on.
+        by_program = info.source == 'policy' or (info.source == 'teleop' and info.policy != '')
+        if by_program:
+            names.add(support.command_topic(info.source))
         if info.source == 'policy':
-            names |= {support.POLICY_ACTION, support.POLICY_COMMAND}
+            names.add(support.POLICY_ACTION)
         if info.contract:
             contract = Contract.parse(info.contract)
             names |= {self._robot.topic(field) for field in contract.observation if field.kind}
             grips = any(field.kind == 'gripper' for field in contract.action)
-            if grips and info.source == 'policy':  # a person may leave the gripper alone
-                names |= {support.gripper_topic('policy'), self._robot.gripper.topic}
+            if grips and by_program:  # a person may leave the gripper alone
+                names |= {support.gripper_topic(info.source), self._robot.gripper.topic}
         return {self.resolve_topic_name(name) for name in names}
 
     def _rates(self, info: SessionInfo) -> dict[str, Required]:

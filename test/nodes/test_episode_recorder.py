@@ -167,6 +167,22 @@ def test_an_episode_is_committed_with_every_message_and_true_times(recorder, obs
     assert {m.topic for m in messages} >= {'/session/state'}
 
 
+def test_the_first_commands_of_a_policy_in_the_place_of_a_person_are_waited_for(
+    recorder, observer
+):
+    """A person takes time before the first; a demonstrator's were passed over."""
+    recorder = recorder()
+    recorder.graph()
+    recorder.session.say('prepare', episode='e1', source='teleop', policy='')
+    recorder.session.hears('ready')
+    recorder.session.say('prepare', episode='e2', source='teleop', policy='scripted')
+    assert '/teleop/command' in recorder.session.hears('preparing')
+    time.sleep(0.5)
+    assert json.loads(recorder.session.answers[-1].data)['state'] == 'preparing'
+    observer.node.create_publisher(JointTrajectory, 'teleop/command', 1)
+    recorder.session.hears('ready')
+
+
 def test_two_publishers_on_one_topic_are_not_taken_for_losses(recorder, arm):
     recorder = recorder()
     recorder.graph()

@@ -58,8 +58,8 @@ _FAMILIES = {
         "The reward of a step is Gymnasium's own, without bounds; no task says when it is done.",
     ),
 }
-# What manipulation tasks are called that show the same scene to cameras.
-_SAME_SCENE = '_vision'
+# What manipulation tasks are called that show to cameras the scene of others, and those.
+_SAME_SCENE = '_vision', '_features'
 
 
 def write(page: Path) -> list[Path]:
@@ -230,14 +230,14 @@ def _commanded(field: ActionField) -> dict[str, str]:
 
 def _family_section(family: str) -> str:
     title, paid = _FAMILIES[family]
-    drawn, rows = 0, []
+    numbers: dict[str, int] = {}
+    rows = []
     for name in registry.task_names()[family]:
         environment = registry.make_environment(name)
-        number = ''
         if _has_picture(name, environment):
-            drawn += 1
-            number = str(drawn)
-        rows.append(_row(name, number, environment))
+            numbers[name] = len(numbers) + 1
+        shown = numbers.get(name.replace(*_SAME_SCENE), '')
+        rows.append(_row(name, str(shown), environment))
         environment.close()
     picture = f'![{title}](tasks/{family}.png)'
     return '\n'.join([f'## {title}', '', paid, '', picture, '', table(rows)])
@@ -249,7 +249,7 @@ def _has_picture(name: str, environment: Environment) -> bool:
         environment.scene()
     except RobotRLError:
         return False
-    return not name.endswith(_SAME_SCENE)
+    return not name.endswith(_SAME_SCENE[0])
 
 
 def _row(name: str, number: str, environment: Environment) -> dict[str, str]:

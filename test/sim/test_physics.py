@@ -21,11 +21,7 @@ PENETRATION_M, ENERGY_J, OBJECT_SPEED = 0.02, 1000.0, 25.0
 
 
 class Extremes:
-    """The largest penetration, kinetic energy and speed of objects.
-
-    Speeds are those of every physics step. Energies and penetrations, which are to be computed,
-    those of each decision's last step, of its fastest, and of those around its hardest hit.
-    """
+    """The largest penetration, energy and speed of objects, looked at after every physics step."""
 
     def __init__(self, environment: ArmEnvironment):
         self.environment = environment
@@ -41,17 +37,16 @@ class Extremes:
             free = model.jnt_dofadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
             speeds = [np.linalg.norm(velocity[:, dof : dof + 3], axis=1) for dof in free]
             self.speed.append(np.max(speeds))
-            hit = np.abs(np.diff(velocity, axis=0)).max(axis=1).argmax()
-            fastest = np.abs(velocity).max(axis=1).argmax()
-            for step in {hit, hit + 1, fastest, len(steps) - 1}:
-                self._compute(model, data, steps[step])
+            for state in steps:
+                self._compute(model, data, state)
 
     def _compute(self, model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
         mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         mujoco.mj_fwdPosition(model, data)
+        mujoco.mj_energyPos(model, data)
         mujoco.mj_energyVel(model, data)
         self.penetration.append(-data.contact.dist.min() if data.ncon else 0.0)
-        self.energy.append(data.energy[1])
+        self.energy.append(data.energy.sum())  # potential, and kinetic
 
 
 def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
@@ -82,7 +77,7 @@ def at_random(name: str, action: str, steps: int, seed: int = 0) -> Extremes:
 def assert_bounded(extremes: Extremes) -> None:
     assert max(extremes.penetration) < PENETRATION_M
     assert np.quantile(extremes.penetration, 0.99) < 0.002
-    assert max(extremes.energy) < ENERGY_J
+    assert np.abs(extremes.energy).max() < ENERGY_J
     assert max(extremes.speed) < OBJECT_SPEED
 
 
@@ -95,7 +90,7 @@ def test_random_actions_do_not_explode(name):
 @pytest.mark.parametrize('action', ['cartesian_twist', 'joint_velocity'])
 @pytest.mark.parametrize('name', WITH_OBJECTS)
 def test_two_million_random_steps_do_not_explode(name, action):
-    """Two million in all: 125 000 a case."""
+    """Two million in all, every one looked at: 125 000 a case, half a million a kind of task."""
     assert_bounded(at_random(name, action, 125_000, seed=1))
 
 

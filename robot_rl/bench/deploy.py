@@ -97,10 +97,12 @@ def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str
         value, reference = (np.percentile(x.latency, percent) for x in (real, empty))
         yield _row(f'latency_{rate_hz}hz_{statistic}', 'ms', value * 1e3, reference * 1e3)
     ticking = _ticking(rate_hz)
-    waits = real.policy_wait, real.guard_wait
-    for who, wait, hz in zip(('policy', 'guard'), waits, ticking.values(), strict=True):
+    for who, node, wait in (
+        ('policy', 'policy', real.policy_wait),
+        ('guard', 'command_guard', real.guard_wait),
+    ):
+        hz = ticking[node]
         yield _row(f'{who}_timer_wait_{rate_hz}hz_p50', 'ms', np.median(wait) * 1e3, 1e3 / hz)
-    for who, (node, hz) in zip(('policy', 'guard'), ticking.items(), strict=True):
         late, timer = real.late[node] * 100, real.late[_timer(hz)] * 100
         yield _row(f'{who}_late_{rate_hz}hz', '% of periods', late, timer)
     for name, link in CHAIN.items():

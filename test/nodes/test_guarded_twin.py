@@ -451,10 +451,14 @@ def test_while_another_policy_is_loaded_the_arm_is_never_without_a_guard(
     ((ready_s, info),) = second('ready')
     assert (info.policy_file, info.policy_sha256) == (file, digest)
     watched.require_guarded(ready_s)
-    # Its first action is that of the new file on what was measured then.
     action = next(m for m in actions if seconds(m.header.stamp) > ready_s)
     (state,) = (s for s in watched.states if s.header.stamp == action.header.stamp)
-    place = targets[-1].pose.position
+    asked = first_action(file, task, state, targets[-1].pose.position)
+    np.testing.assert_allclose(action.points[0].positions, asked, atol=1e-3)
+
+
+def first_action(file, task, state, place) -> np.ndarray:
+    """Return what the policy in a file asks for [A] where an episode begins."""
     streams = {
         'joint_states': {'position': state.position, 'velocity': state.velocity},
         'command': {'position': state.position},
@@ -462,5 +466,4 @@ def test_while_another_policy_is_loaded_the_arm_is_never_without_a_guard(
     }
     seen = Observing(task.contract(), task.chain).observe(streams)
     batch = {name: values[None] for name, values in seen.items()}
-    expected, _ = load_policy(file).select(batch, {})
-    np.testing.assert_allclose(action.points[0].positions, expected[0], atol=1e-3)
+    return load_policy(file).select(batch, {})[0][0]

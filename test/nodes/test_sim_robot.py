@@ -105,7 +105,9 @@ def test_an_arm_that_is_not_placed_is_led_on_while_an_episode_is_prepared(twin, 
     twin.session.say('prepare')
     twin.session.hears('ready')
     twin.commands.publish(Float64MultiArray(data=goal.tolist()))
-    observer.until(lambda: np.abs(twin.position() - goal).max() < 0.01)
+    off = lambda: np.abs(twin.position() - goal).max()  # noqa: E731
+    observer.until(lambda: off() < 0.01, 'it hears nothing')
+    assert off() < 0.02  # and stays there
 
 
 def test_it_tells_how_real_its_time_is(twin, observer):

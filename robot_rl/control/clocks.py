@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 # This share of a period is time enough to prepare a tick, or there is none.
-LONGEST_LEAD = 0.5
-# It begins early by so many times as long as it usually takes.
+LONGEST_LEAD = 0.75
+# It begins early by so many times as long as it usually takes, or later where there is less time.
 LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
 # show whether there is time for it, and after so many ticks without, that is looked at anew.
@@ -48,8 +48,8 @@ class PreparingClock(SteadyClock):
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
     has slept has lost code and data to other processes. It begins early by a little more than it
-    usually takes, half of the period at the most; what takes longer than that is left out:
-    the sleeper would be late.
+    usually takes, LONGEST_LEAD of the period at the most; what takes longer than that is left
+    out: the sleeper would be late.
     """
 
     def __init__(self, prepare: Callable[[float], None], period_s: float):
@@ -59,12 +59,12 @@ class PreparingClock(SteadyClock):
 
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
-        usual_s = sorted(self._took_s)[len(self._took_s) // 2] if self._took_s else float('inf')
-        starts = deadline_s - min(LEAD * usual_s, self._longest_s)
-        if len(self._took_s) >= TRIES and usual_s > self._longest_s:
+        usual_s = sorted(self._took_s)[len(self._took_s) // 2] if self._took_s else self._longest_s
+        needs_s = usual_s if len(self._took_s) >= TRIES else 0.0  # before, it is tried
+        if needs_s > self._longest_s:
             self._leave_out()
-        elif starts > self.now():
-            super().sleep_until(starts)
+        elif self.now() + needs_s < deadline_s:
+            super().sleep_until(deadline_s - min(LEAD * usual_s, self._longest_s))
             began = self.now()
             self._prepare(deadline_s)
             self._took_s.append(self.now() - began)

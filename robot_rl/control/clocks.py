@@ -10,7 +10,7 @@ from typing import Protocol
 
 # This share of a period is time enough to prepare a tick, or there is none.
 LONGEST_LEAD = 0.75
-# It begins early by so many times as long as it usually takes, or later where there is less time.
+# It begins early by so many times as long as it usually takes; later after a tick that took long.
 LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
 # show whether there is time for it, and after so many ticks without, that is looked at anew.
@@ -60,10 +60,11 @@ class PreparingClock(SteadyClock):
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
         usual_s = sorted(self._took_s)[len(self._took_s) // 2] if self._took_s else self._longest_s
-        needs_s = usual_s if len(self._took_s) >= TRIES else 0.0  # before, it is tried
-        if needs_s > self._longest_s:
+        if len(self._took_s) >= TRIES and usual_s > self._longest_s:
             self._leave_out()
-        elif self.now() + needs_s < deadline_s:
+        elif self.now() < deadline_s:
+            # Be it too late to be done in time: what is not done now would be done later still,
+            # and the tick after a prepared one has its time again.
             super().sleep_until(deadline_s - min(LEAD * usual_s, self._longest_s))
             began = self.now()
             self._prepare(deadline_s)

@@ -15,6 +15,9 @@ LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
 # show whether there is time for it, and after so many ticks without, that is looked at anew.
 LATEST, TRIES, ANEW = 9, 5, 1000
+# What a tick is made of should have come so long before it, as it takes to prepare it [s], or
+# this share of its period.
+TO_PREPARE_S, SHARE = 0.003, 0.6
 
 
 class Clock(Protocol):
@@ -76,6 +79,15 @@ class PreparingClock(SteadyClock):
         if self._left_out == ANEW:
             self._left_out = 0
             self._took_s.clear()
+
+
+def until_prepared(since_s: float, period_s: float) -> float:
+    """Return how long to wait until a tick can be prepared from what comes each `period_s` [s].
+
+    It came `since_s` ago. Ticks that keep this phase have it decided upon before their deadline,
+    and nothing newer comes meanwhile, for which they would decide once more.
+    """
+    return (min(TO_PREPARE_S, SHARE * period_s) - since_s) % period_s
 
 
 class VirtualClock:

@@ -352,6 +352,7 @@ class PolicyNode(LifecycleNode):
         period_s, last = loop.contract.period_s, None
         self._applied.newest()  # of before
         loop.begin(loop.observations.latest('joint_states')['position'])
+        stop.wait(self._streams.until_prepared())
         for now in support.every(period_s, stop, PreparingClock(self._prepare, period_s)):
             if not self._stays(info, ('running',), stop):
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from robot_rl.control.clocks import until_prepared
 from robot_rl.control.observation import ObservationAssembler
 from robot_rl.control.shared_frame import FrameReader, frame_path
 from robot_rl.errors import RobotRLError
@@ -45,6 +47,7 @@ class Streams:
                 kind, topic = message_of(field), self._robot.topic(field)
                 self._messages[stream] = support.Polled(node, kind, topic, qos)
         self.stamp = Time()  # of the newest joint states
+        self._came_ns = 0  # when they did, since the epoch
         self._refusals: dict[str, str] = {}  # why a stream's newest message was no sample
 
     def close(self) -> None:
@@ -56,15 +59,20 @@ class Streams:
 
     def poll(self) -> None:
         """Take the newest samples of every stream, or note why they are refused."""
-        for message, _ in self._joint_states.drain():
+        for message, about in self._joint_states.drain():
             if self._take('joint_states', message):
-                self.stamp = message.header.stamp
+                self.stamp, self._came_ns = message.header.stamp, about['received_timestamp']
         for stream, subscription in self._messages.items():
             if (message := subscription.newest()) is not None:
                 self._take(stream, message)
         for stream, frames in self._frames.items():
             if (frame := frames.newest()) is not None:
                 self._observations.put(stream, frame.stamp_ns * 1e-9, {'image': frame.pixels})
+
+    def until_prepared(self) -> float:
+        """Return how long to wait for a moment to tick, as the joint states come [s]."""
+        since_s = (time.time_ns() - self._came_ns) * 1e-9
+        return until_prepared(since_s, 1.0 / self._robot.joint_states_rate_hz)
 
     def forget(self) -> None:
         """Drop what waits and what is known, but goals that are set."""

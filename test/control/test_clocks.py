@@ -5,15 +5,19 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from robot_rl.control import clocks
 from robot_rl.control.clocks import (
     LONGEST_LEAD,
+    TO_PREPARE_S,
     TRIES,
     PreparingClock,
     SteadyClock,
     VirtualClock,
     ticks,
+    until_prepared,
 )
 
 
@@ -100,6 +104,15 @@ def test_what_takes_longer_than_there_is_time_for_is_not_prepared_any_more(monke
     tries = list(range(1, TRIES + 1))
     # And after a while it is seen whether it still does.
     assert counts == [*tries, *[TRIES] * 4, *[TRIES + n for n in tries], 2 * TRIES]
+
+
+@given(st.floats(0, 1e3), st.floats(1e-3, 1.0))
+def test_a_tick_waits_for_what_it_is_made_of_to_have_been_there_for_a_while(since_s, period_s):
+    waited_s = until_prepared(since_s, period_s)
+    assert 0 <= waited_s <= period_s
+    came_before_s = (since_s + waited_s) % period_s
+    wanted_s = TO_PREPARE_S if 0.6 * period_s > TO_PREPARE_S else 0.6 * period_s
+    assert came_before_s == pytest.approx(wanted_s, abs=1e-9)
 
 
 def test_the_virtual_clock_never_goes_backwards():

@@ -23,7 +23,7 @@ test: setup
 	$(PYTEST) -m 'not slow' --reruns 1 -r fER test/nodes
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m slow --timeout 900 --ignore test/nodes
+	$(PYTEST) -m slow --timeout 900 --ignore test/nodes
 	$(BIN)/python -m pytest -q -m slow --timeout 900 --reruns 1 -r fER test/nodes
 
 lint: setup

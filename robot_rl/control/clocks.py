@@ -15,9 +15,9 @@ LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
 # show whether there is time for it, and after so many ticks without, that is looked at anew.
 LATEST, TRIES, ANEW = 9, 5, 1000
-# What a tick is made of should have come so long before it, as it takes to prepare it [s], or
-# this share of its period.
-TO_PREPARE_S, SHARE = 0.003, 0.6
+# What a tick is made of should have come so long before it, as long as it takes to prepare [s],
+# or this share of the time between two samples, where that is less.
+TO_PREPARE_S, TO_PREPARE_SHARE = 0.003, 0.6
 
 
 class Clock(Protocol):
@@ -87,7 +87,7 @@ def until_prepared(since_s: float, period_s: float) -> float:
     It came `since_s` ago. Ticks that keep this phase have it decided upon before their deadline,
     and nothing newer comes meanwhile, for which they would decide once more.
     """
-    return (min(TO_PREPARE_S, SHARE * period_s) - since_s) % period_s
+    return (min(TO_PREPARE_S, TO_PREPARE_SHARE * period_s) - since_s) % period_s
 
 
 class VirtualClock:

@@ -70,7 +70,10 @@ class Streams:
                 self._observations.put(stream, frame.stamp_ns * 1e-9, {'image': frame.pixels})
 
     def until_prepared(self) -> float:
-        """Return how long to wait for a moment to tick, as the joint states come [s]."""
+        """Return how long to wait for a moment to tick, as the joint states come [s].
+
+        DDS tells by the wall clock when they came: should that jump, only the phase is another.
+        """
         since_s = (time.time_ns() - self._came_ns) * 1e-9
         return until_prepared(since_s, 1.0 / self._robot.joint_states_rate_hz)
 

@@ -84,11 +84,25 @@ PAID = {
 }
 
 
-def paid_by_hand(task, episode, times):
-    """Return the rewards [T] and what is done [T] at times[1:], of `times` [T + 1], in NumPy.
+def newest_states(states, columns):
+    """Return the messages [T + 1] of `states`, (stamp, message), that rows of columns are of.
 
-    From messages alone, the newest that had come, without the code of tasks and columns: joints
-    by MuJoCo's own kinematics of the scene, poses as they were told.
+    Each is the newest one stamped by its row's time. Stamps keep a phase to the rows, so that
+    some are a microsecond from one; as float64 seconds both are known to a quarter of that.
+    """
+    stamps = np.array([stamp for stamp, _ in states])
+    rows = np.abs(stamps - columns['joint_states.time'][:, None]).argmin(axis=1)
+    np.testing.assert_allclose(stamps[rows], columns['joint_states.time'], rtol=0, atol=1e-6)
+    assert (stamps[rows] <= columns['time'] + 1e-6).all()
+    assert (np.append(stamps, np.inf)[rows + 1] >= columns['time'] - 1e-6).all()
+    return [states[row][1] for row in rows]
+
+
+def paid_by_hand(task, episode, columns):
+    """Return the rewards [T] and what is done [T] at the rows of columns after the first.
+
+    From messages alone, the newest that had come, in NumPy without the code of tasks and columns:
+    joints by MuJoCo's own kinematics of the scene, poses as they were told.
     """
     robot, (function, poses) = task.robot, PAID[task.config.kind]
     said = load_yaml(resources.find('config/tasks', task.name.replace('/', '_')))
@@ -99,8 +113,7 @@ def paid_by_hand(task, episode, times):
         stamp = item.message.header.stamp
         heard[item.topic].append((stamp.sec + stamp.nanosec * 1e-9, item))
     states, *seen = heard.values()
-    for time in times[1:]:
-        state = next(item for stamp, item in reversed(states) if stamp <= time + 1e-6)
+    for state in newest_states(states, columns)[1:]:
         for joint, angle in zip(state.message.name, state.message.position, strict=True):
             data.joint(robot.mjcf_joints.get(joint, joint)).qpos[0] = angle
         mujoco.mj_kinematics(model, data)
@@ -147,7 +160,7 @@ def test_a_demonstrator_commands_the_guard_as_a_person_does(collect, tmp_path, t
             assert -0.005 < more < 0.008  # on the cube; the Jaco's pads are inclined
         if made.config.kind in PAID:
             episode = Store(tmp_path / 'store').open(id)
-            paid, done = paid_by_hand(made, episode, columns['time'])
+            paid, done = paid_by_hand(made, episode, columns)
             np.testing.assert_allclose(found['reward'][:-1], paid, atol=1e-6)
             assert np.ptp(paid) > 0.3
             assert done[-made.config.success_rows :].all()

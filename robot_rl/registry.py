@@ -51,6 +51,8 @@ DEMONSTRATORS = {
 SCRIPTED = 'scripted'
 # What ends the name of an arm's task that is seen by cameras, as of dm_control's manipulation.
 VISION = '_vision'
+# And one that pays 1 where it is done and nothing else, as of dm_control's suite.
+SPARSE = '_sparse'
 _TABLES = {
     'agent': AGENTS,
     'demonstrator': DEMONSTRATORS,
@@ -83,6 +85,7 @@ def task_names() -> dict[str, list[str]]:
     return {
         'arm': arms,
         'arm from cameras': [name + VISION for name in arms],
+        'arm, sparse reward': [name + SPARSE for name in arms],
         **dm_control.task_names(),
         **gymnasium.task_names(),
     }
@@ -94,15 +97,16 @@ def arm_task_names() -> list[str]:
 
 
 def is_arm_task(name: str) -> bool:
-    """Tell whether this is the name of a task for an arm, from poses or from cameras."""
-    return name.removesuffix(VISION) in arm_task_names()
+    """Tell whether this is the name of a task for an arm, from poses or cameras, however paid."""
+    return _plain(name) in arm_task_names()
 
 
 def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 
     `name` may also be the path of a task's YAML file; ur5e/lift_vision is ur5e/lift as cameras
-    show it. `changes` to what the file says are 'randomisation.gain=[0.5, 1]' and the like. Raises
+    show it, ur5e/lift_sparse pays 1 where it is done and nothing else, and ur5e/lift_sparse_vision
+    is both. `changes` to what the file says are 'randomisation.gain=[0.5, 1]' and the like. Raises
     UnknownName, and SpecError for a task of dm_control or Gymnasium.
     """
     is_path = name.endswith(('.yaml', '.yml'))
@@ -116,12 +120,17 @@ def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
     from robot_rl.sim.task import task_file
     from robot_rl.specs.base import load_yaml
 
-    plain = name if is_path else name.removesuffix(VISION)
+    plain = name if is_path else _plain(name)
     path = task_file(plain)
     data = load_yaml(path)
     kind = data.get('kind', 'reach') if isinstance(data, dict) else 'reach'
     task = resolve('task kind', str(kind)).load(path, changes)
-    return task if plain == name else task.seeing('pictures', name=name)
+    if plain == name:
+        return task
+    config = task.config
+    sees = 'pictures' if name.endswith(VISION) else config.sees
+    kind = 'sparse' if name.removesuffix(VISION).endswith(SPARSE) else config.reward.kind
+    return task.seeing(sees, name=name, reward=config.reward.replace(kind=kind))
 
 
 def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstrator:
@@ -221,6 +230,11 @@ def _arm_environment(
         own = {'contract': contract, 'changes': changes, 'threads': 1} | options
         return WorkerEnvironment(name, num_envs, seed, workers, **own)
     return ArmEnvironment(task, num_envs, seed, contract=contract, **options)
+
+
+def _plain(name: str) -> str:
+    """Return the name of an arm's task whose file also says what `name` stands for."""
+    return name.removesuffix(VISION).removesuffix(SPARSE)
 
 
 def _known() -> list[str]:

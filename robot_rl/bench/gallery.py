@@ -102,7 +102,7 @@ def arm_section(name: str) -> str:
         'done': f'{_words(task.done, "Tell whether ")} (within {_mm(config.success_distance)})',
         'success': f'done in each of the last {config.success_rows} rows',
         'reward, dense': f'{_words(task._dense, "Pay ")}; {_closeness(config)}',
-        'reward, sparse': '1 where it is done, else 0',
+        'reward, sparse': f'of `{name}{registry.SPARSE}`: 1 where it is done, else 0',
         'starts': '; '.join(_starts(config)),
         'demonstrator': f'succeeds from {_percent(shown.without_noise)} of {shown.starts} starts',
         'from cameras': _from_cameras(name, task),

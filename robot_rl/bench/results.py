@@ -69,6 +69,7 @@ class Demonstrations(Spec):
     name: Name
     policy: str = ''  # as collect --policy takes it
     of: str = ''  # in place of it: an entry whose policy it is
+    task: str = ''  # what they show, where it is not called as the task that they are for
     seed: pydantic.NonNegativeInt = 0  # of the entry
     episodes: pydantic.PositiveInt
     through: Literal['process', 'ros'] = 'process'
@@ -86,9 +87,9 @@ class Demonstrations(Spec):
         return SHOWN / self.name
 
     def command(self, task: str, folder: Path) -> str:
-        """Return the command that collects them in `task`, into the store `folder`."""
+        """Return the command that collects them for `task`, into the store `folder`."""
         policy = self.policy or RUNS / self.of / f'seed-{self.seed}' / 'policy.onnx'
-        flags = {'task': task, 'policy': policy, 'episodes': self.episodes}
+        flags = {'task': self.task or task, 'policy': policy, 'episodes': self.episodes}
         flags |= {'through': self.through} if self.through == 'ros' else {}
         flags |= {'tag': self.name, 'store': folder}
         shown = [shlex.join(['--show', *self.show])] if self.show else []
@@ -211,7 +212,7 @@ def _require_one_meaning(queue: Sequence[Entry]) -> None:
     meant: dict[str, tuple[str, Demonstrations]] = {}
     for number, entry in enumerate(queue):
         if entry.demos:
-            mine = entry.task, entry.demos
+            mine = entry.demos.task or entry.task, entry.demos
             if meant.setdefault(entry.demos.name, mine) != mine:
                 raise SpecError(
                     f'{QUEUE}: run {number}: demos: other ones are called {entry.demos.name!r}'

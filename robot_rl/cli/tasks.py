@@ -15,6 +15,7 @@ EXAMPLE = 'robot-rl tasks --json'
 _TITLES = {
     'arm': 'arms, simulated and through ROS 2',
     'arm from cameras': 'the same as cameras show them',
+    'arm, sparse reward': 'the same, paid 1 where they are done and nothing else',
     'suite': 'dm_control suite',
     'manipulation': 'dm_control manipulation',
     'gym': 'Gymnasium (others with continuous actions: gym/<id>, gym/<module>:<id>)',

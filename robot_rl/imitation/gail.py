@@ -50,6 +50,8 @@ class DiscriminatorConfig(Spec):
     """-log(1-D): where episodes are cut off on failure; log D: on success; airl: either sign"""
     max_reward: pydantic.PositiveFloat = 3.0
     """rewards are cut to its size"""
+    task_reward: pydantic.NonNegativeFloat = 0.0
+    """weight of the task's own reward, which is added to the discriminator's"""
     judges: Literal['observation_action', 'observation', 'transition'] = 'observation_action'
     """o_t and a_t; o_{t+1} alone; or o_t and o_{t+1}"""
     horizon: Literal['fixed', 'absorbing'] = 'fixed'
@@ -77,10 +79,15 @@ class DiscriminatorConfig(Spec):
     augmentation: pydantic.NonNegativeFloat = 0.0
     """deviation of noise on what is judged in training, in the data's deviations"""
 
-    @property
-    def learned_rewards(self) -> tuple[float, float] | None:
-        """The bounds of the rewards."""
-        return d.reward_bounds(self.reward, self.max_reward)
+    def reward_range(self, of_the_task: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return the lowest and the highest reward that is learned from; None: not known."""
+        judged = d.reward_bounds(self.reward, self.max_reward)
+        if not self.task_reward:
+            return judged
+        if of_the_task is None:
+            return None
+        low, high = (j + self.task_reward * t for j, t in zip(judged, of_the_task, strict=True))
+        return low, high
 
 
 class Adversarial(ActorCritic):

@@ -34,9 +34,9 @@ class LearnerConfig(Spec):
     max_gradient_norm: pydantic.PositiveFloat = 40.0
     """of each network"""
 
-    @property
-    def learned_rewards(self) -> tuple[float, float] | None:
-        """(lowest, highest) reward of a model that takes the place of the task's; None: none."""
+    def reward_range(self, of_the_task: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return the lowest and the highest reward that is learned from; None: not known."""
+        return of_the_task
 
 
 class CriticConfig(Spec):

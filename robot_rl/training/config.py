@@ -161,7 +161,7 @@ class RunConfig(Spec):
 
     def reward_range(self, of_the_task: tuple[float, float] | None) -> tuple[float, float] | None:
         """Return the bounds of the rewards that are learned from: the task's, or a model's."""
-        return self.learner_config().learned_rewards or of_the_task
+        return self.learner_config().reward_range(of_the_task)
 
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields in which `other` is another run; `steps` may differ."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from robot_rl.errors import StorageError
 from robot_rl.imitation.gail import Adversarial, Judged, require_fixed_horizon
 from robot_rl.storage.sampler import Transitions, Windows, WindowSampler, observed
-from robot_rl.storage.steps import ACTION, DISCOUNT, FIRST, LAST, STEP_TYPE, Steps
+from robot_rl.storage.steps import ACTION, DISCOUNT, FIRST, LAST, REWARD, STEP_TYPE, Steps
 
 Take = Callable[[str, np.ndarray], Any]
 
@@ -52,14 +52,23 @@ class Judgement:
 def rewards_by(
     learner: Adversarial, steps: Steps, take: Take
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what a WindowSampler asks for rewards [...] of flat rows [...]: what is just now."""
+    """Return what a WindowSampler asks for rewards [...] of flat rows [...]: what is just now.
+
+    That is the discriminator's and, as much of it as the learner wants, the task's: r = r_D + w r
+    (Zhu et al. 2018, Reinforcement and imitation learning for diverse visuomotor skills, arXiv
+    1802.09564, section III-B, but for the scale).
+    """
+    weight = learner.config.task_reward
 
     def rewards(rows: np.ndarray) -> np.ndarray:
         flat = rows.reshape(-1)
         following = steps.following(flat)
         now, then = (observed(steps, take, r) for r in (flat, following))
         judged = Judged(now, take(ACTION, flat), then, steps.flat[DISCOUNT][flat])
-        return learner.reward(judged).cpu().numpy().reshape(rows.shape)
+        paid = learner.reward(judged).cpu().numpy()
+        if weight:
+            paid = paid + weight * steps.flat[REWARD][flat]
+        return paid.reshape(rows.shape)
 
     return rewards
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robot_rl import registry
 from robot_rl.errors import SpecError
-from robot_rl.imitation.gail import Adversarial
+from robot_rl.imitation.gail import Adversarial, DiscriminatorConfig
 from robot_rl.imitation.offline import observations
 from robot_rl.policies.agent import ActingLearner, OffPolicyConfig
 from robot_rl.specs import Contract
@@ -44,7 +44,7 @@ def make_state(
     """
     settings = config.learner_config()
     alone = not isinstance(settings, OffPolicyConfig)
-    if demonstrations is None and (alone or settings.learned_rewards):
+    if demonstrations is None and (alone or isinstance(settings, DiscriminatorConfig)):
         raise SpecError(
             f'demos: agent {config.agent} learns from demonstrations; --demos QUERY says which'
         )

@@ -289,6 +289,14 @@ def test_demonstrations_of_one_name_are_the_same_ones(folder):
     queue(ENTRY | {'demos': shown}, OTHER | {'demos': shown | {'episodes': 4}})
     with pytest.raises(SpecError, match="run 1: demos: other ones are called 'shown'"):
         results.read_queue()
+    paid = OTHER | {'task': ENTRY['task'] + '_sparse'}
+    queue(ENTRY | {'demos': shown}, paid | {'demos': shown})
+    with pytest.raises(SpecError, match="run 1: demos: other ones are called 'shown'"):
+        results.read_queue()
+    shown |= {'task': ENTRY['task']}
+    queue(ENTRY | {'demos': shown}, paid | {'demos': shown})
+    commands = [e.demos.command(e.task, e.demos.folder) for e in results.read_queue()]
+    assert commands[0] == commands[1] and f'--task {ENTRY["task"]} ' in commands[0]
 
 
 def test_what_demonstrations_show_besides_are_words_of_one_flag():

@@ -309,7 +309,13 @@ def test_the_agent_below_keeps_its_own_defaults():
         for key, value in base.to_dict().items():
             assert key in own or config.to_dict()[key] == value, key
         assert config.v_min is config.v_max is None
-    assert GAILConfig(reward='log D', max_reward=2).learned_rewards == (-2, 0)
+
+
+def test_the_bounds_of_the_rewards_are_the_discriminator_s_and_what_the_task_adds():
+    config = GAILConfig(reward='log D', max_reward=2)
+    assert config.reward_range((-1, 3)) == config.reward_range(None) == (-2, 0)
+    with_task = config.replace(task_reward=0.5)
+    assert with_task.reward_range((-1, 3)) == (-2.5, 1.5) and with_task.reward_range(None) is None
 
 
 def test_the_form_of_the_reward_has_to_be_chosen():

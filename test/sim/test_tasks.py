@@ -152,6 +152,19 @@ def test_the_sizes_that_a_demonstrator_reads_are_those_of_the_scene(name):
         np.testing.assert_allclose(np.max(outer, axis=0) * [2, 2, 1], task.config.hole.size)
 
 
+def test_a_sparse_task_differs_from_its_own_in_what_it_pays_alone():
+    task, seen = registry.make_task('ur5e/lift_sparse'), registry.make_task('ur5e/lift_vision')
+    other = registry.make_task('ur5e/lift').config
+    own = other.replace(name=task.name, reward=other.reward.replace(kind='sparse'))
+    assert task.config == own and task.name == 'ur5e/lift_sparse'
+    both = registry.make_task('ur5e/lift_sparse_vision')
+    assert both.config == seen.config.replace(name=both.name, reward=own.reward)
+    assert registry.is_arm_task('jaco/stack_sparse') and not registry.is_arm_task('suite/x_sparse')
+    assert 'ur5e/lift_sparse' in registry.task_names()['arm, sparse reward']
+    with pytest.raises(UnknownName, match='ur5e/lift_vision_sparse'):
+        registry.make_task('ur5e/lift_vision_sparse')
+
+
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('kind', ['dense', 'sparse'])
 def test_rewards_are_in_range_and_computed_anew_from_what_is_recorded(name, kind):

@@ -98,7 +98,8 @@ class Asked:
     early_frames = 0
 
     def __init__(self, **config):
-        self.config = type('C', (), {'discount': 0.9, 'discriminator_batch_size': 16} | config)
+        given = {'discount': 0.9, 'discriminator_batch_size': 16, 'task_reward': 0.0} | config
+        self.config = type('C', (), given)
         self.judged = []
 
     def reward(self, judged):
@@ -115,14 +116,18 @@ def take_of(steps):
     return lambda column, rows: steps.flat[column].take(rows, axis=0)
 
 
-@pytest.mark.parametrize('length', [0, 4])
-def test_each_step_of_a_window_is_paid_by_what_it_shows(length):
+@pytest.mark.parametrize(('length', 'weight'), [(0, 0.0), (4, 0.0), (0, 2.5), (4, 2.5)])
+def test_each_step_of_a_window_is_paid_by_what_it_shows(length, weight):
+    """And, as much of it as the learner wants, by the task."""
     steps = ring([5, 7, 4, 6, 8], lanes=3, capacity=25)
-    rewards = rewards_by(Asked(), steps, take_of(steps))
+    at = steps.flat['observation/at']
+    steps.flat['reward'][:] = at[..., 0] - 3 * at[..., 1]
+    rewards = rewards_by(Asked(task_reward=weight), steps, take_of(steps))
     sampler = WindowSampler(steps, 3, 0.9, 0, rewards=rewards)
 
     def paid(episode, step):
-        return 100 * episode + step + 0.1 * step + 0.01
+        by_task = episode - 3 * step
+        return 100 * episode + step + 0.1 * step + 0.01 + weight * by_task
 
     if length:
         batch = sampler.sequences(40, length)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -29,7 +30,7 @@ from robot_rl.nodes.checks import (
     compare_limits,
     urdf_limits,
 )
-from robot_rl.nodes.streams import message_of
+from robot_rl.nodes.streams import message_of, wrong_frame
 from robot_rl.specs import Contract, ObservationField, RobotSpec
 
 # What discovery takes on a busy machine [s].
@@ -88,6 +89,7 @@ class Doctor:
         self._contract = contract
         self._fields: list[ObservationField] = []
         self._came: dict[str, list[tuple[float, float]]] = {}  # {stream: [(ROS time, age) [s]]}
+        self._displaced: dict[str, str] = {}  # {stream: why its newest pose is in a wrong frame}
         self._heard: list[tuple[float, JointState]] = []  # with the ROS time they came [s]
         self._urdfs: list[str] = []
         qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -146,6 +148,8 @@ class Doctor:
         def hear(message: Any) -> None:
             now = self._now()
             came.append((now, now - support.seconds(message.header.stamp)))
+            if isinstance(message, PoseStamped):
+                self._displaced[field.stream] = wrong_frame(message, self._robot)
 
         self._node.create_subscription(message_of(field), self._robot.topic(field), hear, qos)
 
@@ -299,6 +303,10 @@ class Doctor:
         if wrong := {offer.topic_type for offer in offers} - {right}:
             found = f'is {", ".join(sorted(wrong))}, right is {right}'
             return Finding('ERROR', topic, found, 'mend its publisher')
+        if wrong := self._displaced.get(field.stream):
+            return Finding(
+                'ERROR', topic, wrong, "transform it (tf2), or mend the robot's base_frame"
+            )
         if field.is_set:
             if ages:
                 return Finding('OK', topic, 'the goal is set')

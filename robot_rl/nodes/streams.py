@@ -15,11 +15,11 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from robot_rl.control.clocks import until_prepared
 from robot_rl.control.observation import ObservationAssembler
 from robot_rl.control.shared_frame import FrameReader, frame_path
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.nodes import support
 from robot_rl.nodes.wiring import type_name
 from robot_rl.robots.quaternions import xyzw_to_wxyz
-from robot_rl.specs import ObservationField
+from robot_rl.specs import ObservationField, RobotSpec
 
 _MESSAGES = {'joints': JointState, 'pose': PoseStamped}
 PICTURES = {'rgb8': Image, 'jpeg': CompressedImage}
@@ -103,6 +103,8 @@ class Streams:
                 values = {'position': message.position, 'velocity': message.velocity}
                 self._observations.put(stream, stamp_s, values, message.name)
             else:
+                if wrong := wrong_frame(message, self._robot):
+                    raise ContractMismatch(f'{stream}: {wrong}')
                 self._observations.put(stream, stamp_s, _pose(message.pose))
         except RobotRLError as error:
             self._refusals[stream] = str(error)
@@ -139,6 +141,17 @@ class Streams:
 def message_of(field: ObservationField) -> type:
     """Return the type of the messages that bring the stream of an observation field."""
     return _MESSAGES.get(field.kind) or PICTURES[field.encoding]
+
+
+def wrong_frame(message: PoseStamped, robot: RobotSpec) -> str:
+    """Say why a pose is not in the frame of the arm's base; '': it is, or tells of no frame."""
+    frame = message.header.frame_id
+    if frame in ('', robot.driver_frame):
+        return ''
+    return (
+        f'is in frame {frame!r}, right is {robot.driver_frame!r}, the base of {robot.name}: '
+        'nothing here transforms it'
+    )
 
 
 def camera_path(node: Node, camera: str) -> Path:

@@ -114,12 +114,13 @@ def test_what_a_task_reads_besides_joint_states(observer, examine):
     task = make_task('ur5e/lift')
     driver(observer, task.robot.driver_joints)
     (cube,) = (f for f in task.contract().observation if f.source == 'cube_pose.position')
-    names = ('absent', 'wrong', 'old')
+    names = ('absent', 'wrong', 'old', 'displaced')
     fields = [cube.replace(name=n, source=f'{n}_pose.position', max_age_s=0.2) for n in names]
     contract = task.contract().replace(observation=(*task.contract().observation, *fields))
     node = observer.node
     node.create_publisher(String, 'wrong_pose', 10)
-    streamed = {'cube_pose': 0.0, 'target_pose': 0.0, 'old_pose': 0.5}
+    streamed = {'cube_pose': 0.0, 'target_pose': 0.0, 'old_pose': 0.5, 'displaced_pose': 0.0}
+    frames = {'cube_pose': task.robot.driver_frame, 'displaced_pose': 'camera_link'}
     publishers = {topic: node.create_publisher(PoseStamped, topic, 10) for topic in streamed}
 
     def publish():
@@ -127,6 +128,7 @@ def test_what_a_task_reads_besides_joint_states(observer, examine):
             now = node.get_clock().now().nanoseconds - round(age_s * 1e9)
             message = PoseStamped()
             message.header.stamp = Time(nanoseconds=now).to_msg()
+            message.header.frame_id = frames.get(topic, '')
             publishers[topic].publish(message)
 
     node.create_timer(0.05, publish)
@@ -138,6 +140,10 @@ def test_what_a_task_reads_besides_joint_states(observer, examine):
     rate = float(re.match(r'OK stamps of /cube_pose: ([\d.]+) Hz, [\d.]+ ms old', healthy)[1])
     assert 10 <= rate <= 25
     assert [line for line in found if line.startswith('ERROR stamps of /old_pose: ')]
+    displaced = (
+        "ERROR /displaced_pose: is in frame 'camera_link', right is 'base_link', the base of "
+    )
+    assert [line for line in found if line.startswith(displaced)]
 
 
 @pytest.mark.slow

@@ -327,6 +327,20 @@ def test_nan_joint_states_are_no_samples(supervisor, observer, conductor, world)
     assert 'not finite' in session.hears('preparing')
 
 
+def test_a_pose_in_another_frame_than_the_base_s_is_no_sample(
+    supervisor, observer, conductor, world, policy_file, contract, ur5e
+):
+    supervisor.start('policy', {'policy': str(policy_file(contract))})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    world.pose.header.frame_id = 'camera_link'
+    session.say('prepare', max_steps=2)
+    told = session.hears('preparing')
+    assert "target_pose: is in frame 'camera_link', right is 'base_link', the base of ur5e" in told
+    world.pose.header.frame_id = ur5e.driver_frame
+    session.hears('ready')
+
+
 def test_lifecycle_configure_activate_deactivate_cleanup(
     supervisor, observer, conductor, world, policy_file, contract
 ):

@@ -209,10 +209,10 @@ def read_queue(only: str = '') -> list[Entry]:
 
 def _require_one_meaning(queue: Sequence[Entry]) -> None:
     """Raise SpecError where two entries mean different demonstrations by one name."""
-    meant: dict[str, tuple[str, Demonstrations]] = {}
+    meant: dict[str, Demonstrations] = {}
     for number, entry in enumerate(queue):
         if entry.demos:
-            mine = entry.demos.task or entry.task, entry.demos
+            mine = entry.demos.replace(task=entry.demos.task or entry.task)
             if meant.setdefault(entry.demos.name, mine) != mine:
                 raise SpecError(
                     f'{QUEUE}: run {number}: demos: other ones are called {entry.demos.name!r}'

@@ -288,6 +288,11 @@ class ObservationAssembler:
         self._samples[stream] = _Sample(stamp_s, taken)
         self.version += 1
 
+    def withdraw(self, stream: str) -> None:
+        """Forget the newest sample of `stream`: nothing of it has come."""
+        self._samples.pop(stream, None)
+        self.version += 1
+
     def absent(self) -> list[str]:
         """Return the streams that must be brought and of which nothing has come."""
         return [stream for stream in self._needed if stream not in self._samples]

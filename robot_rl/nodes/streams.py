@@ -78,10 +78,12 @@ class Streams:
         return until_prepared(since_s, 1.0 / self._robot.joint_states_rate_hz)
 
     def forget(self) -> None:
-        """Drop what waits and what is known, but goals that are set."""
+        """Drop what waits and what is known, but goals that are set, and why they are refused."""
         self.poll()
         self._observations.reset()
-        self._refusals = {}
+        # A goal is sent once: what was wrong with the newest is not said again.
+        kept = {stream for stream, field in self._fields.items() if field.is_set}
+        self._refusals = {s: why for s, why in self._refusals.items() if s in kept}
 
     def refusals(self) -> list[str]:
         """Say why the newest messages were no samples."""
@@ -94,7 +96,8 @@ class Streams:
 
     def reasons(self) -> list[str]:
         """Say what the ROS graph tells of the streams that have not come, and what is right."""
-        return [self._reason(stream) for stream in self._observations.absent()]
+        absent = self._observations.absent()
+        return [self._reason(stream) for stream in absent if stream not in self._refusals]
 
     def _take(self, stream: str, message: Any) -> bool:
         stamp_s = support.seconds(message.header.stamp)
@@ -108,6 +111,9 @@ class Streams:
                 self._observations.put(stream, stamp_s, _pose(message.pose))
         except RobotRLError as error:
             self._refusals[stream] = str(error)
+            if stream in self._fields and self._fields[stream].is_set:
+                # Who sets another goal does not want the former one.
+                self._observations.withdraw(stream)
             self._node.get_logger().error(str(error), throttle_duration_sec=1.0)
             return False
         self._refusals.pop(stream, None)

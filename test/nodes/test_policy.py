@@ -208,8 +208,9 @@ def setting(observer, ur5e):
     place = observer.node.create_publisher(PoseStamped, 'target_pose', latched)
     posture = observer.node.create_publisher(JointState, 'posture', latched)
 
-    def set_goals(x: float) -> None:
+    def set_goals(x: float, frame: str = '') -> None:
         pose = PoseStamped()
+        pose.header.frame_id = frame
         pose.pose.position.x = x
         place.publish(pose)
         posture.publish(JointState(name=ur5e.joints[::-1], position=[x, 2, 3, 4, 5.0, 6]))
@@ -258,6 +259,14 @@ def test_goals_are_set_once_stay_and_are_taken_at_the_next_tick(
     now = actions[k].points[0].positions
     np.testing.assert_allclose(now, expected(-0.5, last), atol=1e-6)
     assert np.abs(now - expected(0.25, last)).max() > 1e-3
+    setting(0.9, frame='camera_link')
+    told = session.hears('error')
+    assert "target_pose: is in frame 'camera_link', right is 'base_link'" in told
+    session.say('prepare', episode='e4', max_steps=1)
+    told = session.hears('preparing')  # the goal before it is not gone on with
+    assert "'camera_link'" in told and 'nothing comes' not in told
+    setting(0.9)
+    session.hears('ready')
 
 
 def test_a_goal_that_nobody_sets_or_that_is_streamed_is_told(

@@ -129,8 +129,8 @@ def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
         return task
     config = task.config
     sees = 'pictures' if name.endswith(VISION) else config.sees
-    kind = 'sparse' if name.removesuffix(VISION).endswith(SPARSE) else config.reward.kind
-    return task.seeing(sees, name=name, reward=config.reward.replace(kind=kind))
+    paid = 'sparse' if name.removesuffix(VISION).endswith(SPARSE) else config.reward.kind
+    return task.seeing(sees, name=name, reward=config.reward.replace(kind=paid))
 
 
 def make_demonstrator(task: str, noise: float = 0.0, seed: int = 0) -> Demonstrator:

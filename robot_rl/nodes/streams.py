@@ -36,6 +36,7 @@ class Streams:
         self._node, self._observations = node, observations
         self._robot = observations.robot
         self._fields = {f.stream: f for f in observations.contract.observation if f.kind}
+        self._goals = {stream for stream, field in self._fields.items() if field.is_set}
         self._joint_states = support.JointStates(node, self._robot)
         self._messages, self._frames = {}, {}
         for stream, field in self._fields.items():
@@ -82,8 +83,7 @@ class Streams:
         self.poll()
         self._observations.reset()
         # A goal is sent once: what was wrong with the newest is not said again.
-        kept = {stream for stream, field in self._fields.items() if field.is_set}
-        self._refusals = {s: why for s, why in self._refusals.items() if s in kept}
+        self._refusals = {s: why for s, why in self._refusals.items() if s in self._goals}
 
     def refusals(self) -> list[str]:
         """Say why the newest messages were no samples."""
@@ -111,7 +111,7 @@ class Streams:
                 self._observations.put(stream, stamp_s, _pose(message.pose))
         except RobotRLError as error:
             self._refusals[stream] = str(error)
-            if stream in self._fields and self._fields[stream].is_set:
+            if stream in self._goals:
                 # Who sets another goal does not want the former one.
                 self._observations.withdraw(stream)
             self._node.get_logger().error(str(error), throttle_duration_sec=1.0)

@@ -193,6 +193,20 @@ class Teleop:
         )
         self.velocity[:] = 0
 
+    def stands(self):
+        """Wait until the arm stands where it was led, and return its joints.
+
+        Near there is not enough: what one joint still had to go would count as moved by the next.
+        """
+
+        def stands():
+            states = self.twin.passes(20)
+            ways = np.ptp([state.position for state in states], axis=0)
+            return ways.max() < 1e-3 and np.abs(self.twin.position() - self.goal).max() < 0.01
+
+        self._observer.until(stands)
+        return self.twin.position()
+
     def _publish(self):
         self.goal = self.goal + 0.02 * self.velocity
         self._message.header.stamp = self._observer.stamp()
@@ -223,11 +237,11 @@ def test_any_arm_is_held_at_home_and_jogged_through_the_guard(
     sources = observer.listen(String, 'command_guard/source', READER)
     teleop = Teleop(observer, twin)
     observer.until(lambda: sources and sources[-1].data == 'teleop')
+    before = teleop.stands()
     for joint, speed in enumerate((0.4, -0.2, -0.3, 0.5)):
-        before = twin.position()
         teleop.jog(joint, speed, 0.6)
-        observer.until(lambda: np.abs(twin.position() - teleop.goal).max() < 0.01)
-        moved = twin.position() - before
+        after = teleop.stands()
+        moved, before = after - before, after
         assert (
             np.sign(moved[joint]) == np.sign(speed) and abs(moved[joint]) > 0.5 * abs(speed) * 0.6
         )

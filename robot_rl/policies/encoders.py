@@ -69,9 +69,10 @@ class PictureEncoder(nn.Module):
 
 def as_planes(pictures: Tensor) -> Tensor:
     """Return uint8 [M, (S,) H, W, C] as float32 [M, S * C, H, W] in [-0.5, 0.5]."""
-    if pictures.dim() == 5:
-        pictures = pictures.movedim(1, 3).flatten(3)
-    return pictures.permute(0, 3, 1, 2).float() / 255 - 0.5
+    if pictures.dim() == 4:
+        pictures = pictures[:, None]
+    planes = pictures.permute(0, 1, 4, 2, 3).flatten(1, 2)
+    return planes.float() / 255 - 0.5
 
 
 def largest_shift(height: int, width: int) -> int:
@@ -104,17 +105,17 @@ def shifted(pictures: Tensor, down: Tensor, right: Tensor) -> Tensor:
     the padded picture (Kostrikov et al. 2020, Image Augmentation Is All You Need, arXiv
     2004.13649).
     """
-    history = pictures.dim() == 5
-    if history:
-        pictures = pictures.movedim(1, 3)
-    height, width = pictures.shape[1:3]
+    height, width, colours = pictures.shape[-3:]
     row, column = (
         (torch.arange(size, device=pictures.device) - shift[:, None]).clamp(0, size - 1)
         for size, shift in ((height, down), (width, right))
     )
-    lane = torch.arange(len(pictures), device=pictures.device)[:, None, None]
-    moved = pictures[lane, row[:, :, None], column[:, None, :]]
-    return moved.movedim(3, 1) if history else moved
+    pixel = (row[:, :, None] * width + column[:, None, :]).flatten(1)
+    # One index for a pixel of all colours: one for each of the dimensions takes seven times longer.
+    pixels = pictures.reshape(-1, colours)
+    first = torch.arange(0, len(pixels), height * width, device=pictures.device)
+    index = first.view(len(pictures), -1, 1) + pixel[:, None]
+    return pixels.index_select(0, index.flatten()).view(pictures.shape)
 
 
 class Residual(nn.Module):

@@ -101,6 +101,13 @@ def is_arm_task(name: str) -> bool:
     return _plain(name) in arm_task_names()
 
 
+def same_task(name: str) -> list[str]:
+    """Return all names of an arm's task, from poses or cameras, however paid; or only this one."""
+    if not is_arm_task(name):
+        return [name]
+    return [_plain(name) + paid + sees for paid in ('', SPARSE) for sees in ('', VISION)]
+
+
 def make_task(name: str, changes: Sequence[str] = ()) -> ArmTask:
     """Return an arm task: what the twin, the recorder's reader and the simulation share.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from robot_rl import registry
 from robot_rl.errors import StorageError
 from robot_rl.evaluation.interval import wilson
 from robot_rl.imitation.data import find_episodes
@@ -156,10 +157,12 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
 def teleoperators(store: Store, task: ArmTask) -> dict[str, Any]:
     """Return how many successful demonstrations of a task the store has, and their times.
 
-    Trials are none of them, even where a demonstrator was on trial.
+    Trials are none of them, even where a demonstrator was on trial. How the task is seen and what
+    it pays does not matter: it is done where it is done.
     """
-    shown = store.episodes(task=task.name, source='teleop', success=True)
-    trials = set(store.episodes(task=task.name, tag=TAG).ids)
+    names = registry.same_task(task.name)
+    shown = store.episodes(task=names, source='teleop', success=True)
+    trials = set(store.episodes(task=names, tag=TAG).ids)
     ids = [id for id in shown.ids if id not in trials]
     lengths, after = [], []
     for id in ids[-_MOST:]:

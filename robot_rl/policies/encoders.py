@@ -111,7 +111,7 @@ def shifted(pictures: Tensor, down: Tensor, right: Tensor) -> Tensor:
         for size, shift in ((height, down), (width, right))
     )
     pixel = (row[:, :, None] * width + column[:, None, :]).flatten(1)
-    # One index for a pixel of all colours: one for each of the dimensions takes seven times longer.
+    # One index for a pixel and its colours: one for each dimension takes seven times longer.
     pixels = pictures.reshape(-1, colours)
     first = torch.arange(0, len(pixels), height * width, device=pictures.device)
     index = first.view(len(pictures), -1, 1) + pixel[:, None]

@@ -253,10 +253,15 @@ def test_cloning_goes_on_bitwise(line, build, tmp_path):
     assert torch.equal(one.metrics['policy_loss'], other.metrics['policy_loss'])
 
 
-@pytest.mark.parametrize('agent', ['gail', 'gail_dmpo', 'trail'])
-def test_every_drawn_step_is_paid_by_the_present_discriminator(line, build, tmp_path, agent):
-    """Steps of the replay and of the demonstrations, at each draw anew; never by the task."""
-    config = build(agent, {'n_step': 1, 'horizon': 'fixed'}, {'ratio': 0.5})
+@pytest.mark.parametrize(
+    ('agent', 'weight'), [('gail', 0.0), ('gail_dmpo', 0.0), ('trail', 0.0), ('trail', 2.0)]
+)
+def test_every_drawn_step_is_paid_by_the_present_discriminator(
+    line, build, tmp_path, agent, weight
+):
+    """Steps of the replay and of the demonstrations, at each draw anew; by the task if wanted."""
+    learner = {'n_step': 1, 'horizon': 'fixed', 'task_reward': weight}
+    config = build(agent, learner, {'ratio': 0.5})
     state = state_of(config, line, tmp_path)
     quiet = line(1)
     timestep = quiet.reset()
@@ -271,12 +276,15 @@ def test_every_drawn_step_is_paid_by_the_present_discriminator(line, build, tmp_
         batch = state._draw()
         one = np.ones(len(batch.action), np.float32)
         judged = Judged(batch.observation, batch.action, batch.next_observation, one)
-        np.testing.assert_allclose(batch.reward, state.learner.reward(judged), rtol=1e-5)
+        by_task = np.exp(-np.abs(batch.next_observation['position'][:, 0]))
+        paid = state.learner.reward(judged).numpy() + weight * by_task
+        np.testing.assert_allclose(batch.reward, paid, rtol=1e-5)
         rewards.append(state.learner.reward(judged).mean())
         for _ in range(20):
             state._judge()
     assert rewards[0] != rewards[1]
-    assert state.settings.v_max == pytest.approx(300, rel=1e-6)  # 3 a step at discount 0.99
+    # 3 a step of the discriminator, 1 of the task, at discount 0.99.
+    assert state.settings.v_max == pytest.approx(300 + 100 * weight, rel=1e-6)
 
 
 def test_accuracies_are_logged_apart(lines, build, tmp_path):

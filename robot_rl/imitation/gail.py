@@ -16,7 +16,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from robot_rl.errors import RobotRLError
+from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.imitation import discriminator as d
 from robot_rl.policies.actor_critic import ActorCritic
 from robot_rl.policies.agent import Agent, Sizes, descend
@@ -54,6 +54,8 @@ class DiscriminatorConfig(Spec):
     """weight of the task's own reward, which is added to the discriminator's"""
     judges: Literal['observation_action', 'observation', 'transition'] = 'observation_action'
     """o_t and a_t; o_{t+1} alone; or o_t and o_{t+1}"""
+    pictures_for: Literal['all', 'discriminator'] = 'all'
+    """who looks at pictures: critic and policy too; or D alone, and no camera is needed to act"""
     horizon: Literal['fixed', 'absorbing'] = 'fixed'
     """fixed: no episode terminates; absorbing: what follows a termination is judged as well"""
     discriminator_layers: Sizes = (64,)
@@ -94,11 +96,13 @@ class Adversarial(ActorCritic):
     """What makes an actor-critic a GAIL: a discriminator, its update, and its rewards.
 
     Whoever draws the batches calls `judge` before each of them, and asks `reward` for the reward
-    of every step in them.
+    of every step in them. Raises SpecError where it alone is to look at pictures, and there are
+    none or nothing else.
     """
 
     def __init__(self, contract: Contract, config: Any, seed: int = 0, device: str = 'cpu'):
-        super().__init__(contract, config, seed, device)
+        super().__init__(_acted_by(contract, config), config, seed, device)
+        self._watched = contract
         vector = ObservationVector(contract, normalize=True, beside_encoder=True)
         self._judged = vector.to(device)
         weights = torch.Generator().manual_seed(seed)
@@ -291,7 +295,7 @@ class Adversarial(ActorCritic):
 
     def _see(self, observation: Mapping[str, Any]) -> Tensor:
         """Return an observation's vector, normalised, with the features of its pictures [B, D]."""
-        fields = {field.name: field.dtype for field in self.contract.observation}
+        fields = {field.name: field.dtype for field in self._watched.observation}
         tensors = {
             name: torch.as_tensor(
                 observation[name], dtype=getattr(torch, kind), device=self.device
@@ -302,7 +306,7 @@ class Adversarial(ActorCritic):
         if self._judge_encoder is None:
             return vector
         if self.discriminator.training and self.config.random_shift:
-            tensors = randomly_moved(tensors, self.contract, self._drops)
+            tensors = randomly_moved(tensors, self._watched, self._drops)
         return beside(vector, self._judge_encoder(tensors))
 
     def _blurred(self, judged: Judged) -> Tensor:
@@ -334,6 +338,20 @@ class GAILLearner(Adversarial, D4PGLearner):
 
 class GAILDMPOLearner(Adversarial, MPOLearner):
     """DMPO, paid by a discriminator."""
+
+
+def _acted_by(contract: Contract, config: DiscriminatorConfig) -> Contract:
+    """Return what of a contract critic and policy see."""
+    if config.pictures_for == 'all':
+        return contract
+    pictures = [field.name for field in contract.observation if field.is_picture]
+    if len(pictures) in (0, len(contract.observation)):
+        seen = 'pictures alone are' if pictures else 'no picture is'
+        raise SpecError(
+            f'learner.pictures_for: discriminator, but {seen} seen; right are fields for the '
+            'policy, pixels_only=false, and pictures, cameras={overview: [64, 64]}'
+        )
+    return contract.without(pictures)
 
 
 def require_fixed_horizon(learner: Adversarial, discounts: np.ndarray, whose: str) -> None:

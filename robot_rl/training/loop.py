@@ -63,7 +63,7 @@ class Trainer:
             raise SpecError(f'training.stop_at_success: {config.task} defines rewards, no success')
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.config = config = config.with_support(self._held_out.reward_range)
-        contract = config.seen(self._held_out.contract)
+        self._contract = contract = config.seen(self._held_out.contract)
         saved = self._load()
         demonstrations = self._demonstrations(contract, refused, begun=bool(saved))
         self.state = make_state(config, contract, demonstrations)
@@ -113,7 +113,7 @@ class Trainer:
         """Write the checkpoint."""
         data = {
             'config': self.config.to_json(),
-            'contract': self.state.learner.policy.contract.to_json(),
+            'contract': self._contract.to_json(),  # what is learned from; a policy may see less
             'finished': self.finished,
             'steps': self.state.steps,
             'best': self._best,

@@ -8,13 +8,15 @@ import pytest
 from robot_rl import registry
 from robot_rl.cli import main as command_line
 from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
+from robot_rl.errors import SpecError
 from robot_rl.imitation.bc import BCConfig
+from robot_rl.imitation.gail import Judged
 from robot_rl.imitation.simulated import record_episodes, simulated_steps
 from robot_rl.imitation.trail import TRAILConfig
 from robot_rl.storage.store import Store
 from robot_rl.training.config import load_run_config
 from robot_rl.training.evaluation import evaluate, held_out_seeds
-from robot_rl.training.loop import Trainer
+from robot_rl.training.loop import Trainer, export_checkpoint
 
 pytestmark = pytest.mark.usefixtures('offscreen')
 
@@ -158,6 +160,65 @@ def test_pictures_are_imitated_by_configuration_alone(agent, ball, shown, tmp_pa
     assert contract.observation_shapes == {'overview': (3, 32, 32, 3)}
     again = Trainer(config.replace(steps=120), tmp_path / 'run')
     assert again.run()
+
+
+@pytest.fixture
+def watched(ball, shown):
+    """Return `config(*words, agent=...)`: of a run whose discriminator alone looks at pictures."""
+
+    def config(*words, agent='gail'):
+        words = [*SMALL, 'history={overview: 3}', 'learner.pictures_for=discriminator', *words]
+        words += ['learner.reward=-log(1-D)', 'learner.discount=0.9', 'learner.judges=transition']
+        words += ['training.evaluate_every=100', 'learner.samples_per_insert=4']
+        words.remove('learner.v_min=0')
+        demos = {'query': 'source=policy', 'store': str(shown)}
+        return load_run_config(agent, ball, words, demos, steps=100, seed=3)
+
+    return config
+
+
+@pytest.mark.parametrize('agent', ['gail', 'gail_dmpo', 'trail'])
+def test_who_is_paid_by_what_a_camera_shows_acts_without_one(agent, watched, tmp_path, capsys):
+    config, path = watched(agent=agent), tmp_path / 'run' / 'policy.onnx'
+    trainer = Trainer(config, tmp_path / 'run')
+    assert trainer.run() and trainer.state.learner.steps > 10
+    learner, batch = trainer.state.learner, trainer.state.sampler.transitions(8)
+    dark = {name: 0 * values for name, values in batch.next_observation.items()}
+    dark['observation'] = batch.next_observation['observation']
+    judged = Judged(batch.observation, batch.action, batch.next_observation, batch.discount)
+    paid, in_the_dark = (
+        learner.reward(x) for x in (judged, judged._replace(next_observation=dark))
+    )
+    assert (paid != in_the_dark).all()
+    policy = OnnxPolicy(path)
+    assert policy.contract.observation_shapes == {'observation': (1,)}
+    seen = {'observation': batch.observation['observation']}
+    action, _ = policy.select(seen, policy.initial_state(8))
+    np.testing.assert_allclose(action, learner.policy.select(batch.observation)[0], atol=1e-5)
+    # From the checkpoint as well, and the run goes on.
+    export_checkpoint(tmp_path / 'run', tmp_path / 'again.onnx')
+    np.testing.assert_array_equal(OnnxPolicy(tmp_path / 'again.onnx').select(seen, {})[0], action)
+    assert Trainer(config.replace(steps=120), tmp_path / 'run').run()
+    words = ['evaluate', '--policy', str(tmp_path / 'again.onnx'), '--episodes', '2', '--json']
+    assert command_line.main(words) == 0
+    row = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[0])
+    assert json.loads(capsys.readouterr().out)['mean'] == pytest.approx(
+        row['eval_return_mean'], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ('words', 'told'),
+    [
+        (['cameras={}', 'history={}'], 'but no picture is seen; right are fields'),
+        (['pixels_only=true'], 'but pictures alone are seen; right are fields for the policy'),
+    ],
+)
+def test_pictures_for_the_discriminator_alone_need_something_else_to_act_by(
+    words, told, watched, tmp_path
+):
+    with pytest.raises(SpecError, match='learner.pictures_for: discriminator, ' + told):
+        Trainer(watched(*words), tmp_path / 'run')
 
 
 @pytest.mark.slow

@@ -155,9 +155,14 @@ def test_while_an_episode_runs_rates_and_latencies_are_told(supervisor, statuses
     # From the stamp of the newest joint states, at 100 Hz, to the command.
     assert 0 < float(told['latency_mean_ms']) <= float(told['latency_max_ms']) < 500
     assert 0 < float(told['tick_mean_ms']) <= float(told['tick_max_ms']) < 100
-    guard = values(statuses.of('command_guard', lambda s: 'policy.age_ms' in str(values(s))))
+
+    def hears_the_policy(status):
+        # A whole second of it: in the first one it may just have begun.
+        return 'policy.age_ms' in values(status) and int(values(status)['rate_hz']) > 50
+
+    guard = values(statuses.of('command_guard', hears_the_policy))
     assert float(guard['joint_states.age_ms']) < 500
-    assert 50 < int(guard['rate_hz']) <= 110 and guard['wanted_rate_hz'] == '100.0'
+    assert int(guard['rate_hz']) <= 110 and guard['wanted_rate_hz'] == '100.0'
     assert statuses.of('session', lambda s: values(s)['state'] == 'running').message == 'running'
 
 

@@ -231,7 +231,7 @@ def _arm_environment(
     if contract is None:
         task = task.with_cameras(cameras) if cameras else task
         contract = with_view(task.contract(), {}, history or {})
-    if workers and any(field.is_picture for field in contract.observation):
+    if workers and contract.pictures:
         from robot_rl.sim.workers import WorkerEnvironment
 
         own = {'contract': contract, 'changes': changes, 'threads': 1} | options

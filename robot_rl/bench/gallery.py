@@ -193,8 +193,7 @@ def _turned(yaw: tuple[float, float]) -> str:
 
 def _from_cameras(name: str, task: ArmTask) -> str:
     seen = task.seeing('pictures').contract()
-    pictures = [f for f in seen.observation if f.is_picture]
-    shown = ', '.join(f'`{f.name}` {_shape(f.shape)}' for f in pictures)
+    shown = ', '.join(f'`{f.name}` {_shape(f.shape)}' for f in seen.pictures)
     kept, known = seen.observation_shapes, task.contract().observation_shapes
     left = ', '.join(f'`{field}`' for field in known if field not in kept)
     return f'`{name}{registry.VISION}` sees {shown} instead of {left}'

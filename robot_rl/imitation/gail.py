@@ -344,7 +344,7 @@ def _acted_by(contract: Contract, config: DiscriminatorConfig) -> Contract:
     """Return what of a contract critic and policy see."""
     if config.pictures_for == 'all':
         return contract
-    pictures = [field.name for field in contract.observation if field.is_picture]
+    pictures = [field.name for field in contract.pictures]
     if len(pictures) in (0, len(contract.observation)):
         seen = 'pictures alone are' if pictures else 'no picture is'
         raise SpecError(

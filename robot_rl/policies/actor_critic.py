@@ -124,7 +124,7 @@ class ActorCritic:
         self._generator = torch.Generator(device).manual_seed(noise_seed)
         normalize = config.normalize_observations
         self._vector = ObservationVector(contract, normalize, beside_encoder=True).to(device)
-        self._pictures = any(field.is_picture for field in contract.observation)
+        self._pictures = bool(contract.pictures)
         self._online = self._networks(torch.Generator().manual_seed(seed)).to(device)
         if config.execution == 'plain':
             for module in self._online.modules():

@@ -75,7 +75,7 @@ class PictureConfig(Spec):
 
     def encode(self, contract: Contract, generator: torch.Generator) -> PictureEncoder | None:
         """Return an encoder of the pictures that `contract` shows; None where it shows none."""
-        if not any(field.is_picture for field in contract.observation):
+        if not contract.pictures:
             return None
         sizes = self.encoder_channels, self.encoder_features
         return PictureEncoder(contract, self.encoder, *sizes, generator)

@@ -42,13 +42,12 @@ class PictureEncoder(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        fields = [field for field in contract.observation if field.is_picture]
-        self._shapes = {field.name: tuple(field.full_shape) for field in fields}
-        self.size = features * len(fields)
+        self._shapes = {field.name: tuple(field.full_shape) for field in contract.pictures}
+        self.size = features * len(contract.pictures)
         torso = {'conv': _conv, 'resnet': _resnet}[kind]
         # A list: fields may be called what a module's attributes are.
         self.torsos, self.heads = nn.ModuleList(), nn.ModuleList()
-        for field in fields:
+        for field in contract.pictures:
             height, width, colours = field.shape
             layers = torso(field.history * colours, channels or CHANNELS[kind])
             _initialise(layers, generator)
@@ -85,9 +84,7 @@ def randomly_moved(
 ) -> dict[str, Tensor]:
     """Return fields [..., B, *full_shape], the pictures of each of B moved in its own way."""
     moved = dict(observation)
-    for field in contract.observation:
-        if not field.is_picture:
-            continue
+    for field in contract.pictures:
         pictures, most = observation[field.name], largest_shift(*field.shape[:2])
         flat = pictures.reshape(-1, *field.full_shape)
         lanes = pictures.shape[-len(field.full_shape) - 1]

@@ -284,7 +284,7 @@ class ArmTask:
 
         Its pictures are not looked at: which cameras there are, the scene says.
         """
-        pictures = {field.stream: () for field in contract.observation if field.is_picture}
+        pictures = {field.stream: () for field in contract.pictures}
         require_fit(contract, self.streams() | pictures, where=f'task {self.name}')
 
     def initial(self, seed: int) -> InitialCondition:

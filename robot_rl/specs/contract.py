@@ -241,6 +241,11 @@ class Contract(Spec):
         return {field.name: field.full_shape for field in self.observation}
 
     @property
+    def pictures(self) -> tuple[ObservationField, ...]:
+        """The observation fields that are pictures, in order."""
+        return tuple(field for field in self.observation if field.is_picture)
+
+    @property
     def action_size(self) -> int:
         """A, the length of the action vector."""
         return sum(len(field.names) for field in self.action)

@@ -135,7 +135,7 @@ class RunConfig(Spec):
         """Return what of an environment's contract the policy sees. Raises SpecError."""
         if not self.pixels_only:
             return contract.without(self.hide)
-        pictures = [field.name for field in contract.observation if field.is_picture]
+        pictures = [field.name for field in contract.pictures]
         if not pictures:
             raise SpecError(
                 f'pixels_only: {self.task} shows no pictures by itself; '

@@ -245,4 +245,5 @@ def _plain(name: str) -> str:
 
 
 def _known() -> list[str]:
-    return [name for names in task_names().values() for name in names]
+    named = [name for names in task_names().values() for name in names]
+    return named + [name + SPARSE + VISION for name in arm_task_names()]

@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-# This share of a period is time enough to prepare a tick, or there is none.
+# A tick is not prepared earlier before its deadline than by this share of a period.
 LONGEST_LEAD = 0.75
 # It begins early by so many times as long as it usually takes; later after a tick that took long.
 LEAD = 1.5
 # What it usually takes is the median of so many, which differ as caches and neighbours do; so many
 # show whether there is time for it, and after so many ticks without, that is looked at anew.
 LATEST, TRIES, ANEW = 9, 5, 1000
-# What a tick is made of should have come so long before it, as long as it takes to prepare [s],
-# or this share of the time between two samples, where that is less.
-TO_PREPARE_S, TO_PREPARE_SHARE = 0.003, 0.6
+# What a tick is made of should have come so much before its preparation begins [s], as messages
+# are on their way for now more and now less; of the time between two samples this share at most.
+MARGIN_S, LONGEST_SHARE = 0.001, 0.6
 
 
 class Clock(Protocol):
@@ -51,43 +51,59 @@ class PreparingClock(SteadyClock):
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
     has slept has lost code and data to other processes. It begins early by a little more than it
-    usually takes, LONGEST_LEAD of the period at the most; what takes longer than that is left
-    out: the sleeper would be late.
+    usually takes. Where preparations and what the sleeper still does afterwards (all of it again,
+    if something newer has come) take longer than a period together, they are left out: each would
+    make the next deadline late.
     """
 
     def __init__(self, prepare: Callable[[float], None], period_s: float):
-        self._prepare, self._longest_s = prepare, LONGEST_LEAD * period_s
+        self._prepare, self._period_s = prepare, period_s
         self._took_s: deque[float] = deque(maxlen=LATEST)
+        self._rounds_s: deque[float] = deque(maxlen=LATEST)  # with what the sleeper did then
+        self._woken_s: float | None = None  # since when it does that
         self._left_out = 0  # ticks since it was done last
 
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
-        usual_s = sorted(self._took_s)[len(self._took_s) // 2] if self._took_s else self._longest_s
-        if len(self._took_s) >= TRIES and usual_s > self._longest_s:
+        now = self.now()
+        if self._woken_s is not None:
+            self._rounds_s.append(self._took_s[-1] + now - self._woken_s)
+            self._woken_s = None
+        if len(self._rounds_s) >= TRIES and _usual(self._rounds_s) > self._period_s:
             self._leave_out()
-        elif self.now() < deadline_s:
+            super().sleep_until(deadline_s)
+        elif now < deadline_s:
             # Be it too late to be done in time: what is not done now would be done later still,
             # and the tick after a prepared one has its time again.
-            super().sleep_until(deadline_s - min(LEAD * usual_s, self._longest_s))
+            longest_s = LONGEST_LEAD * self._period_s
+            lead_s = min(LEAD * _usual(self._took_s), longest_s) if self._took_s else longest_s
+            super().sleep_until(deadline_s - lead_s)
             began = self.now()
             self._prepare(deadline_s)
             self._took_s.append(self.now() - began)
-        super().sleep_until(deadline_s)
+            super().sleep_until(deadline_s)
+            self._woken_s = self.now()
 
     def _leave_out(self) -> None:
         self._left_out += 1
         if self._left_out == ANEW:
             self._left_out = 0
             self._took_s.clear()
+            self._rounds_s.clear()
 
 
-def until_prepared(since_s: float, period_s: float) -> float:
+def _usual(times_s: deque[float]) -> float:
+    return sorted(times_s)[len(times_s) // 2]
+
+
+def until_prepared(since_s: float, period_s: float, takes_s: float) -> float:
     """Return how long to wait until a tick can be prepared from what comes each `period_s` [s].
 
-    It came `since_s` ago. Ticks that keep this phase have it decided upon before their deadline,
-    and nothing newer comes meanwhile, for which they would decide once more.
+    It came `since_s` ago; to prepare the tick takes `takes_s`. Ticks that keep this phase have it
+    decided upon before their deadline, and nothing newer comes meanwhile, for which they would
+    decide once more; where it takes too long for that, something does.
     """
-    return (min(TO_PREPARE_S, TO_PREPARE_SHARE * period_s) - since_s) % period_s
+    return (min(LEAD * takes_s + MARGIN_S, LONGEST_SHARE * period_s) - since_s) % period_s
 
 
 class VirtualClock:

@@ -101,7 +101,7 @@ class Adversarial(ActorCritic):
     """
 
     def __init__(self, contract: Contract, config: Any, seed: int = 0, device: str = 'cpu'):
-        super().__init__(_acted_by(contract, config), config, seed, device)
+        super().__init__(acted_by(contract, config), config, seed, device)
         self._watched = contract
         vector = ObservationVector(contract, normalize=True, beside_encoder=True)
         self._judged = vector.to(device)
@@ -340,8 +340,8 @@ class GAILDMPOLearner(Adversarial, MPOLearner):
     """DMPO, paid by a discriminator."""
 
 
-def _acted_by(contract: Contract, config: DiscriminatorConfig) -> Contract:
-    """Return what of a contract critic and policy see."""
+def acted_by(contract: Contract, config: DiscriminatorConfig) -> Contract:
+    """Return what of a contract critic and policy see. Raises SpecError where that is nothing."""
     if config.pictures_for == 'all':
         return contract
     pictures = [field.name for field in contract.pictures]

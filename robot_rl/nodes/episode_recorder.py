@@ -91,7 +91,7 @@ class EpisodeRecorder(support.WorkingNode):
         self._writer: EpisodeWriter | None = None
         self._required: set[str] = set()
         self._wanted: set[str] = set()  # the required topics and those that may come later
-        self._waiting = self._has_run = False
+        self._waiting = self._has_run = self._is_closed = False
         self._subscribed_at = 0.0
         self._end: tuple[float, str, str] | None = None  # when, with which result, and why
         self._lost: dict[str, int] = {}
@@ -111,7 +111,10 @@ class EpisodeRecorder(support.WorkingNode):
     def close(self) -> None:
         """Commit what there is of an episode that has run."""
         super().close()
-        if self._writer is not None:
+        with self._lock:
+            self._is_closed = True
+            if self._writer is None:
+                return
             try:
                 self._drain(time.monotonic())
                 told = self._end and self._end[1:]
@@ -139,6 +142,8 @@ class EpisodeRecorder(support.WorkingNode):
 
     def _on_session(self, info: SessionInfo) -> None:
         with self._lock:
+            if self._is_closed:  # nobody would commit what is opened now
+                return
             try:
                 if info.state == 'prepare':
                     self._open(info)

@@ -351,8 +351,10 @@ class PolicyNode(LifecycleNode):
         loop, before = self._loop, self._late
         period_s, last = loop.contract.period_s, None
         self._applied.newest()  # of before
-        loop.begin(loop.observations.latest('joint_states')['position'])
-        stop.wait(self._streams.until_prepared())
+        self._begin()
+        stop.wait(self._streams.until_prepared(self._takes_s()))
+        self._streams.poll()
+        self._begin()  # with what the first tick sees
         for now in support.every(period_s, stop, PreparingClock(self._prepare, period_s)):
             if not self._stays(info, ('running',), stop):
                 break
@@ -365,6 +367,18 @@ class PolicyNode(LifecycleNode):
             last = now
         if stop.is_set():
             self._participant.report('error', 'policy: stopped while the episode ran')
+
+    def _begin(self) -> None:
+        self._loop.begin(self._loop.observations.latest('joint_states')['position'])
+
+    def _takes_s(self) -> float:
+        """Return how long it takes to prepare a tick, at best [s]."""
+        took_s = []
+        for _ in range(3):
+            began = time.monotonic()
+            self._prepare(began + 1.0)
+            took_s.append(time.monotonic() - began)
+        return min(took_s)
 
     def _prepare(self, due_s: float) -> None:
         """Shortly before a tick: hear what has come, and decide on it if there is time."""

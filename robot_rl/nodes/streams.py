@@ -70,13 +70,15 @@ class Streams:
             if (frame := frames.newest()) is not None:
                 self._observations.put(stream, frame.stamp_ns * 1e-9, {'image': frame.pixels})
 
-    def until_prepared(self) -> float:
+    def until_prepared(self, takes_s: float) -> float:
         """Return how long to wait for a moment to tick, as the joint states come [s].
+
+        To prepare a tick takes `takes_s`.
 
         DDS tells by the wall clock when they came: should that jump, only the phase is another.
         """
         since_s = (time.time_ns() - self._came_ns) * 1e-9
-        return until_prepared(since_s, 1.0 / self._robot.joint_states_rate_hz)
+        return until_prepared(since_s, 1.0 / self._robot.joint_states_rate_hz, takes_s)
 
     def forget(self) -> None:
         """Drop what waits and what is known, but goals that are set, and why they are refused."""

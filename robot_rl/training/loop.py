@@ -21,13 +21,14 @@ from robot_rl import registry
 from robot_rl.errors import RobotRLError, SpecError, StorageError
 from robot_rl.imitation.data import write_demonstrations
 from robot_rl.imitation.early_stopping import StoppingEnvironment
-from robot_rl.imitation.gail import Judged
+from robot_rl.imitation.gail import DiscriminatorConfig, Judged, acted_by
 from robot_rl.imitation.trail import Constrained
 from robot_rl.policies.agent import OffPolicyConfig, return_bounds
 from robot_rl.policies.export import export_onnx
 from robot_rl.policies.policy import Policy
 from robot_rl.resources import git_revision
 from robot_rl.sim.environment import Environment, StepType, TimeStep
+from robot_rl.sim.task import ArmTask
 from robot_rl.specs import Contract, PolicyCard
 from robot_rl.storage.shards import PARTIAL, ShardedSteps
 from robot_rl.storage.store import Store
@@ -64,6 +65,7 @@ class Trainer:
         self._held_out = _environment(config, config.training.evaluation_episodes)
         self.config = config = config.with_support(self._held_out.reward_range)
         self._contract = contract = config.seen(self._held_out.contract)
+        _require_fields_to_act_by(config, contract, self._task)
         saved = self._load()
         demonstrations = self._demonstrations(contract, refused, begun=bool(saved))
         self.state = make_state(config, contract, demonstrations)
@@ -437,6 +439,24 @@ def _last_until(rows: list[dict[str, Any]], counted: str, steps: int) -> dict[st
     """Return the last row of metrics up to `steps`."""
     known = [row for row in rows if row[counted] <= steps]
     return known[-1] if known else {}
+
+
+def _require_fields_to_act_by(config: RunConfig, seen: Contract, task: ArmTask | None) -> None:
+    """Raise SpecError where pictures for the discriminator leave too little to act by.
+
+    An arm's task shows pictures in the place of poses, if its file does not say otherwise.
+    """
+    learner = config.learner_config()
+    if not isinstance(learner, DiscriminatorConfig) or learner.pictures_for == 'all':
+        return
+    left = acted_by(seen, learner).observation_shapes
+    poses = task.seeing('poses').contract().observation_shapes if task else {}
+    if missing := [name for name in poses if name not in (*left, *config.hide)]:
+        raise SpecError(
+            f'learner.pictures_for: discriminator, but {config.task} shows pictures in the place '
+            f'of {", ".join(missing)}, and the policy would act without; a file of this task with '
+            "'sees: both' is right (docs/train_in_simulation.md)"
+        )
 
 
 def _environment(config: RunConfig, num_envs: int, seed: int = 0) -> Environment:

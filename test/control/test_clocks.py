@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from robot_rl.control import clocks
 from robot_rl.control.clocks import (
+    LEAD,
     LONGEST_LEAD,
-    TO_PREPARE_S,
+    MARGIN_S,
     TRIES,
     PreparingClock,
     SteadyClock,
@@ -106,12 +107,71 @@ def test_what_takes_longer_than_there_is_time_for_is_not_prepared_any_more(monke
     assert counts == [*tries, *[TRIES] * 4, *[TRIES + n for n in tries], 2 * TRIES]
 
 
-@given(st.floats(0, 1e3), st.floats(1e-3, 1.0))
-def test_a_tick_waits_for_what_it_is_made_of_to_have_been_there_for_a_while(since_s, period_s):
-    waited_s = until_prepared(since_s, period_s)
+class Simulated:
+    """In place of the module time: who sleeps or works moves it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def policy_at_work(time, takes_s, period_s, sample_s, count=400, since_s=0.0):
+    """Return how late each tick decided [s], and how many of them decided once more.
+
+    As the node does: it decides beforehand, and anew where a newer sample came meanwhile.
+    """
+    prepared, late, again = [], [], 0
+    time.sleep(since_s)
+
+    def prepare(due_s):
+        prepared[:] = [time.now // sample_s]
+        time.sleep(takes_s)
+
+    for now in itertools.islice(ticks(PreparingClock(prepare, period_s), period_s), count):
+        if prepared != [time.now // sample_s]:
+            again += bool(prepared)
+            time.sleep(takes_s)
+        prepared.clear()
+        late.append((now - since_s) % period_s)
+    return np.array(late), again
+
+
+@pytest.mark.parametrize('share', [0.1, 0.3, 0.45, 0.52, 0.6, 0.7, 0.95])
+@pytest.mark.parametrize('sample_s', [0.01, 0.002])
+def test_a_policy_of_sixty_per_cent_of_its_period_missed_one_deadline_in_four(
+    monkeypatch, share, sample_s
+):
+    """What came while it was prepared was decided upon at the tick, and there was no time left."""
+    monkeypatch.setattr(clocks, 'time', time := Simulated())
+    late, again = policy_at_work(time, share * 0.05, 0.05, sample_s)
+    before = np.minimum(late, 0.05 - late)  # what is a rounding before a deadline is on it
+    assert np.median(before) < 1e-9 and (before > 1e-9).mean() < 0.05
+    if share > 0.5:
+        assert again <= TRIES + 1
+
+
+@pytest.mark.parametrize('takes_s', [0.0004, 0.001, 0.002, 0.003, 0.0033])
+def test_what_is_prepared_in_its_phase_is_not_decided_upon_twice(monkeypatch, takes_s):
+    """A policy of 4 ms, with a phase of 3 ms, decided twice at every tick."""
+    monkeypatch.setattr(clocks, 'time', time := Simulated())
+    since_s = until_prepared(0.0, 0.01, takes_s)
+    _, again = policy_at_work(time, takes_s, 0.05, 0.01, since_s=since_s)
+    assert again <= 3  # the first is prepared from long before
+
+
+@given(st.floats(0, 1e3), st.floats(1e-3, 1.0), st.floats(0, 0.1))
+def test_a_tick_waits_for_what_it_is_made_of_to_have_been_there_for_a_while(
+    since_s, period_s, takes_s
+):
+    waited_s = until_prepared(since_s, period_s, takes_s)
     assert 0 <= waited_s <= period_s
     came_before_s = (since_s + waited_s) % period_s
-    wanted_s = TO_PREPARE_S if 0.6 * period_s > TO_PREPARE_S else 0.6 * period_s
+    wanted_s = min(LEAD * takes_s + MARGIN_S, 0.6 * period_s)
     assert came_before_s == pytest.approx(wanted_s, abs=1e-9)
 
 

@@ -41,15 +41,17 @@ def test_a_faulty_arm_is_found_from_recorded_episodes_and_can_be_simulated(
     found = json.loads(capsys.readouterr().out)
     robot = RobotSpec.load('ur5e')
     assert (found['episodes'], [row['joint'] for row in found['joints']]) == (3, [*robot.joints])
-    # Beside the twin's own delay there is DDS, and what the scheduler adds.
-    assert found['command_delay_s'] == pytest.approx(0.04, abs=0.01)
+    # Beside the twin's own delay there is DDS, and what the scheduler adds: to all joints as much.
+    assert found['command_delay_s'] == pytest.approx(0.045, abs=0.015)
     np.testing.assert_allclose(found['gain'], HIDDEN['gain'], rtol=0.25)
     # Delay and stiffness stand in for each other; how late a joint is in all is told better. A
     # servo of the model is kv / kp = 40 ms late.
-    late = [
+    late, right = (
         answer['command_delay_s'] + 0.04 / np.array(answer['gain']) for answer in (found, HIDDEN)
-    ]
-    np.testing.assert_allclose(*late, atol=0.006)
+    )
+    more = late - right
+    assert -0.002 < np.median(more) < 0.015
+    np.testing.assert_allclose(more, np.median(more), atol=0.004)
     np.testing.assert_allclose(found['friction'], HIDDEN['friction'], atol=4.0)
     for row in found['joints']:
         assert row['moved'] and row['rms_after'] < 0.25 * row['rms_before']

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -21,6 +22,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 import robot_rl
 from robot_rl import registry
+from robot_rl.control.session import SessionInfo
+from robot_rl.nodes.episode_recorder import EpisodeRecorder
 from robot_rl.resources import git_revision
 from robot_rl.sim.arm import ArmEnvironment
 from robot_rl.storage.checksums import check
@@ -487,3 +490,19 @@ def test_the_world_that_a_twin_drew_is_in_the_header(
     recorder.episode('e11')
     recorder.end()
     assert read_header(recorder.root / 'e11').extra == extra
+
+
+def test_what_is_prepared_while_the_recorder_ends_is_not_opened(domain_id, tmp_path):
+    """Messages come until the last moment: nobody would have committed that episode."""
+    rclpy.init(args=['--ros-args', '-p', f'root:={tmp_path}'], domain_id=domain_id)
+    try:
+        node = EpisodeRecorder()
+        about = {'task': 'ur5e/reach', 'source': 'policy', 'policy': 'random', 'robot': 'ur5e'}
+        node._on_session(SessionInfo(state='prepare', episode='e1', **about))
+        assert [path.name for path in tmp_path.iterdir()] == ['e1.partial']
+        node.close()
+        node._on_session(SessionInfo(state='prepare', episode='e2', **about))
+        assert [path.name for path in tmp_path.iterdir()] == ['e1.discarded']  # it had not run
+        node.destroy_node()
+    finally:
+        rclpy.try_shutdown()

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from robot_rl import registry
+from robot_rl import registry, resources
 from robot_rl.cli import main as command_line
 from robot_rl.control.runtime import OnnxPolicy, RandomPolicy
 from robot_rl.errors import SpecError
 from robot_rl.imitation.bc import BCConfig
+from robot_rl.imitation.collect import collect_episodes
 from robot_rl.imitation.gail import Judged
 from robot_rl.imitation.simulated import record_episodes, simulated_steps
 from robot_rl.imitation.trail import TRAILConfig
@@ -219,6 +220,34 @@ def test_pictures_for_the_discriminator_alone_need_something_else_to_act_by(
 ):
     with pytest.raises(SpecError, match='learner.pictures_for: discriminator, ' + told):
         Trainer(watched(*words), tmp_path / 'run')
+
+
+def test_an_arm_that_acts_without_pictures_is_to_see_poses(tmp_path):
+    """Its policy saw joints alone, and nothing said so."""
+
+    def trainer(task, *words):
+        words += ('learner.pictures_for=discriminator', 'learner.reward=-log(1-D)')
+        words += ('demos.ratio=0', 'training.workers=0', 'training.evaluation_episodes=1')
+        demos = {'query': 'source=teleop', 'store': str(tmp_path / 'store')}
+        return Trainer(load_run_config('gail', task, words, demos, steps=10), tmp_path / 'run')
+
+    for task, words in {
+        'ur5e/reach': ['cameras={overview: [32, 32]}'],
+        'ur5e/reach_vision': [],
+    }.items():
+        with pytest.raises(SpecError, match=f'{task} shows pictures in the place of target_from'):
+            trainer(task, *words)
+        assert not (tmp_path / 'run').exists()  # demonstrations were not even looked for
+    file = tmp_path / 'reach.yaml'
+    plain = resources.find('config/tasks', 'ur5e_reach').read_text()
+    file.write_text(plain + '\nsees: both\ncameras: {overview: [32, 32]}\n')
+    environment = registry.make_environment(str(file))
+    policy = registry.make_policy('scripted', str(file), environment.contract)
+    collect_episodes(Store(tmp_path / 'store'), environment, policy, [1], {'source': 'teleop'})
+    environment.close()
+    learner = trainer(str(file)).state.learner
+    assert 'target_from_tool' in learner.contract.observation_shapes
+    assert not learner.contract.pictures and learner._watched.pictures
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_a_guard_that_is_ended_in_motion_brakes_the_arm_first(
     record = [s for s in list(person.states) if seconds(s.header.stamp) > ended - 0.1]
     speed = np.array([s.velocity[0] for s in record])
     times = np.array([seconds(s.header.stamp) for s in record])
-    change = (speed[5:] - speed[:-5]) / (times[5:] - times[:-5])  # over 50 ms
+    change = (speed[10:] - speed[:-10]) / (times[10:] - times[:-10])  # over 100 ms
     assert -change.min() < SLACK * ur5e.max_acceleration[0]
     assert -change.min() > 0.5 * ur5e.max_acceleration[0]
 
@@ -267,7 +267,7 @@ def test_an_arm_that_was_paused_does_not_go_after_what_it_has_missed(supervisor,
     person.let_go()
     stands, count = person.measured(), len(person.states)
     observer.until(lambda: person.applied[-1].points[0].velocities[0] == 0)
-    assert person.applied[-1].points[0].positions[0] > stands[0] + 0.3
+    assert person.applied[-1].points[0].positions[0] > stands[0] + 0.2
     time.sleep(0.5)
     assert observer.call('sim_robot/pause', SetBool, SetBool.Request(data=False)).success
     observer.until(lambda: len(person.states) > count + 100)

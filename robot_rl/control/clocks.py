@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from statistics import median_high
 from typing import Protocol
 
 # A tick is not prepared earlier before its deadline than by this share of a period.
@@ -69,15 +70,15 @@ class PreparingClock(SteadyClock):
         if self._woken_s is not None:
             self._rounds_s.append(self._took_s[-1] + now - self._woken_s)
             self._woken_s = None
-        if len(self._rounds_s) >= TRIES and _usual(self._rounds_s) > self._period_s:
+        if len(self._rounds_s) >= TRIES and median_high(self._rounds_s) > self._period_s:
             self._leave_out()
             super().sleep_until(deadline_s)
         elif now < deadline_s:
             # Be it too late to be done in time: what is not done now would be done later still,
             # and the tick after a prepared one has its time again.
             longest_s = LONGEST_LEAD * self._period_s
-            lead_s = min(LEAD * _usual(self._took_s), longest_s) if self._took_s else longest_s
-            super().sleep_until(deadline_s - lead_s)
+            usual_s = median_high(self._took_s or [longest_s])
+            super().sleep_until(deadline_s - min(LEAD * usual_s, longest_s))
             began = self.now()
             self._prepare(deadline_s)
             self._took_s.append(self.now() - began)
@@ -90,10 +91,6 @@ class PreparingClock(SteadyClock):
             self._left_out = 0
             self._took_s.clear()
             self._rounds_s.clear()
-
-
-def _usual(times_s: deque[float]) -> float:
-    return sorted(times_s)[len(times_s) // 2]
 
 
 def until_prepared(since_s: float, period_s: float, takes_s: float) -> float:

@@ -30,8 +30,11 @@ RAMP_REACHED = 0.01
 BEHIND = 1e-3
 # The shortest time to reach a target in [s]: not less than clocks tell apart.
 SHORTEST_S = 1e-6
-# An arm is where it was measured for so many periods of its joint states.
+# An arm is where it was measured for so many periods of its joint states, or of the guard, which
+# hears them once a tick.
 PERIODS_KNOWN = 3
+# What bounds a workspace: the sides of its box, and the floor that holds for joints as well.
+_SIDES = 7
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
 # This share of its acceleration an arm that takes velocities has for making up for lag. Without
@@ -252,8 +255,8 @@ class CommandGuard:
         # What an arm that takes velocities was told last, and when.
         self._told, self._told_at = np.zeros(len(robot.joints)), -np.inf
         self._measured_stamp, self._repeats = 0, False
-        # Where the arm was last looked at [n], and how far out of its workspace it is there [m].
-        self._looked: tuple[np.ndarray, float] | None = None
+        # Where the arm was last looked at [n], and how far outside it is there, side by side [m].
+        self._looked: tuple[np.ndarray, np.ndarray] | None = None
         self.width: float | None = None  # what the gripper was told last [m]
         self._ahead: _Ahead | None = None
         self._forget()
@@ -305,7 +308,7 @@ class CommandGuard:
         self._pass_time(now)
         found, reason = self._by_name(names, positions, self.robot.driver_joints, others=True)
         if reason:
-            return self._refuse(f'joint states: {reason}')
+            return self.refuse(f'joint states: {reason}')
         if self._motion is not None and self._rested is None and self._stands():
             # Where it has not been seen since, it is to be where it was told.
             self._rested = self._motion.position if self._blind() else self._measured
@@ -339,10 +342,10 @@ class CommandGuard:
         anew = self._starts_anew()
         reason = self._closed_to(source) or unfit or self._wrong_duration(duration_s)
         if reason := reason or self._unknown_pose(anew):
-            return self._refuse(f'{source}: {reason}')
+            return self.refuse(f'{source}: {reason}')
         goal = self.limits.clip(target)
         if reason := self._gate(goal, source):
-            return self._refuse(f'{source}: {reason}')
+            return self.refuse(f'{source}: {reason}')
         if anew:
             self._start(at_rest(self.limits.clip(self._measured), self.limits))
         self._begin(goal, duration_s, source)
@@ -367,16 +370,22 @@ class CommandGuard:
             return None
         widths = np.asarray(widths, np.float64)
         if reason := self._closed_to(source):
-            return self._refuse(f'{source}: gripper: {reason}')
+            return self.refuse(f'{source}: gripper: {reason}')
         if self.robot.gripper is None:
-            return self._refuse(f'{source}: {self.robot.name} has no gripper')
+            return self.refuse(f'{source}: {self.robot.name} has no gripper')
         if widths.shape != (1,) or not np.isfinite(widths).all():
-            return self._refuse(f'{source}: gripper: one width is needed, found {widths.tolist()}')
+            return self.refuse(f'{source}: gripper: one width is needed, found {widths.tolist()}')
         (wanted,) = widths.tolist()
         self.width = min(max(wanted, 0.0), self.robot.gripper.open_width)
         if self.width != wanted:
             self._intervene('clamped', f'{source}: gripper beyond its range')
         return None
+
+    def refuse(self, reason: str) -> str:
+        """Count a refusal, also of what was no command from the first; return the reason."""
+        self._counts['refused'] += 1
+        self._last_refusal = reason
+        return reason
 
     def tick(self, now: float) -> Applied | None:
         """Return what the arm is to be told now; None: nothing, as no command has come."""
@@ -444,9 +453,8 @@ class CommandGuard:
         self._ahead = None
         wanted = np.zeros_like(self._told) if applied is None else applied.velocities
         age = self._time - self._measured_at
-        known = (
-            self._measured is not None and age <= PERIODS_KNOWN / self.robot.joint_states_rate_hz
-        )
+        period_s = max(1.0 / self.robot.joint_states_rate_hz, self.period_s)
+        known = self._measured is not None and age <= PERIODS_KNOWN * period_s
         if applied is not None and known and self._state is not GuardState.ESTOP:
             behind = applied.positions - self._measured
             wanted = wanted + self.config.velocity_gain * behind
@@ -502,7 +510,8 @@ class CommandGuard:
         self._off_path = 0  # joint states in a row
         self._rested: np.ndarray | None = None  # where the arm came to rest in a hold
         self._line: Line | None = None
-        self._received = self._ticked_at = self._moved_at = self._outside = 0.0
+        self._received = self._ticked_at = self._moved_at = 0.0
+        self._outside = np.zeros(_SIDES)
         self._due = 0.0  # the time that the last command is for
         self._stamp, self._source = 0, ''
         self._ramping = self._forgets = False
@@ -679,31 +688,32 @@ class CommandGuard:
             if behind > BEHIND:
                 self._intervene('slowed', f'{self._source} is {behind:.3f} rad ahead')
         outside = self._depth_outside(moved)
-        allowed = max(self._outside, 0.0)
-        if outside > allowed + SAME_PLACE:
+        allowed = np.maximum(self._outside, 0.0)
+        if (outside > allowed + SAME_PLACE).any():
             self._intervene('walled', f'{self._source} would leave the workspace')
             return motion.brake(dt, limits)
-        self._outside = min(outside, allowed)  # and not a little more with every step
+        self._outside = np.minimum(outside, allowed)  # and not a little more with every step
         return moved
 
-    def _depth_outside(self, motion: Motion) -> float:
-        """Return how far [m] the arm is out of its workspace at worst while `motion` brakes.
+    def _depth_outside(self, motion: Motion) -> np.ndarray:
+        """Return how far [7] [m] the arm is out of its workspace at worst while `motion` brakes.
 
-        That is the tool outside the box, or a joint below its floor. Well inside, a bound of it
-        is returned: how deep inside the arm was last, less all that it can have moved since.
+        That is the tool beyond each side of the box, and a joint below its floor. Well inside, a
+        bound of it is returned: how deep inside the arm was last, less all that it can have moved
+        since.
         """
         if self._looked is not None:
             where, depth = self._looked
             low, high = motion.extent(self.limits)
             bound = depth + np.maximum(high - where, where - low) @ self._chain.reach
-            if bound < 0:
-                return float(bound)
+            if (bound < 0).all():
+                return bound
         positions = motion.path_to_rest(self.limits)
         points, box = self._chain.points(positions), self.robot.workspace
-        tool = np.maximum(points[:, -1] - box.upper, box.lower - points[:, -1]).max(axis=1)
-        depths = np.maximum(tool, (box.lower[2] - points[..., 2]).max(axis=1))
-        self._looked = positions[0], float(depths[0])
-        return float(depths.max())
+        tool, floor = points[:, -1], (box.lower[2] - points[..., 2]).max(axis=1)
+        depths = np.column_stack([tool - box.upper, box.lower - tool, floor])
+        self._looked = positions[0], depths[0]
+        return depths.max(axis=0)
 
     def _by_name(
         self,
@@ -761,11 +771,6 @@ class CommandGuard:
             f'the first target is {gap.max():.3f} rad from where {joint} stands, at most '
             f'{self.config.start_gate} rad are allowed; start from the measured pose'
         )
-
-    def _refuse(self, reason: str) -> str:
-        self._counts['refused'] += 1
-        self._last_refusal = reason
-        return reason
 
 
 @functools.lru_cache(maxsize=16)  # the same names come with every message

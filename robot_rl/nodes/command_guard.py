@@ -262,7 +262,8 @@ class CommandGuardNode(support.WorkingNode):
 
     def _command(self, source: str, message: JointTrajectory, now: float) -> str | None:
         if len(message.points) != 1:
-            return f'{source}: {len(message.points)} trajectory points, expected one'
+            found = len(message.points)
+            return self._guard.refuse(f'{source}: {found} trajectory points, expected one')
         point = message.points[0]
         return self._guard.command(
             message.joint_names,

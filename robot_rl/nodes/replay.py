@@ -22,6 +22,7 @@ from robot_rl.nodes.main import End
 from robot_rl.specs import RobotSpec, Spec
 from robot_rl.storage.commands import RecordedCommands, recorded_commands
 from robot_rl.storage.episode import EpisodeReader
+from robot_rl.storage.samples import joint_state
 
 # What the guard calls it: one of its `sources`.
 SOURCE_NAME = 'replay'
@@ -130,8 +131,10 @@ class Replay(support.WorkingNode):
             state = self._joint_states.newest()
             guarded = self._publisher.get_subscription_count() > 0
             if state is not None and guarded and self._source == 'idle':
-                by_name = dict(zip(state.name, state.position, strict=True))
-                return np.array([by_name[name] for name in self._robot.driver_joints])
+                try:
+                    return joint_state(state, self._robot.driver_joints)['position']
+                except ValueError as error:
+                    raise RobotRLError(f'replay: joint states: {error}') from None
             if time.monotonic() > until:
                 missing = 'no joint states' if state is None else 'the guard is not free'
                 said = f'the guard says {self._source!r}' if guarded else 'no guard listens'

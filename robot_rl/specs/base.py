@@ -155,9 +155,18 @@ def _value(text: str, override: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise SpecError(f'--set {override}: {text!r} is not a value in YAML') from None
-    if isinstance(value, str):  # YAML reads 1e-3 as text
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    """Return what YAML has read with numbers such as 1e-3, which it takes for text."""
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)
+            return float(value)
     return value
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pydantic
@@ -16,6 +17,24 @@ from robot_rl.specs.base import Spec
 from robot_rl.specs.contract import ObservationField
 
 PositiveFloat = pydantic.PositiveFloat
+# How often nodes in Python can command or hear an arm at all [Hz].
+Rate = Annotated[float, pydantic.Field(gt=0, le=1000)]
+# An arm that is told a velocity and no other goes on with it for so long at the most [s].
+LONGEST_DRIVER_TIMEOUT_S = 1.0
+# docs.ros.org, Topic names: tokens of letters, digits and _ between slashes.
+_TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+
+
+def _topic(name: str) -> str:
+    if not _TOPIC.fullmatch(name):
+        raise ValueError(
+            f'{name!r} is no name of a ROS topic: letters, digits and _ between slashes, such as '
+            "'controller/commands'"
+        )
+    return name
+
+
+Topic = Annotated[str, pydantic.AfterValidator(_topic)]
 
 
 class JointLimits(Spec):
@@ -63,8 +82,8 @@ class Controller(Spec):
     """How the arm is commanded, named as ros2_control names it."""
 
     kind: Literal['forward_position', 'forward_velocity', 'joint_trajectory'] = 'forward_position'
-    topic: str = 'forward_position_controller/commands'
-    rate_hz: PositiveFloat = 100.0
+    topic: Topic = 'forward_position_controller/commands'
+    rate_hz: Rate = 100.0
     # Time after which the driver itself stops the arm when no command comes; None: it never does.
     driver_timeout_s: PositiveFloat | None = None
     # How long the one point of a joint_trajectory may take; None: two periods.
@@ -82,10 +101,18 @@ class Controller(Spec):
 
     @pydantic.model_validator(mode='after')
     def _velocity_needs_a_timeout(self) -> Self:
-        if self.kind == 'forward_velocity' and self.driver_timeout_s is None:
+        if self.kind != 'forward_velocity':
+            return self
+        if self.driver_timeout_s is None:
             raise ValueError(
                 'kind forward_velocity needs driver_timeout_s: an arm that keeps its last '
                 'velocity when commands stop is not commanded by velocity'
+            )
+        if not self.period_s < self.driver_timeout_s <= LONGEST_DRIVER_TIMEOUT_S:
+            raise ValueError(
+                f'driver_timeout_s {self.driver_timeout_s:g}: with kind forward_velocity it is '
+                f'more than a period ({self.period_s:g} s), or the driver stops between two '
+                f'commands, and at most {LONGEST_DRIVER_TIMEOUT_S:g} s'
             )
         return self
 
@@ -95,7 +122,7 @@ class Gripper(Spec):
 
     joint: str
     open_width: PositiveFloat
-    topic: str
+    topic: Topic
     # Where its joint stands when closed and when open; None: 0 and half of open_width, as one of
     # two fingers that slide.
     positions: tuple[float, float] | None = None
@@ -130,9 +157,9 @@ class Tip(Spec):
 class Camera(Spec):
     """A camera by its ROS name, with the size of its pictures [pixels] and rate [Hz]."""
 
-    name: str
+    name: Topic
     # Where its driver publishes raw pictures; empty: <name>/image_raw.
-    topic: str = ''
+    topic: Topic | Literal[''] = ''
     width: pydantic.PositiveInt
     height: pydantic.PositiveInt
     rate_hz: PositiveFloat = 30.0
@@ -187,7 +214,7 @@ class RobotSpec(Spec):
     base_frame: str = 'base_link'
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
     tf_prefix: str = ''
-    joint_states_topic: str = 'joint_states'
+    joint_states_topic: Topic = 'joint_states'
     joint_states_rate_hz: PositiveFloat = 100.0
     controller: Controller = Controller()
     gripper: Gripper | None = None

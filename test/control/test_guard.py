@@ -589,6 +589,21 @@ def test_an_arm_that_begins_outside_its_workspace_may_only_come_in(robot, new):
     assert seen[-1] > 0.2
 
 
+def test_an_arm_outside_one_side_of_its_box_left_it_by_another(robot, new):
+    """0.6 m beyond x it might go as far beyond y: only the worst of the two was looked at."""
+    guard = new(robot.replace(workspace={'lower': [-1, -1, -1], 'upper': [0.3, 0.3, 1]}))
+    arm = np.array([0.1, 0.0, 0.0])
+    guard.measured(NAMES, arm, now=0.0)
+    for k in range(60):
+        guard.measured(NAMES, arm if k == 0 else guard.published, PERIOD * k)
+        arm = arm if guard.published is None else guard.published
+        send(guard, arm + np.array([0.04, 0, 0]), PERIOD * k)
+        for tick in range(5):
+            guard.tick(PERIOD * k + TICK * tick)
+    assert 0.2 < 0.9 * np.sin(guard.published[0]) < 0.3 + 1e-6
+    assert guard.diagnostics()['walled'] > 0
+
+
 def test_a_floor_holds_for_joints_too(robot, new, chain):
     """The elbow, not the tool, would go below the floor."""
 
@@ -737,6 +752,24 @@ def test_velocities_for_an_arm_follow_the_command_and_do_not_drift(started, robo
     guard.measured(NAMES, HOME - 3.0, now=0.05)
     guard.estop(0.05)
     np.testing.assert_array_equal(guard.velocities(guard.tick(0.05)), 0)
+
+
+@pytest.mark.parametrize('rate_hz', [100.0, 500.0, 1000.0])
+def test_an_arm_of_quick_joint_states_drifted_under_velocities(robot, new, rate_hz):
+    """Above 300 Hz what a guard of 100 Hz had heard at its last tick was too old to be used."""
+    controller = {'kind': 'forward_velocity', 'driver_timeout_s': 0.1}
+    robot = quick(robot).replace(controller=controller, joint_states_rate_hz=rate_hz)
+    guard, arm, worst = new(robot), HOME, 0.0
+    guard.measured(NAMES, arm, now=0.0)
+    for k in range(600):  # as the node does it: the arm is heard after the tick
+        now = TICK * k
+        if k % 5 == 0:
+            assert send(guard, HOME + np.array([0.3 * np.sin(now), 0, 0]), now) is None
+        applied = guard.tick(now)
+        arm = arm + 0.9 * TICK * guard.velocities(applied)  # it does less than it is told
+        guard.measured(NAMES, arm, now, k + 1)
+        worst = max(worst, np.abs(applied.positions - arm).max())
+    assert worst < 0.02
 
 
 @pytest.mark.parametrize('gain', [2.0, 5.0])

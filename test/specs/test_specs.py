@@ -58,7 +58,10 @@ def robots(draw) -> RobotSpec:
         mjcf_joints=draw(st.just({}) | st.just({joint: f'{joint}_in_mjcf' for joint in joints})),
         mjcf_base=draw(st.none() | names),
         tool_site=draw(names),
-        controller={'rate_hz': draw(positive), 'driver_timeout_s': draw(st.none() | positive)},
+        controller={
+            'rate_hz': draw(st.floats(1e-6, 1000)),
+            'driver_timeout_s': draw(st.none() | positive),
+        },
         gripper=draw(st.none() | st.just({'joint': 'g', 'open_width': 0.1, 'topic': 't'})),
     )
 
@@ -196,6 +199,19 @@ def change(data: dict, path: str, value: object) -> dict:
             'forward_velocity',
             'controller: kind forward_velocity needs driver_timeout_s',
         ),
+        (
+            'controller',
+            {'kind': 'forward_velocity', 'driver_timeout_s': 1e9},
+            'controller: driver_timeout_s 1e+09: with kind forward_velocity it is more than a per',
+        ),
+        (
+            'controller',
+            {'kind': 'forward_velocity', 'driver_timeout_s': 0.01, 'rate_hz': 100},
+            'a period (0.01 s), or the driver stops between two commands, and at most 1 s',
+        ),
+        ('controller.rate_hz', 1e9, 'controller.rate_hz: must be less than or equal to 1000, fou'),
+        ('controller.topic', 'a b', "controller.topic: 'a b' is no name of a ROS topic: letters"),
+        ('joint_states_topic', '', "joint_states_topic: '' is no name of a ROS topic"),
         (
             'joint_limits.elbow.max_velocity',
             'fast',

@@ -127,6 +127,7 @@ def _empty(rate_hz: int, seconds: float, folder: Path) -> EmptyChain:
     with Supervisor(folder) as supervisor:
         for role in reversed(CHAIN.values()):  # the source last
             supervisor.start('echo', {'role': role, 'rate_hz': float(rate_hz)}, name=role)
+        _start_timers(supervisor, rate_hz)
         supervisor.wait_ready(60)
         time.sleep(WARM_UP_S)
         with cpu_shares(supervisor, {role: role for role in CHAIN.values()}) as cpu:
@@ -147,9 +148,7 @@ def _real(rate_hz: int, seconds: float, folder: Path) -> RealChain:
         supervisor.start('traced_guard', {'robot': robot}, name='command_guard')
         recorder = {'root': str(folder / 'episodes'), 'robot': robot}
         supervisor.start('episode_recorder', recorder)
-        timers = {_timer(hz): hz for hz in _ticking(rate_hz).values()}
-        for name, hz in timers.items():
-            supervisor.start('echo', {'role': 'timer', 'rate_hz': hz}, name=name)
+        timers = _start_timers(supervisor, rate_hz)
         supervisor.wait_ready(60)
         supervisor.start('session', {'task': task, 'policy': policy, 'max_steps': steps})
         while not list(folder.glob('episodes/*.partial')):  # until the episode is being prepared
@@ -169,6 +168,14 @@ def _arm_hz(rate_hz: int) -> float:
 def _ticking(rate_hz: int) -> dict[str, float]:
     """Return how often the two nodes tick that decide when a command goes out [Hz]."""
     return {'policy': float(rate_hz), 'command_guard': _arm_hz(rate_hz)}
+
+
+def _start_timers(supervisor: Supervisor, rate_hz: int) -> list[str]:
+    """Start the bare timers, which both chains have beside them, and return their names."""
+    timers = {_timer(hz): hz for hz in _ticking(rate_hz).values()}
+    for name, hz in timers.items():
+        supervisor.start('echo', {'role': 'timer', 'rate_hz': hz}, name=name)
+    return list(timers)
 
 
 def _timer(hz: float) -> str:

@@ -29,7 +29,7 @@ class Options(common.TaskOptions):
         'promoted name or one in pretrained/'
     )
     episodes: pydantic.PositiveInt = pydantic.Field(10, description='how many')
-    seed: pydantic.NonNegativeInt = pydantic.Field(
+    seed: common.Seed = pydantic.Field(
         0, description="of the episodes' initial conditions, of noise and of the policy 'random'"
     )
     noise: pydantic.NonNegativeFloat = pydantic.Field(

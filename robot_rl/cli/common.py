@@ -42,13 +42,17 @@ def store_folder() -> Path:
     return Path(os.environ.get('ROBOT_RL_STORE', 'episodes'))
 
 
+# Of episodes and of what is drawn; the held-out seeds begin above.
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+
+
 class TaskOptions(Options):
     """Options of the commands that simulate a task."""
 
     set: tuple[str, ...] = pydantic.Field(
         (),
-        description="changes to an arm task's file, as randomisation.<key>=<value>; "
-        'docs/randomise_the_simulation.md lists the keys',
+        description="changes to an arm task's file, as duration_s=8 and randomisation.<key>="
+        '<value>; docs/randomise_the_simulation.md lists the keys',
     )
 
 

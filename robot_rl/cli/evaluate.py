@@ -38,7 +38,7 @@ class Options(common.TaskOptions):
     episodes: pydantic.PositiveInt = pydantic.Field(
         10, description='how many, from initial conditions that training never draws'
     )
-    seed: int = pydantic.Field(0, description="of the policy 'random'")
+    seed: common.Seed = pydantic.Field(0, description="of the policy 'random'")
     robot: str | None = pydantic.Field(
         None,
         description='trials through ROS, on this robot of config/robots or of a YAML file '

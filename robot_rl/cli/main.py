@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except RuntimeError as error:
+        if 'MUJOCO_GL' not in str(error):  # which MuJoCo reads as soon as it is imported
+            raise
+        print(f'robot-rl: {error}; right are egl, osmesa and glfw', file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk, a folder in the way, a missing permission
         print(f'robot-rl: {error.filename or argv[0]}: {error.strerror}', file=sys.stderr)
         return 2

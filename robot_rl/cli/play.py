@@ -37,7 +37,7 @@ class Options(common.TaskOptions):
     )
     task: str = pydantic.Field('', description='task; default: the one the policy was trained on')
     episodes: pydantic.PositiveInt = pydantic.Field(1, description='how many episodes')
-    seed: pydantic.NonNegativeInt = pydantic.Field(
+    seed: common.Seed = pydantic.Field(
         0, description='number of the first held-out episode seed, and of the random policy'
     )
     out: Path | None = pydantic.Field(None, description='an .mp4 or .gif file; default: a window')
@@ -144,7 +144,8 @@ class _Film:
     """A file that shows time as it passed."""
 
     def __init__(self, path: Path, environment: Environment, size: tuple[int, int]):
-        if path.suffix not in _FILES:
+        kind = path.suffix.lower()
+        if kind not in _FILES:
             raise RobotRLError(f'--out: {path}: an .mp4 or .gif file is written, name it so')
         self._environment = environment
         rate_hz = environment.contract.rate_hz
@@ -152,7 +153,7 @@ class _Film:
         self._renderer = Renderer(*size)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _FILES[path.suffix](path, rate_hz / self._every, size)
+        self._file = _FILES[kind](path, rate_hz / self._every, size)
 
     def __enter__(self) -> _Film:
         return self

@@ -20,7 +20,7 @@ from robot_rl import resources
 from robot_rl.cli import common
 from robot_rl.errors import RobotRLError, UnknownName
 from robot_rl.nodes.graphs import GRAPHS, RESPAWN_AFTER_S, WRONG_INPUT_CODE, Graph, Process
-from robot_rl.nodes.supervisor import Supervisor, the_only_guard
+from robot_rl.nodes.supervisor import Supervisor, ros_domain, the_only_guard
 from robot_rl.nodes.terminal import cursor_shown, given_back
 
 EXAMPLE = 'robot-rl up deploy policy:=ur5e_reach episodes:=5'
@@ -89,7 +89,7 @@ def run(
     common.require_ros(name)
     file = values['params_file'] or str(resources.find('config/nodes', graph.default_file))
     ros_arguments = ['--params-file', file, '--log-level', values['log_level']]
-    domain_id = int(os.environ.get('ROS_DOMAIN_ID') or 0)
+    domain_id = ros_domain()
     discovery = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     with contextlib.ExitStack() as stack:
         if values.read_terminal:

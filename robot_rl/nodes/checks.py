@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from robot_rl.errors import SpecError
+from robot_rl.errors import RobotRLError, SpecError
+from robot_rl.nodes.supervisor import LAST_DOMAIN, ros_domain
 from robot_rl.specs import RobotSpec
 from robot_rl.specs.robot import JointLimits
 
@@ -211,11 +212,13 @@ def _ros() -> Iterator[Finding]:
     (version,) = [version for _, version in _versions(['rclpy'])] or ['of unknown version']
     distribution = os.environ.get('ROS_DISTRO', 'none sourced: from wheels')
     yield Finding('OK', 'ROS', f'rclpy {version}, distribution {distribution}; RMW {rmw}')
-    domain = os.environ.get('ROS_DOMAIN_ID', '0') or '0'
     reach = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
-    if not domain.isdecimal() or int(domain) > 101:
-        yield Finding('ERROR', 'domain', f'ROS_DOMAIN_ID={domain}', 'a number from 0 to 101')
-    elif domain == '0' and reach == 'SUBNET':
+    try:
+        domain = ros_domain()
+    except RobotRLError as error:
+        yield Finding('ERROR', 'domain', str(error), f'export ROS_DOMAIN_ID=<0 to {LAST_DOMAIN}>')
+        return
+    if domain == 0 and reach == 'SUBNET':
         yield Finding(
             'WARN',
             'domain',

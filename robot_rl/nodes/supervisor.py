@@ -25,6 +25,8 @@ import yaml
 from robot_rl import resources
 from robot_rl.errors import RobotRLError
 
+# docs.ros.org, The ROS_DOMAIN_ID: the numbers whose ports are free on every system.
+LAST_DOMAIN = 101
 PARENT = 'ROBOT_RL_PARENT'  # the pid without which a node does not go on
 READY_FILE = 'ROBOT_RL_READY_FILE'  # a node creates this file once it works
 _PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'
@@ -276,6 +278,14 @@ def reserved_domain_id() -> Iterator[int]:
                 yield domain
             return
     raise NodeFailure('ROS domain ids 1 to 100 are all in use; end what runs there first')
+
+
+def ros_domain() -> int:
+    """Return the ROS domain of this environment. Raises RobotRLError where it is none."""
+    domain = os.environ.get('ROS_DOMAIN_ID') or '0'
+    if not domain.isdecimal() or int(domain) > LAST_DOMAIN:
+        raise RobotRLError(f'ROS_DOMAIN_ID={domain}: right is a number from 0 to {LAST_DOMAIN}')
+    return int(domain)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ import pydantic
 from robot_rl.errors import SpecError
 from robot_rl.specs import RobotSpec, Spec
 
+# Beyond this no fault of an arm goes, nor a factor; and no delay beyond this [s].
+MOST, LONGEST_DELAY_S = 1000.0, 5.0
+
 
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
@@ -17,7 +20,7 @@ def _as_tuple(value: Any) -> Any:
 
 # One number for all joints, or one for each in the order of RobotSpec.joints.
 PerJoint = Annotated[
-    tuple[Annotated[float, pydantic.Field(ge=0, le=1000)], ...],
+    tuple[Annotated[float, pydantic.Field(ge=0, le=MOST)], ...],
     pydantic.BeforeValidator(_as_tuple),
     pydantic.Field(min_length=1),
 ]
@@ -34,13 +37,15 @@ class Imperfections(Spec):
         (0.0,), description='standard deviation of measured velocities, for all or each [rad/s]'
     )
     sensor_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.0, le=5, description='joint states tell what was so long before they are stamped [s]'
+        0.0,
+        le=LONGEST_DELAY_S,
+        description='joint states tell what was so long before they are stamped [s]',
     )
     dropout: float = pydantic.Field(
         0.0, ge=0, lt=1, description='share of the joint states that are never published'
     )
     command_delay_s: pydantic.NonNegativeFloat = pydantic.Field(
-        0.0, le=5, description='time until a command to the arm begins to act [s]'
+        0.0, le=LONGEST_DELAY_S, description='time until a command to the arm begins to act [s]'
     )
     gain: PerJoint = pydantic.Field(
         (1.0,), description='stiffness of the servos, as a multiple of that in the model'

@@ -18,7 +18,7 @@ import pydantic
 from robot_rl.errors import SpecError, did_you_mean
 from robot_rl.robots import quaternions
 from robot_rl.robots.mjcf import named, names
-from robot_rl.sim.imperfections import Imperfections
+from robot_rl.sim.imperfections import LONGEST_DELAY_S, MOST, Imperfections
 from robot_rl.specs import RobotSpec, Spec
 
 # What MuJoCo gives a geom without a colour; one that has a material then takes that one's.
@@ -37,9 +37,12 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 _RANGE = pydantic.BeforeValidator(_as_range), pydantic.AfterValidator(_ordered)
+_Positive = Annotated[float, pydantic.Field(gt=0, le=MOST)]
+_NonNegative = Annotated[float, pydantic.Field(ge=0, le=MOST)]
 # [lower, upper], both drawn; or one number, for what is always so much.
-Factor = Annotated[tuple[pydantic.PositiveFloat, pydantic.PositiveFloat], *_RANGE]
-Amount = Annotated[tuple[pydantic.NonNegativeFloat, pydantic.NonNegativeFloat], *_RANGE]
+Range = Annotated[tuple[float, float], *_RANGE]
+Factor = Annotated[tuple[_Positive, _Positive], *_RANGE]
+Amount = Annotated[tuple[_NonNegative, _NonNegative], *_RANGE]
 Steps = Annotated[tuple[pydantic.NonNegativeInt, pydantic.NonNegativeInt], *_RANGE]
 _Unit = Annotated[float, pydantic.Field(ge=0, le=1)]
 Share = Annotated[tuple[_Unit, _Unit], *_RANGE]
@@ -86,6 +89,19 @@ class Randomisation(Spec):
     def is_on(self) -> bool:
         """Whether anything differs from the model."""
         return self != Randomisation()
+
+    def require_bounded(self, period_s: float) -> None:
+        """Raise SpecError for longer delays than a world may have, with this controller's period.
+
+        Else it would be an episode that draws one that ends with it.
+        """
+        for field in ('command_delay', 'sensor_delay'):
+            longest_s = max(getattr(self, field)) * period_s
+            if longest_s > LONGEST_DELAY_S:
+                raise SpecError(
+                    f'randomisation.{field}: {longest_s:g} s, in periods of {period_s:g} s; at '
+                    f'most {LONGEST_DELAY_S:g} s is right'
+                )
 
     def drawn(self, seed: int, model: mujoco.MjModel, robot: RobotSpec) -> Domain:
         """Return the world of the episode of this seed. Raises SpecError for an unknown body."""

@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 import pydantic
 
+from robot_rl.sim.randomisation import Factor
 from robot_rl.sim.task import (
     TARGET_POSE,
     TOOL,
     ArmTask,
     Columns,
     Pose,
-    Range,
     Sway,
     TaskConfig,
 )
@@ -33,7 +33,7 @@ class Motion(Spec):
         pydantic.NonNegativeFloat, pydantic.NonNegativeFloat, pydantic.NonNegativeFloat
     ]
     # Of one oscillation, drawn from this range [s].
-    period_s: Range = (3.0, 8.0)
+    period_s: Factor = (3.0, 8.0)
 
     def drawn(self, rng: np.random.Generator) -> Sway:
         """Draw a motion that begins anywhere in its oscillation."""

@@ -21,7 +21,7 @@ from robot_rl.errors import SpecError
 from robot_rl.robots import quaternions
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.cameras import Sizes, picture_field
-from robot_rl.sim.randomisation import Randomisation
+from robot_rl.sim.randomisation import Amount, Randomisation, Range
 from robot_rl.sim.scene import load_scene
 from robot_rl.specs import (
     ActionField,
@@ -35,7 +35,6 @@ from robot_rl.specs import (
 from robot_rl.specs.contract import FROM_TOOL
 
 Columns = Mapping[str, np.ndarray]
-Range = tuple[float, float]
 ActionKind = Literal['joint_delta', 'joint_velocity', 'cartesian_twist']
 
 TOOL, WIDTH = 'tool.position', 'gripper.width'
@@ -127,7 +126,7 @@ class Start(Spec):
     # [rad]
     yaw: Range = (0.0, 0.0)
     # [m]
-    width: Range | None = None
+    width: Amount | None = None
 
 
 class Closeness(Spec):
@@ -174,7 +173,8 @@ class TaskConfig(Spec):
     max_twist: dict[str, pydantic.PositiveFloat] = pydantic.Field(
         default_factory=lambda: {
             'linear_x': 0.3, 'linear_y': 0.3, 'linear_z': 0.3, 'angular_z': 1.5
-        }
+        },
+        min_length=1,
     )  # fmt: skip
     # Whether the gripper's width is an action.
     gripper: bool = False
@@ -222,13 +222,21 @@ class ArmTask:
         self.substeps = _whole(
             1.0 / (self.robot.controller.rate_hz * config.physics_timestep_s), 'steps', config
         )
+        self._require_possible()
 
     @classmethod
     def load(cls, name: str, changes: Sequence[str] = ()) -> Self:
         """Read the task called e.g. 'ur5e/reach' from config/tasks, or a YAML file by its path.
 
-        `changes` are 'randomisation.<key>=<value>' and the like, see Spec.from_yaml_with.
+        `changes` are 'randomisation.<key>=<value>', which makes worlds differ, and 'duration_s=8':
+        nothing by which another contract or another success than the file's would come.
         """
+        for change in changes:
+            if not change.startswith(('randomisation.', 'duration_s=')):
+                raise SpecError(
+                    f'--set {change}: of a task only randomisation.<key> and duration_s are set '
+                    'so; for the rest copy its file and name the copy: --task FILE.yaml'
+                )
         sections = {'randomisation': Randomisation.model_fields}
         return cls(cls.Config.from_yaml_with(task_file(name), {}, changes, sections))
 
@@ -337,6 +345,22 @@ class ArmTask:
         _, home = self.chain.forward(self.robot.home_position)
         turns = quaternions.from_rotation_vector(yaws[:, None] * (0.0, 0.0, 1.0))
         return self.chain.inverse(places, quaternions.multiply(turns, home), near)
+
+    def _require_possible(self) -> None:
+        """Raise SpecError for what an episode would only show later, or never."""
+        config, gripper = self.config, self.robot.gripper
+        self.randomisation.require_bounded(self.robot.controller.period_s)
+        if config.success_rows > self.max_steps + 1:
+            raise SpecError(
+                f'task {self.name}: success_rows {config.success_rows}: an episode of '
+                f'{config.duration_s:g} s has {self.max_steps + 1} rows'
+            )
+        width = config.start.width if config.start else None
+        if width is not None and (gripper is None or width[1] > gripper.open_width):
+            opens = f'opens {gripper.open_width:g} m' if gripper else 'has no gripper'
+            raise SpecError(
+                f'task {self.name}: start.width {list(width)}: {self.robot.name} {opens}'
+            )
 
     def _arm_action(self) -> ActionField:
         config, joints = self.config, self.robot.joints

@@ -2,15 +2,20 @@
 
 import contextlib
 import io
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper
 
 from robot_rl import resources
 from robot_rl.cli.main import main
+from robot_rl.specs.base import load_yaml
 
 POLICY = resources.share() / 'pretrained' / 'ur5e_reach.onnx'
 
@@ -159,6 +164,64 @@ def test_a_task_file_with_a_misspelt_key(tmp_path):
     path.write_text(path.read_text().replace('duration_s', 'duratoin_s'))
     line = refused('evaluate', '--policy', POLICY, '--task', path)
     assert str(path) in line and 'duration_s' in line
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'start.width': [0.06, 0.01]}, 'start.width: lower 0.06 must not be above upper 0.01'),
+        ({'start.width': [0.5, 0.6]}, 'start.width [0.5, 0.6]: ur5e_gripper opens 0.085 m'),
+        ({'start.yaw': [1, -1]}, 'start.yaw: lower 1 must not be above upper -1'),
+        ({'cube.yaw': [1, -1]}, 'cube.yaw: lower 1 must not be above upper -1'),
+        ({'max_twist': {}}, 'max_twist: at least one is needed'),
+        ({'success_rows': 500}, 'success_rows 500: an episode of 6 s has 121 rows'),
+        ({'randomisation': {'sensor_delay': 600}}, 'randomisation.sensor_delay: 6 s, in periods'),
+        ({'randomisation': {'friction': [0, 1e4]}}, 'randomisation.friction.1: must be less than'),
+    ],
+)
+def test_a_task_file_that_cannot_be(changes, told, tmp_path):
+    data = load_yaml(resources.share() / 'config' / 'tasks' / 'ur5e_lift.yaml')
+    for key, value in changes.items():
+        *section, last = key.split('.')
+        (data[section[0]] if section else data)[last] = value
+    path = tmp_path / 'task.yaml'
+    path.write_text(yaml.safe_dump(data))
+    assert told in refused('evaluate', '--policy', 'scripted', '--task', path)
+
+
+@pytest.mark.parametrize('change', ['action=joint_velocity', 'success_rows=59', 'name=foo'])
+@pytest.mark.parametrize('command', ['collect', 'evaluate', 'play'])
+def test_of_a_task_only_its_randomisation_and_duration_are_set(command, change, tmp_path):
+    """The environment was another one then, and whoever acted and judged was of the file's."""
+    words = command, '--policy', 'scripted', '--task', 'ur5e/reach', '--set', change
+    told = refused(*words, cwd=tmp_path)
+    assert f'--set {change}: of a task only randomisation.<key> and duration_s are' in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_renderer_that_does_not_exist():
+    done = subprocess.run(
+        [sys.executable, '-m', 'robot_rl.cli.main', 'evaluate', '--policy', str(POLICY)],
+        env=os.environ | {'MUJOCO_GL': 'foo'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert 'MUJOCO_GL: foo; right are egl, osmesa and glfw' in done.stderr
+
+
+@pytest.mark.parametrize('command', ['collect', 'evaluate', 'play'])
+@pytest.mark.parametrize('seed', [-1, 2**31])
+def test_a_seed_that_is_none(command, seed, tmp_path):
+    words = command, '--policy', 'random', '--task', 'ur5e/reach', '--seed', seed
+    assert '--seed: must be ' in refused(*words, cwd=tmp_path)
+
+
+@pytest.mark.parametrize('domain', ['abc', '500', '-1'])
+def test_a_ros_domain_that_is_none(domain, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', domain)
+    line = refused('up', 'sim_robot')
+    assert line == f'robot-rl: ROS_DOMAIN_ID={domain}: right is a number from 0 to 101'
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -70,6 +70,13 @@ def test_overrides_and_options_win_over_the_file(tmp_path):
     assert learner.policy_layers == (8,)
 
 
+def test_a_number_like_1e_3_inside_a_mapping_or_list_was_taken_for_text():
+    changes = ['randomisation.mass={"*_link": 5e-1}', 'randomisation.friction=[1e-3, 1e-2]']
+    config = load_run_config('d4pg', 'ur5e/reach', changes)
+    assert config.randomisation['mass'] == {'*_link': [0.5, 0.5]}
+    assert config.randomisation['friction'] == [0.001, 0.01]
+
+
 @pytest.mark.parametrize(
     ('overrides', 'message'),
     [

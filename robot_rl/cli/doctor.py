@@ -8,7 +8,7 @@ from pathlib import Path
 import pydantic
 
 from robot_rl.cli import common
-from robot_rl.nodes.checks import Finding, machine
+from robot_rl.nodes.checks import Finding, machine, robot_file
 from robot_rl.registry import make_task
 from robot_rl.specs import RobotSpec
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     task = make_task(options.task) if options.task else None
     named = options.robot or ('' if task else 'ur5e')
     robot = RobotSpec.load(named) if named else task.robot
-    findings = list(machine(options.store))
+    findings = [*machine(options.store), *robot_file(robot)]
     if importlib.util.find_spec('rclpy') is not None:
         from robot_rl.nodes.doctor import graph
 

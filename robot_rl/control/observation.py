@@ -366,7 +366,7 @@ class ObservationAssembler:
 
     def _width(self, position: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Return the gripper's width [1] [m]. Raises ContractMismatch without its joint."""
-        joint = self.robot.tf_prefix + self._gripper.joint
+        joint = self.robot.driver_gripper
         if joint not in names:
             raise ContractMismatch(
                 f'gripper.width: its joint {joint!r} is missing in joint_states, which has '

@@ -20,12 +20,16 @@ from packaging.requirements import Requirement
 
 from robot_rl.errors import RobotRLError, SpecError
 from robot_rl.nodes.supervisor import LAST_DOMAIN, ros_domain
+from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.robots.mjcf import load_model
 from robot_rl.specs import RobotSpec
 from robot_rl.specs.robot import JointLimits
 
 _PYTHON = (3, 11)  # as in pyproject.toml and setup.cfg
 _CAN_DRAW = 'import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)'
 _DRAW_WITHIN_S = 30.0
+# What files differ by that round: of a limit in its unit.
+SAME = 1e-3
 # Whose versions somebody who helps will ask for.
 _TOLD = ('robot_rl', 'mujoco', 'onnxruntime', 'numpy', 'torch')
 
@@ -72,6 +76,30 @@ def machine(folder: Path) -> Iterator[Finding]:
     yield _time()
 
 
+def robot_file(robot: RobotSpec) -> Iterator[Finding]:
+    """Compare the file of a robot with the model that it names."""
+    try:
+        model = load_model(robot.mjcf)
+        chain = KinematicChain.from_model(
+            model, robot.model_joints, robot.tool_site, robot.model_base
+        )
+    except RobotRLError as error:
+        todo = "mend mjcf, mjcf_joints, mjcf_base or tool_site of the robot's file"
+        yield Finding('ERROR', f'model of {robot.name}', str(error), todo)
+        return
+    ranges = map(Limits, chain.lower.tolist(), chain.upper.tolist())
+    limits = dict(zip(robot.driver_joints, ranges, strict=True))
+    yield from compare_limits(robot, limits, robot.mjcf)
+    home, box = chain.position(robot.home_position).round(3), robot.workspace
+    words = f'the tool stands at {home.tolist()}'
+    if box.contains(home):
+        yield Finding('OK', f'home of {robot.name}', f'{words}, in its workspace')
+    else:
+        words += f', outside the workspace from {list(box.lower)} to {list(box.upper)}'
+        todo = "mend home or workspace of the robot's file: an arm outside may only come in"
+        yield Finding('ERROR', f'home of {robot.name}', words, todo)
+
+
 def urdf_limits(text: str) -> dict[str, Limits]:
     """Return {joint: its limits} of a URDF. Raises SpecError for one that cannot be trusted."""
     if '<!DOCTYPE' in text or '<!ENTITY' in text:  # entities may grow without end
@@ -116,6 +144,21 @@ def compare_limits(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> 
         )
 
 
+def compare_gripper(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> Iterator[Finding]:
+    """Compare where the gripper's joint may be told to stand with its own limits, if known."""
+    joint, gripper = robot.driver_gripper, robot.gripper
+    lower, upper = theirs.get(joint, Limits())[:2]
+    if lower is None or upper is None:
+        return
+    least, most = sorted(gripper.position([0.0, gripper.open_width]).tolist())
+    if least < lower - SAME or most > upper + SAME:
+        words = f'told to stand from {least:g} to {most:g}, it can from {lower:g} to {upper:g}'
+        todo = "mend gripper.positions of the robot's file: when closed, and when open"
+        yield Finding('ERROR', f'limits of {joint}', f'{words} ({who})', todo)
+    else:
+        yield Finding('OK', f'limits of {joint}', f'{who} has it where we may tell it to stand')
+
+
 def compare_accelerations(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> Finding:
     """Compare those that MoveIt plans with, which are chosen and not the arm's own, with ours."""
     above = []
@@ -138,7 +181,7 @@ def _wider(ours: JointLimits, theirs: Limits) -> dict[str, tuple[str, str]]:
         if bound is None or (mine is None and key == 'max_effort'):  # nothing relies on it
             continue
         sign = -1 if key == 'min_position' else 1
-        if mine is None or sign * mine > sign * bound + 1e-3:
+        if mine is None or sign * mine > sign * bound + SAME:
             found[key] = 'none' if mine is None else f'{mine:g}', f'{bound:g}'
     return found
 

@@ -277,7 +277,8 @@ class CommandGuardNode(support.WorkingNode):
     def _grip(self, source: str, message: Float64MultiArray, now: float) -> str | None:
         refusal = self._guard.grip(message.data, source, now)
         if refusal is None and self._guard.width is not None:
-            self._gripper.publish(Float64MultiArray(data=[self._guard.width]))
+            told = self._robot.gripper.command(self._guard.width)
+            self._gripper.publish(Float64MultiArray(data=[told]))
         return refusal
 
     def _publish(self, applied: Applied) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,12 @@ from robot_rl.nodes.checks import (
     Finding,
     Limits,
     compare_accelerations,
+    compare_gripper,
     compare_limits,
     urdf_limits,
 )
 from robot_rl.nodes.streams import message_of, wrong_frame
-from robot_rl.specs import Contract, ObservationField, RobotSpec
+from robot_rl.specs import Contract, Controller, Gripper, ObservationField, RobotSpec
 
 # What discovery takes on a busy machine [s].
 DISCOVER_S = 3.0
@@ -259,6 +260,13 @@ class Doctor:
             )
         else:
             yield Finding('OK', topic, f'has all {len(robot.joints)} joints, with velocities')
+        if robot.gripper and robot.driver_gripper not in newest.name:
+            yield Finding(
+                'WARN',
+                topic,
+                f"the gripper's joint {robot.driver_gripper} is not beside the arm's",
+                'policies read its width there: one message has to tell of both',
+            )
 
     def _streams(self, seconds: float) -> Iterator[Finding]:
         """Look at what the contract reads besides joint states."""
@@ -338,11 +346,23 @@ class Doctor:
         return Finding(level, about, f'{age * 1e3:.1f} ms old', '' if level == 'OK' else todo)
 
     def _commands(self) -> Iterator[Finding]:
-        """Look at the topic on which the arm is commanded: one publisher, an arm that hears."""
-        robot, node = self._robot, self._node
-        topic = node.resolve_topic_name(robot.controller.topic)
-        trajectory = robot.controller.kind == 'joint_trajectory'
-        right = wiring.type_name(JointTrajectory if trajectory else Float64MultiArray)
+        """Look at the topics on which arm and gripper are commanded."""
+        robot = self._robot
+        by_name = robot.controller.kind == 'joint_trajectory'
+        readers = yield from self._commanded('arm', robot.controller, by_name)
+        yield from self._controllers(readers, robot.driver_joints, by_name)
+        if robot.gripper:
+            readers = yield from self._commanded('gripper', robot.gripper)
+            if robot.gripper.kind == 'forward_position':
+                yield from self._controllers(readers, [robot.driver_gripper])
+
+    def _commanded(
+        self, what: str, told: Controller | Gripper, by_name: bool = False
+    ) -> Generator[Finding, None, list[str]]:
+        """Look for one who commands and somebody who obeys; return who that may be."""
+        node, topic = self._node, self._node.resolve_topic_name(told.topic)
+        field = 'controller' if isinstance(told, Controller) else 'gripper'
+        right = wiring.type_name(JointTrajectory if by_name else Float64MultiArray)
         writers = node.get_publishers_info_by_topic(topic)
         readers = node.get_subscriptions_info_by_topic(topic)
         if wrong := {end.topic_type for end in (*writers, *readers)} - {right}:
@@ -350,15 +370,15 @@ class Doctor:
                 'ERROR',
                 topic,
                 f'is {", ".join(sorted(wrong))}, right is {right}',
-                "compare controller.kind and controller.topic of the robot's file",
+                f"compare {field}.kind and {field}.topic of the robot's file",
             )
-        arms = list(filter(wiring.may_be_an_arm, readers))
-        if not arms:
+        obeying = list(filter(wiring.may_be_an_arm, readers))
+        if not obeying:
             others = ', '.join(map(wiring.full_name, readers))
             yield Finding(
                 'ERROR',
                 topic,
-                f'no arm listens, only {others}' if others else 'no arm listens',
+                f'no {what} listens, only {others}' if others else f'no {what} listens',
                 'activate the controller: ros2 control switch_controllers',
             )
         if len(writers) > 1:
@@ -366,22 +386,24 @@ class Doctor:
             yield Finding(
                 'ERROR',
                 topic,
-                f'{len(writers)} publishers command the arm: {names}',
+                f'{len(writers)} publishers command the {what}: {names}',
                 'stop all but command_guard',
             )
         elif not writers:
-            yield Finding('WARN', topic, 'nobody commands the arm', 'start command_guard')
-        elif arms:
+            yield Finding('WARN', topic, f'nobody commands the {what}', 'start command_guard')
+        elif obeying:
             yield Finding('OK', topic, f'commanded by {wiring.full_name(writers[0])} alone')
-        yield from self._controllers(dict.fromkeys(map(wiring.full_name, arms)))
+        return list(dict.fromkeys(map(wiring.full_name, obeying)))
 
-    def _controllers(self, names: Iterable[str]) -> Iterator[Finding]:
+    def _controllers(
+        self, names: list[str], ours: Sequence[str], by_name: bool = False
+    ) -> Iterator[Finding]:
         """Compare the joints of those who take commands with ours; positions have no names."""
-        robot, right = self._robot, list(self._robot.driver_joints)
-        for name, values in self._parameters(list(names), ['joints']).items():
+        right = list(ours)
+        for name, values in self._parameters(names, ['joints']).items():
             joints = list(values.get('joints') or ())
             same = sorted(joints) == sorted(right)
-            if same and robot.controller.kind == 'joint_trajectory':
+            if same and by_name:
                 yield Finding('OK', f'joints of {name}', 'are those of the robot')
             elif joints == right:
                 yield Finding('OK', f'joints of {name}', 'are those of the robot, in its order')
@@ -421,7 +443,9 @@ class Doctor:
             yield compare_accelerations(robot, planned, planner)
         for text in self._urdfs[-1:]:
             try:
-                yield from compare_limits(robot, urdf_limits(text), 'robot_description')
+                told = urdf_limits(text)
+                yield from compare_limits(robot, told, 'robot_description')
+                yield from compare_gripper(robot, told, 'robot_description')
             except SpecError as error:
                 yield Finding('WARN', 'limits', str(error), 'publish a plain URDF')
         if not known and not self._urdfs:

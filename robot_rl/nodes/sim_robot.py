@@ -241,9 +241,9 @@ class SimRobot(support.WorkingNode):
         if robot.controller.kind == 'joint_trajectory':
             kind = JointTrajectory
         self._commands = support.Polled(self, kind, robot.controller.topic, support.COMMAND)
-        self._widths = None
+        self._to_gripper = None
         if self._arm.twin.has_gripper:
-            self._widths = support.Polled(
+            self._to_gripper = support.Polled(
                 self, Float64MultiArray, robot.gripper.topic, support.COMMAND
             )
         elif robot.gripper:
@@ -287,11 +287,11 @@ class SimRobot(support.WorkingNode):
                 age_s = (time.time_ns() - about['received_timestamp']) * 1e-9
                 in_s = float(np.clip(elapsed - age_s * self._given.speed, 0.0, elapsed))
                 self._command(message, in_s)
-        width = self._widths.newest() if self._widths else None
-        if width is not None and self._accepting:
-            if len(width.data) != 1:
-                raise ContractMismatch(f'gripper: one width is needed, found {list(width.data)}')
-            self._arm.twin.set_gripper(width.data[0])
+        told = self._to_gripper.newest() if self._to_gripper else None
+        if told is not None and self._accepting:
+            if len(told.data) != 1:
+                raise ContractMismatch(f'gripper: one number is needed, found {list(told.data)}')
+            self._arm.twin.set_gripper(self._robot.gripper.commanded_width(told.data[0]))
 
     def _command(self, message: Float64MultiArray | JointTrajectory, in_s: float) -> None:
         """Give a command that comes `in_s` from now to the driver. Raises ContractMismatch."""

@@ -264,7 +264,8 @@ class Whereabouts:
         if (state := self._states.newest()) is not None:
             self._measure(now, state)
         if self._told and (told := self._told.newest()) is not None and len(told.data) == 1:
-            self.width, self._was_told = told.data[0], True
+            self.width = self._robot.gripper.commanded_width(told.data[0])
+            self._was_told = True
 
     def command(self, now: float) -> np.ndarray | None:
         """Return where the arm has been commanded to or, without that, is [n]; None: unknown."""
@@ -280,5 +281,5 @@ class Whereabouts:
             self._measured = now, np.array(positions)
         gripper = self._robot.gripper
         if gripper and not self._was_told:
-            position = by_name.get(self._robot.tf_prefix + gripper.joint)
+            position = by_name.get(self._robot.driver_gripper)
             self.width = None if position is None else float(gripper.width(position))

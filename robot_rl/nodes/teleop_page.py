@@ -132,7 +132,7 @@ class Page:
         gripper = self._robot.gripper
         if not gripper:
             return None
-        width = float(gripper.width(by_name.get(self._robot.tf_prefix + gripper.joint, math.nan)))
+        width = float(gripper.width(by_name.get(self._robot.driver_gripper, math.nan)))
         return width if math.isfinite(width) else None
 
 

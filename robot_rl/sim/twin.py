@@ -23,6 +23,8 @@ from robot_rl.specs import RobotSpec
 # frequency [rad/s] on top of all that its model says of inertia and gravity. It follows a motion
 # with a lag of 2 / 60 s, as position-controlled arms do.
 HOLDING_FREQUENCY = 60.0
+# What a width comes out of its range where it has been a position meanwhile [m].
+SAME_WIDTH = 1e-9
 
 
 class World(Protocol):
@@ -164,7 +166,7 @@ class Twin:
         gripper = self.robot.gripper
         if self._jaw is None:
             raise ContractMismatch(f'the twin of {self.robot.name} has no gripper')
-        if not 0 <= width <= gripper.open_width:
+        if not -SAME_WIDTH <= width <= gripper.open_width + SAME_WIDTH:
             raise ContractMismatch(
                 f'gripper: a width from 0 to {gripper.open_width} m is needed, found {width}'
             )

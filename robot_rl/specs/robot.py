@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -21,6 +22,8 @@ PositiveFloat = pydantic.PositiveFloat
 Rate = Annotated[float, pydantic.Field(gt=0, le=1000)]
 # An arm that is told a velocity and no other goes on with it for so long at the most [s].
 LONGEST_DRIVER_TIMEOUT_S = 1.0
+# No joint of an arm turns as fast [rad/s], or slides [m/s]: more is likely to be in degrees.
+FASTEST = 30.0
 # docs.ros.org, Topic names: tokens of letters, digits and _ between slashes.
 _TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 
@@ -37,6 +40,15 @@ def _topic(name: str) -> str:
 Topic = Annotated[str, pydantic.AfterValidator(_topic)]
 
 
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r'[\w./-]*', text, re.ASCII):
+        raise ValueError(
+            f'{text!r} is no beginning of the names of joints and frames: letters, digits and '
+            "_ . / -, such as 'left_'"
+        )
+    return text
+
+
 class JointLimits(Spec):
     """Limits of one joint, under the keys of ros2_control's joint_limits.<joint>.*.
 
@@ -45,7 +57,7 @@ class JointLimits(Spec):
 
     min_position: float
     max_position: float
-    max_velocity: PositiveFloat
+    max_velocity: PositiveFloat = pydantic.Field(le=FASTEST)
     max_acceleration: PositiveFloat | None = None
     max_jerk: PositiveFloat | None = None
     max_effort: PositiveFloat | None = None
@@ -123,6 +135,10 @@ class Gripper(Spec):
     joint: str
     open_width: PositiveFloat
     topic: Topic
+    # What goes there, one number: where the joint is to stand, as a forward controller of
+    # ros2_control takes it; or the width [m], for a node of yours that passes it on to a driver.
+    # An episode of before there was a choice has the width.
+    kind: Literal['forward_position', 'width'] = 'width'
     # Where its joint stands when closed and when open; None: 0 and half of open_width, as one of
     # two fingers that slide.
     positions: tuple[float, float] | None = None
@@ -144,6 +160,14 @@ class Gripper(Spec):
         """Return the width [...] [m] at a position [...] of the joint."""
         closed, opened = self.positions or (0.0, self.open_width / 2)
         return (np.asarray(position) - closed) / (opened - closed) * self.open_width
+
+    def command(self, width: float) -> float:
+        """Return what is published on `topic` for a width [m]."""
+        return float(self.position(width)) if self.kind == 'forward_position' else width
+
+    def commanded_width(self, command: float) -> float:
+        """Return the width [m] of what is published on `topic`."""
+        return float(self.width(command)) if self.kind == 'forward_position' else command
 
 
 class Tip(Spec):
@@ -213,7 +237,7 @@ class RobotSpec(Spec):
     tip: Tip = Tip()
     base_frame: str = 'base_link'
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
-    tf_prefix: str = ''
+    tf_prefix: Annotated[str, pydantic.AfterValidator(_prefix)] = ''
     joint_states_topic: Topic = 'joint_states'
     joint_states_rate_hz: PositiveFloat = 100.0
     controller: Controller = Controller()
@@ -240,6 +264,17 @@ class RobotSpec(Spec):
                     f'home.{joint}: {position} lies outside '
                     f'[{limits.min_position}, {limits.max_position}]'
                 )
+        return self
+
+    @pydantic.model_validator(mode='after')
+    def _gripper_is_apart(self) -> Self:
+        if self.gripper is None:
+            return self
+        if self.gripper.joint in self.joints:
+            raise ValueError(f'gripper.joint: {self.gripper.joint!r} is one of joints')
+        for name in ('controller.topic', 'joint_states_topic'):
+            if operator.attrgetter(name)(self) == self.gripper.topic:
+                raise ValueError(f'gripper.topic: {self.gripper.topic!r} is {name} as well')
         return self
 
     @pydantic.model_validator(mode='after')
@@ -299,6 +334,11 @@ class RobotSpec(Spec):
     def driver_joints(self) -> tuple[str, ...]:
         """The joint names in the driver's messages, in the order of `joints`."""
         return tuple(self.tf_prefix + joint for joint in self.joints)
+
+    @property
+    def driver_gripper(self) -> str:
+        """The name of the gripper's joint in the driver's messages; '' without a gripper."""
+        return self.tf_prefix + self.gripper.joint if self.gripper else ''
 
     @property
     def driver_frame(self) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.specs import Contract, ObservationField, RobotSpec
-from robot_rl.specs.robot import Camera
+from robot_rl.specs.robot import Camera, Gripper
 from robot_rl.storage import column_file, samples, sources
 from robot_rl.storage.column_file import Columns
 from robot_rl.storage.commanded import Kinematics, Told, as_action, has_twist, require_kinds
@@ -516,8 +516,13 @@ def _later_topics(header: EpisodeHeader, whole: Take) -> dict[str, tuple[str, Ta
         found[_SESSION] = _SESSION, _runs
     if gripper := header.robot_spec.gripper:
         found[f'{header.source or "policy"}/gripper'] = _ASKED_WIDTH, samples.width
-        found[gripper.topic] = _TOLD_WIDTH, samples.width
+        found[gripper.topic] = _TOLD_WIDTH, functools.partial(_told_width, gripper=gripper)
     return found
+
+
+def _told_width(message: Any, gripper: Gripper) -> dict[str, np.ndarray]:
+    (told,) = samples.width(message)['position']
+    return {'position': np.array([gripper.commanded_width(told)])}
 
 
 def _namespace(episode: EpisodeReader, types: Mapping[str, str]) -> str:
@@ -571,7 +576,7 @@ def _arm_state(message: Any, robot: RobotSpec, reads_width: bool) -> dict[str, n
     taken = samples.joint_state(message, robot.driver_joints)
     if robot.gripper is None:
         return taken
-    jaw = f'{robot.tf_prefix}{robot.gripper.joint}'
+    jaw = robot.driver_gripper
     if not reads_width and jaw not in message.name:
         return taken | {'width': np.full(1, np.nan)}
     position = samples.joint_state(message, (jaw,))['position']

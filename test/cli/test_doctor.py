@@ -158,3 +158,32 @@ def test_accelerations_above_those_that_moveit_plans_with_are_a_warning():
     )
     assert slow.level == 'WARN' and slow.todo
     assert slow.found == 'above what /move_group plans with: elbow_joint 3.14159, there 1'
+
+
+def test_a_robot_file_is_compared_with_its_model():
+    robot = RobotSpec.load('ur5e')
+    found = lines(checks.robot_file(robot))
+    assert [line.split()[0] for line in found] == ['OK', 'OK']
+    assert 'home of ur5e: the tool stands at [0.492, 0.133, 0.488], in its workspace' in found[1]
+    limits = robot.to_dict()['joint_limits']
+    limits['elbow_joint'] |= {'min_position': -180.0, 'max_position': 180.0}
+    low = {'lower': [-0.5, -0.5, 0.0], 'upper': [0.5, 0.5, 0.4]}
+    wrong = robot.replace(joint_limits=limits, workspace=low)
+    found = lines(checks.robot_file(wrong))
+    told = 'min_position -180, the arm has -3.14159; max_position 180, the arm has 3.14159'
+    assert found[0].startswith(f'ERROR limits of elbow_joint: {told} (ur5e/ur5e.xml)')
+    assert found[-1].startswith(
+        'ERROR home of ur5e: the tool stands at [0.492, 0.133, 0.488], out'
+    )
+    (lost,) = lines(checks.robot_file(robot.replace(tool_site='nowhere')))
+    assert lost.startswith('ERROR model of ur5e: ') and 'nowhere' in lost
+
+
+def test_a_gripper_is_compared_with_its_own_limits():
+    robot = RobotSpec.load('j2s7s300_hand@left_')
+    joint = 'left_j2s7s300_joint_finger_1'
+    assert not lines(checks.compare_gripper(robot, {}, 'x'))
+    for limits, level in (((0.0, 1.51), 'OK'), ((0.5, 1.51), 'ERROR'), ((0.0, 1.3), 'ERROR')):
+        (found,) = lines(checks.compare_gripper(robot, {joint: Limits(*limits)}, 'x'))
+        assert found.startswith(f'{level} limits of {joint}: ')
+    assert 'told to stand from 0.466 to 1.41, it can from 0 to 1.3 (x)' in found

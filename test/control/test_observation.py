@@ -414,6 +414,10 @@ def test_width_and_position_of_a_gripper_are_inverse(width, positions):
     assert gripper.width(gripper.position(width)) == pytest.approx(width, abs=1e-12)
     closed, opened = positions or (0.0, 0.0425)  # one of two fingers goes half of the way
     assert gripper.position([0.0, 0.085]).tolist() == pytest.approx([closed, opened])
+    assert gripper.command(width) == gripper.commanded_width(width) == width
+    forward = gripper.replace(kind='forward_position')
+    assert forward.command(width) == pytest.approx(closed + width / 0.085 * (opened - closed))
+    assert forward.commanded_width(forward.command(width)) == pytest.approx(width, abs=1e-12)
 
 
 def test_a_gripper_that_does_not_move_is_refused():

@@ -93,12 +93,14 @@ def test_an_empty_graph_is_no_error(examine):
 
 @pytest.mark.slow
 def test_a_driver_that_is_late_slow_and_without_velocities(observer, examine, ur5e):
+    jaw = {'joint': 'jaw', 'open_width': 0.1, 'topic': 'jaw/commands'}
     driver(observer, ur5e.joints, rate_hz=10, velocities=False, age_s=0.5)
     observer.node.create_publisher(Float64MultiArray, CONTROLLER, 10)
     observer.node.create_publisher(Float64MultiArray, CONTROLLER, 10)
     observer.node.create_publisher(String, 'robot_description', LATCHED).publish(String(data=URDF))
-    found = '\n'.join(examine())
+    found = '\n'.join(examine(ur5e.replace(gripper=jaw)))
     assert 'WARN /joint_states: velocities are empty' in found
+    assert "WARN /joint_states: the gripper's joint jaw is not beside the arm's" in found
     assert 'Hz, joint_states_rate_hz is' in found and 'OK /joint_states: 1' not in found
     assert 'ERROR stamps of /joint_states: 5' in found
     assert f'ERROR /{CONTROLLER}: 2 publishers command the arm: /observer, /observer' in found
@@ -278,6 +280,12 @@ def test_a_controller_of_joints_in_another_order_and_a_recorder_that_is_no_arm(
     by_name = ur5e.replace(controller={'kind': 'joint_trajectory', 'topic': CONTROLLER})
     controller.set_parameters([Parameter('joints', value=joints)])
     assert f'OK {about}: are those of the robot' in examine(by_name)
+    jaw = {'joint': 'jaw', 'open_width': 0.1, 'topic': 'jaw/commands', 'kind': 'forward_position'}
+    assert 'ERROR /jaw/commands: no gripper listens' in examine(ur5e.replace(gripper=jaw))
+    controller.create_subscription(Float64MultiArray, 'jaw/commands', print, 10)
+    found = examine(ur5e.replace(gripper=jaw))
+    assert 'WARN /jaw/commands: nobody commands the gripper' in found
+    assert f"ERROR {about}: {joints}, other ones than ['jaw']" in found
     for node in nodes:
         observer._executor.remove_node(node)
         node.destroy_node()

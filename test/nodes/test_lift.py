@@ -29,7 +29,7 @@ def test_a_policy_for_lift_runs_through_ros(supervisor, observer, policy_file, t
     states = observer.listen(JointState, 'joint_states')
     actions = observer.listen(JointTrajectory, 'policy/action')
     widths = observer.listen(Float64MultiArray, 'policy/gripper')
-    told = observer.listen(Float64MultiArray, 'gripper_controller/commands')
+    fingers = observer.listen(Float64MultiArray, 'gripper_controller/commands')
     supervisor.start('sim_robot', {'task': 'ur5e/lift', 'seed': 1})
     supervisor.start('policy', {'policy': str(file)} | robot)
     supervisor.start('command_guard', robot)
@@ -55,10 +55,12 @@ def test_a_policy_for_lift_runs_through_ros(supervisor, observer, policy_file, t
     # What the policy asked for is what the gripper was told, within its range.
     place = list(contract.action_names).index('width')
     asked = np.clip([m.points[0].positions[place] for m in actions], 0.0, 0.085)
-    observer.until(lambda: told and abs(told[-1].data[0] - asked[-1]) < 1e-7)
-    for heard in (widths, told):  # some may be passed over on a busy machine: the newest counts
+    observer.until(lambda: fingers and abs(2 * fingers[-1].data[0] - asked[-1]) < 1e-7)
+    told = [2 * message.data[0] for message in fingers]  # a finger goes half of the way
+    # Some may be passed over on a busy machine: the newest counts.
+    for heard in ([message.data[0] for message in widths], told):
         left = iter(asked)
-        assert all(any(abs(m.data[0] - one) < 1e-7 for one in left) for m in heard)
+        assert all(any(abs(width - one) < 1e-7 for one in left) for width in heard)
         assert len(heard) > 0.8 * TICKS
     assert len(actions) == TICKS and np.ptp(asked) > 1e-4
     assert np.abs(asked - start.width).min() > 5e-3

@@ -192,7 +192,7 @@ def test_a_leader_is_followed_once_it_is_near(supervisor, observer, ur5e):
     names = [f'leader_{index}' for index in range(6)]
     jaw = {'leader_gripper': 'jaw', 'leader_gripper_range': [0.0, 2.0]}
     arm = Watched(supervisor, observer, 'leader', 'ur5e_gripper', leader_joints=names, **jaw)
-    widths = observer.listen(Float64MultiArray, 'gripper_controller/commands')
+    fingers = observer.listen(Float64MultiArray, 'gripper_controller/commands')
     states = observer.publisher(JointState, 'leader/joint_states')
     switch = observer.publisher(Bool, 'leader/enabled')
     leader = JointState(name=['jaw', *names[::-1]])
@@ -214,8 +214,8 @@ def test_a_leader_is_followed_once_it_is_near(supervisor, observer, ur5e):
     observer.until(lambda: arm.measured()[0] - home[0] > 0.07, 'it is not followed')
     bring(home + np.array([0.3, 0, 0, 0, 0, 0]))
     observer.until(lambda: arm.measured()[0] - home[0] > 0.28, 'it is not followed')
-    # A quarter of the way from closed to open.
-    observer.until(lambda: widths and abs(widths[-1].data[0] - 0.085 / 4) < 1e-6, 'no gripper')
+    # A quarter of the way from closed to open, of which one finger goes half.
+    observer.until(lambda: fingers and abs(fingers[-1].data[0] - 0.085 / 8) < 1e-6, 'no gripper')
     held.data = False
     bring(home)
     arm.waits_for_rest()
@@ -228,7 +228,7 @@ def test_keys_of_a_terminal_move_the_arm_and_its_gripper(supervisor, observer):
     master, slave = pty.openpty()
     former = termios.tcgetattr(slave)
     arm = Watched(supervisor, observer, 'keyboard', 'ur5e_gripper', terminal=os.ttyname(slave))
-    widths = observer.listen(Float64MultiArray, 'gripper_controller/commands')
+    fingers = observer.listen(Float64MultiArray, 'gripper_controller/commands')
 
     def repeat(key: bytes, until) -> None:
         def pressed():
@@ -247,7 +247,7 @@ def test_keys_of_a_terminal_move_the_arm_and_its_gripper(supervisor, observer):
     arm.waits_for_rest()
     moved = arm.measured() - begun
     assert np.abs(np.delete(moved[:6], 1)).max() < 5e-3  # one joint
-    repeat(b'c', lambda: widths and widths[-1].data[0] < 0.01)
+    repeat(b'c', lambda: fingers and fingers[-1].data[0] < 0.005)
     os.write(master, b' ')
     observer.until(lambda: arm.stopped[-1].data, 'no emergency stop')
     time.sleep(0.6)  # its cooldown

@@ -44,7 +44,7 @@ def robots(draw) -> RobotSpec:
         limits[joint] = {
             'min_position': low,
             'max_position': low + draw(st.floats(0.1, 10)),
-            'max_velocity': draw(positive),
+            'max_velocity': draw(st.floats(0.01, 30)),
             'max_acceleration': acceleration,
             'max_jerk': draw(st.none() | positive) if jerky else None,
         }
@@ -119,11 +119,12 @@ def test_every_spec_survives_json_and_yaml(spec):
     assert json.loads(spec.to_json()) == spec.to_dict()
 
 
-@given(robots(), names)
+@given(robots(), identifiers)
 def test_a_prefix_changes_what_the_driver_says_and_nothing_else(robot, prefix):
     left = robot.prefixed(prefix)
     assert tuple(name.removeprefix(prefix) for name in left.driver_joints) == robot.driver_joints
     assert left.driver_frame.removeprefix(prefix) == robot.driver_frame
+    assert left.driver_gripper.removeprefix(prefix) == robot.driver_gripper
     assert all(name.startswith(prefix) for name in (*left.driver_joints, left.driver_frame))
     back = left.replace(name=robot.name, tf_prefix='')
     assert back == robot and back.digest() == robot.digest()
@@ -238,6 +239,27 @@ def change(data: dict, path: str, value: object) -> dict:
         ('workspace.upper', [1, -2, 1], 'must be below upper (1.0, -2.0, 1.0) on every axis'),
         ('name', 7, 'name: a text is needed, found 7'),
         ('gripper', {'joint': 'g', 'open_width': -1}, 'gripper.open_width: must be gre'),
+        (
+            'joint_limits.elbow.max_velocity',
+            180,
+            'joint_limits.elbow.max_velocity: must be less than or equal to 30',
+        ),
+        ('tf_prefix', 'le ft/', "tf_prefix: 'le ft/' is no beginning of the names of joints"),
+        (
+            'gripper',
+            {'joint': 'elbow', 'open_width': 0.1, 'topic': 'g'},
+            "gripper.joint: 'elbow' is one of joints",
+        ),
+        (
+            'gripper',
+            {'joint': 'g', 'open_width': 0.1, 'topic': 'joint_states'},
+            "gripper.topic: 'joint_states' is joint_states_topic as well",
+        ),
+        (
+            'gripper',
+            {'joint': 'g', 'open_width': 0.1, 'topic': 't', 'kind': 'forward_velocity'},
+            'gripper.kind',
+        ),
         ('schema_version', 2, 'schema_version: 2 is newer than 1, the newest that this robot_rl'),
         ('schema_version', 'one', "schema_version: this robot_rl reads 1, found 'one'"),
         ('name', [0] * 99, 'name: a text is needed, found [0, 0, 0, 0, 0,'),

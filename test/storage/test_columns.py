@@ -643,7 +643,7 @@ class Turning:
         return way
 
 
-def gripping(contract, robot):
+def gripping(contract, robot, **changes):
     """Return a contract and a robot of a tool's velocity and a gripper's width."""
     twist = {'name': 'twist', 'kind': 'cartesian_twist', 'names': ('angular_z', 'linear_x')}
     width = {'name': 'width', 'kind': 'gripper', 'names': ('width',), 'lower': (0,), 'upper': (1,)}
@@ -651,20 +651,24 @@ def gripping(contract, robot):
     seen = [field.to_dict() for field in contract.observation]
     seen += [{'name': 'width', 'source': 'gripper.width', 'shape': (1,)}]
     fields = contract.to_dict() | {'observation': seen, 'action': [twist | bounds, width]}
-    jaw = Gripper(joint='gripper', open_width=OPEN, topic='gripper_controller/commands')
+    jaw = {'joint': 'gripper', 'open_width': OPEN, 'topic': 'gripper_controller/commands'}
+    jaw = Gripper.parse(jaw | changes)
     return type(contract).parse(fields), robot.replace(gripper=jaw)
 
 
-def grip(recording, source, widths):
-    """Let the gripper be told `widths`, one a tick, as the guard passes them on 8 ms later."""
+def grip(recording, source, widths, told=lambda width: width):
+    """Let the gripper be told `widths`, one a tick, as the guard passes them on 8 ms later.
+
+    `told` is what its driver takes for a width.
+    """
     from std_msgs.msg import Float64MultiArray
 
     for tick, width in enumerate(widths):
         now = START_NS + (503 + 50 * tick) * MS
         message = Float64MultiArray(data=[width])
         recording._send(f'{source}/gripper', message, now)
-        told = Float64MultiArray(data=[min(width, OPEN)])
-        recording._send('gripper_controller/commands', told, now + 8 * MS)
+        passed = Float64MultiArray(data=[told(min(width, OPEN))])
+        recording._send('gripper_controller/commands', passed, now + 8 * MS)
     recording.sent.sort(key=lambda item: item[0])
 
 
@@ -731,12 +735,15 @@ def test_a_twist_is_what_the_tool_did_and_a_width_what_answered_the_tick(
     ).all()
 
 
+@pytest.mark.parametrize('kind', ['width', 'forward_position'])
 def test_a_policy_s_twist_is_as_it_asked_and_the_guard_s_width_is_the_applied_one(
-    tmp_path, recording, header, contract, robot, rng
+    tmp_path, recording, header, contract, robot, rng, kind
 ):
-    contract, robot = gripping(contract, robot)
+    contract, robot = gripping(contract, robot, kind=kind)
     widths = rng.uniform(0, 2 * OPEN, 12)
-    grip(recording, 'policy', widths)
+    # One of two fingers that slide stands at half of the width.
+    share = {'width': 1.0, 'forward_position': 0.5}[kind]
+    grip(recording, 'policy', widths, lambda width: share * width)
     asked = rng.normal(size=(12, 3))
     names = ('linear_x', 'width', 'angular_z')
     stamps = [stamp for stamp, _, _ in recording.ticks]
@@ -750,7 +757,8 @@ def test_a_policy_s_twist_is_as_it_asked_and_the_guard_s_width_is_the_applied_on
     reader = recording.write(tmp_path, header(contract=contract, robot_spec=robot))
     found = aligned_columns(reader, kinematics=lambda _: Turning())
     np.testing.assert_array_equal(found['action/requested'], asked[:, [2, 0, 1]])
-    np.testing.assert_array_equal(found['action/applied'][:, 2], np.minimum(widths, OPEN))
+    applied = found['action/applied'][:, 2]
+    np.testing.assert_allclose(applied, np.minimum(widths, OPEN), atol=1e-15)
     measured = [
         2 * next(values for stamp, values in recording.states if stamp == at)['gripper'][0]
         for at in stamps

@@ -338,7 +338,8 @@ class Lifting:
         self.send(at, 3, '{}/gripper', Float64MultiArray(data=[command.width]))
         applied = trajectory(at, robot.joints, command.target, 'policy')
         self.send(at, 8, 'command_guard/applied', applied)
-        self.send(at, 9, robot.gripper.topic, Float64MultiArray(data=[command.width]))
+        finger = Float64MultiArray(data=[command.width / 2])  # where one of two stands
+        self.send(at, 9, robot.gripper.topic, finger)
         timestep = self.environment.step(command.requested[None])
         self.commands.append(command)
         self.rewards.append(timestep.reward[0])

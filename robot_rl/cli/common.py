@@ -278,6 +278,7 @@ _WORDS = (
         r'(\S+) Input should (.*?) \[type=\w+, input_value=(.*?), input_type=\w+\]',
         r'--\1: must \2, found \3',
     ),
+    (r'(\S+) Value error, (.*?) \[type=value_error, .*\]', r'--\1: \2'),
     (r' \[type=[^\]]*\]', ''),
 )
 

@@ -11,6 +11,7 @@ from robot_rl.cli import common
 from robot_rl.nodes.checks import Finding, machine, robot_file
 from robot_rl.registry import make_task
 from robot_rl.specs import RobotSpec
+from robot_rl.specs.ros_names import Namespace
 
 EXAMPLE = 'robot-rl doctor --task ur5e/lift --seconds 5'
 
@@ -28,7 +29,7 @@ class Options(common.Options):
         description='whose streams to look at as well: poses, goals, pictures; empty: what the '
         'episode in hand reads, where a session runs',
     )
-    namespace: str = pydantic.Field('', description="of the arm's nodes and topics")
+    namespace: Namespace = pydantic.Field('', description="of the arm's nodes and topics")
     seconds: pydantic.PositiveFloat = pydantic.Field(3.0, description='how long to listen [s]')
     store: Path = pydantic.Field(Path('episodes'), description='folder of the episodes')
 

@@ -16,6 +16,7 @@ from robot_rl.cli import common
 from robot_rl.cli.episode_care import EpisodeOptions, Flag
 from robot_rl.errors import RobotRLError
 from robot_rl.registry import is_arm_task
+from robot_rl.specs.ros_names import Namespace
 from robot_rl.storage.commands import recorded_commands
 
 # The programs of each viewer, as its packages call them.
@@ -37,7 +38,9 @@ class ReplayOptions(EpisodeOptions):
         False, description='to the arm, whose driver runs, not to the twin'
     )
     robot: str = pydantic.Field('', description="a robot; empty: the episode's")
-    namespace: str = pydantic.Field('', description='namespace of the nodes and of the driver')
+    namespace: Namespace = pydantic.Field(
+        '', description='namespace of the nodes and of the driver'
+    )
     params_file: str = pydantic.Field(
         '', description='YAML file of node parameters; empty: config/nodes/replay.yaml'
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from robot_rl.errors import SpecError, did_you_mean
 from robot_rl.registry import SCRIPTED
+from robot_rl.specs.ros_names import require_namespace
 
 SWITCH = ('true', 'false')
 MAYBE = ('', *SWITCH)
@@ -185,6 +186,10 @@ class Graph(NamedTuple):
             choices = arguments[name].choices
             if choices and value not in choices:
                 raise SpecError(f'{name}: one of {", ".join(map(repr, choices))}, found {value!r}')
+        try:
+            require_namespace(given.get('namespace', ''))
+        except ValueError as error:
+            raise SpecError(f'namespace: {error}') from None
         return Values({name: given.get(name, a.default) for name, a in arguments.items()})
 
 

@@ -326,7 +326,10 @@ class SimRobot(support.WorkingNode):
 
     def _on_session(self, info: SessionInfo) -> None:
         if info.robot and info.robot != self._robot.name:
-            self._participant.report('error', f'simulates {self._robot.name}, not {info.robot}')
+            mine = self._robot.name
+            told = f"simulates {mine}, not {info.robot} as the episode's task: for another arm or "
+            told += f"tf_prefix a copy of the task's file with 'robot: {mine}' is right"
+            self._participant.report('error', told)
             return
         with self._lock:
             if info.state == 'prepare':

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -16,6 +15,7 @@ from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.specs.base import Spec
 from robot_rl.specs.contract import ObservationField
+from robot_rl.specs.ros_names import Prefix, Topic
 
 PositiveFloat = pydantic.PositiveFloat
 # How often nodes in Python can command or hear an arm at all [Hz].
@@ -24,29 +24,6 @@ Rate = Annotated[float, pydantic.Field(gt=0, le=1000)]
 LONGEST_DRIVER_TIMEOUT_S = 1.0
 # No joint of an arm turns as fast [rad/s], or slides [m/s]: more is likely to be in degrees.
 FASTEST = 30.0
-# docs.ros.org, Topic names: tokens of letters, digits and _ between slashes.
-_TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
-
-
-def _topic(name: str) -> str:
-    if not _TOPIC.fullmatch(name):
-        raise ValueError(
-            f'{name!r} is no name of a ROS topic: letters, digits and _ between slashes, such as '
-            "'controller/commands'"
-        )
-    return name
-
-
-Topic = Annotated[str, pydantic.AfterValidator(_topic)]
-
-
-def _prefix(text: str) -> str:
-    if not re.fullmatch(r'[\w./-]*', text, re.ASCII):
-        raise ValueError(
-            f'{text!r} is no beginning of the names of joints and frames: letters, digits and '
-            "_ . / -, such as 'left_'"
-        )
-    return text
 
 
 class JointLimits(Spec):
@@ -237,7 +214,7 @@ class RobotSpec(Spec):
     tip: Tip = Tip()
     base_frame: str = 'base_link'
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
-    tf_prefix: Annotated[str, pydantic.AfterValidator(_prefix)] = ''
+    tf_prefix: Prefix = ''
     joint_states_topic: Topic = 'joint_states'
     joint_states_rate_hz: PositiveFloat = 100.0
     controller: Controller = Controller()

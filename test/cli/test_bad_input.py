@@ -278,3 +278,11 @@ def test_an_evaluation_that_cannot_be(words, told, tmp_path, monkeypatch, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('robot-rl: ') and told in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['a-b', '9th', 'left/', 'a//b', '~/a'])
+def test_a_namespace_that_is_none(name):
+    assert f'namespace: {name!r} is no ROS namespace' in refused('doctor', '--namespace', name)
+    assert f'namespace: {name!r} is no ROS namespace' in refused(
+        'up', 'deploy', f'namespace:={name}'
+    )

@@ -102,6 +102,8 @@ def test_cameras_are_those_of_the_twin_or_of_the_arm_s_own_drivers():
     [
         ({'polcy': 'x'}, "polcy: no such argument; did you mean 'policy'"),
         ({'sim': 'yes'}, "sim: one of 'true', 'false', found 'yes'"),
+        ({'namespace': 'a-b'}, "namespace: 'a-b' is no ROS namespace: letters, digits and _"),
+        ({'namespace': '9a'}, "namespace: '9a' is no ROS namespace"),
         ({'episodes': 'many'}, "episodes: a whole number is needed, found 'many'"),
     ],
 )

@@ -119,7 +119,8 @@ def test_it_tells_how_real_its_time_is(twin, observer):
 
 def test_it_refuses_to_be_another_robot(twin):
     twin.session.say('prepare', robot='fr3')
-    assert twin.session.hears('error') == 'simulates ur5e, not fr3'
+    told = twin.session.hears('error')
+    assert told.startswith('simulates ur5e, not fr3 ') and "'robot: ur5e' is right" in told
 
 
 def test_its_whole_state_is_there_for_whoever_draws_it(supervisor, observer):

@@ -97,6 +97,12 @@ def _rows(rate_hz: int, real: RealChain, empty: EmptyChain) -> Iterator[dict[str
         value, reference = (np.percentile(x.latency, percent) for x in (real, empty))
         yield _row(f'latency_{rate_hz}hz_{statistic}', 'ms', value * 1e3, reference * 1e3)
     ticking = _ticking(rate_hz)
+    # All of it, in which the two may wait for a tick for as long as a period each.
+    whole = real.latency + real.policy_wait + real.guard_wait
+    periods = sum(1.0 / hz for hz in ticking.values())
+    for statistic, percent in (('p50', 50), ('p99', 99)):
+        value = np.percentile(whole, percent)
+        yield _row(f'with_waits_{rate_hz}hz_{statistic}', 'ms', value * 1e3, periods * 1e3)
     for who, node, wait in (
         ('policy', 'policy', real.policy_wait),
         ('guard', 'command_guard', real.guard_wait),

@@ -11,14 +11,12 @@ from typing import Protocol
 
 # A tick is not prepared earlier before its deadline than by this share of a period.
 LONGEST_LEAD = 0.75
-# It begins early by so many times as long as it usually takes; later after a tick that took long.
-LEAD = 1.5
-# What it usually takes is the median of so many, which differ as caches and neighbours do; so many
-# show whether there is time for it, and after so many ticks without, that is looked at anew.
-LATEST, TRIES, ANEW = 9, 5, 1000
-# What a tick is made of should have come so much before its preparation begins [s], as messages
-# are on their way for now more and now less; of the time between two samples this share at most.
-MARGIN_S, LONGEST_SHARE = 0.001, 0.6
+# It begins early by so many times as long as it usually takes, which is the median of the latest:
+# they differ as caches and neighbours do.
+LEAD, LATEST = 1.5, 9
+# What a tick is made of should have come so much before its preparation begins [s], or a quarter
+# of the time between two samples: messages are on their way for now more and now less.
+MARGIN_S = 0.001
 
 
 class Clock(Protocol):
@@ -52,55 +50,34 @@ class PreparingClock(SteadyClock):
 
     What can be done before a deadline is done by then, and what is left runs on warm caches: who
     has slept has lost code and data to other processes. It begins early by a little more than it
-    usually takes. Where preparations and what the sleeper still does afterwards (all of it again,
-    if something newer has come) take longer than a period together, they are left out: each would
-    make the next deadline late.
+    usually takes.
     """
 
     def __init__(self, prepare: Callable[[float], None], period_s: float):
-        self._prepare, self._period_s = prepare, period_s
+        self._prepare, self._longest_s = prepare, LONGEST_LEAD * period_s
         self._took_s: deque[float] = deque(maxlen=LATEST)
-        self._rounds_s: deque[float] = deque(maxlen=LATEST)  # with what the sleeper did then
-        self._woken_s: float | None = None  # since when it does that
-        self._left_out = 0  # ticks since it was done last
 
     def sleep_until(self, deadline_s: float) -> None:
         """Sleep, prepare, and sleep again until an absolute time."""
-        now = self.now()
-        if self._woken_s is not None:
-            self._rounds_s.append(self._took_s[-1] + now - self._woken_s)
-            self._woken_s = None
-        if len(self._rounds_s) >= TRIES and median_high(self._rounds_s) > self._period_s:
-            self._leave_out()
-            super().sleep_until(deadline_s)
-        elif now < deadline_s:
-            # Be it too late to be done in time: what is not done now would be done later still,
-            # and the tick after a prepared one has its time again.
-            longest_s = LONGEST_LEAD * self._period_s
-            usual_s = median_high(self._took_s or [longest_s])
-            super().sleep_until(deadline_s - min(LEAD * usual_s, longest_s))
-            began = self.now()
-            self._prepare(deadline_s)
-            self._took_s.append(self.now() - began)
-            super().sleep_until(deadline_s)
-            self._woken_s = self.now()
-
-    def _leave_out(self) -> None:
-        self._left_out += 1
-        if self._left_out == ANEW:
-            self._left_out = 0
-            self._took_s.clear()
-            self._rounds_s.clear()
+        if self.now() >= deadline_s:
+            return
+        # Be it too late to be done in time: what is not done now would be done later still, and
+        # the tick after a prepared one has its time again.
+        usual_s = median_high(self._took_s or [self._longest_s])
+        super().sleep_until(deadline_s - min(LEAD * usual_s, self._longest_s))
+        began = self.now()
+        self._prepare(deadline_s)
+        self._took_s.append(self.now() - began)
+        super().sleep_until(deadline_s)
 
 
 def until_prepared(since_s: float, period_s: float, takes_s: float) -> float:
     """Return how long to wait until a tick can be prepared from what comes each `period_s` [s].
 
-    It came `since_s` ago; to prepare the tick takes `takes_s`. Ticks that keep this phase have it
-    decided upon before their deadline, and nothing newer comes meanwhile, for which they would
-    decide once more; where it takes too long for that, something does.
+    It came `since_s` ago; to prepare the tick takes `takes_s`. Ticks that keep this phase are
+    prepared from what has just come, whether it comes now a little earlier or later.
     """
-    return (min(LEAD * takes_s + MARGIN_S, LONGEST_SHARE * period_s) - since_s) % period_s
+    return (LEAD * takes_s + min(MARGIN_S, period_s / 4) - since_s) % period_s
 
 
 class VirtualClock:

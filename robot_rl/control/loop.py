@@ -42,11 +42,11 @@ class Command:
 
 
 class _Decision(NamedTuple):
-    """What a tick decides, the policy's next state, and how many samples had come by then."""
+    """What a tick decides, the policy's next state, and when it was decided [s]."""
 
     command: Command
     state: dict[str, np.ndarray]
-    version: int
+    at_s: float
 
 
 class ControlLoop:
@@ -97,23 +97,28 @@ class ControlLoop:
         self._command, self._prepared = self._pose('applied command', command), None
 
     def prepare(self, now_s: float) -> None:
-        """Decide beforehand: a tick() before which no other sample comes has it at once.
+        """Decide beforehand, on what has come by now: the next tick() has it at once.
 
-        Without any effect, and not at all where the policy is not pure.
+        Without any effect until then, and not at all where the policy is not pure.
         """
         if self._command is not None and self.policy.is_pure:
             with contextlib.suppress(RobotRLError):  # the tick will say it, if it is still so
                 self._prepared = self._decide(now_s)
 
+    def is_prepared(self, now_s: float) -> bool:
+        """Tell whether tick() has its decision already; one of a period ago is none any more."""
+        return self._prepared is not None and now_s - self._prepared.at_s < self.contract.period_s
+
     def tick(self, now_s: float) -> Command:
         """Decide once. Raises a RobotRLError, and commands nothing, where anything is amiss."""
         if self._command is None:
             raise ContractMismatch('control loop: tick before begin; it has no pose to start from')
-        decision, self._prepared = self._prepared, None
-        if decision is None or decision.version != self.observations.version:
-            decision = self._decide(now_s)
-        else:
+        if self.is_prepared(now_s):
             self.observations.require(now_s)  # it has grown older
+            decision = self._prepared
+        else:
+            decision = self._decide(now_s)
+        self._prepared = None
         self.observations.keep(decision.command.observation)
         self._command, self._state = decision.command.target, decision.state
         self.steps += 1
@@ -121,14 +126,13 @@ class ControlLoop:
 
     def _decide(self, now_s: float) -> _Decision:
         """Return what the newest samples lead to."""
-        version = self.observations.version
         observation, stamp_s = self.observations.assemble(now_s, self._command)
         batch = {name: values[None] for name, values in observation.items()}
         actions, state = self.policy.select(batch, self._state)
         requested = actions[0]
         target, applied, width = self._led(requested)
         command = Command(target, requested, applied, stamp_s, observation, width)
-        return _Decision(command, state, version)
+        return _Decision(command, state, now_s)
 
     def _pose(self, what: str, positions: ArrayLike) -> np.ndarray:
         positions = require_finite(what, positions)

@@ -387,9 +387,10 @@ class PolicyNode(LifecycleNode):
             self._loop.prepare(self._now())
 
     def _tick(self) -> None:
-        start = time.monotonic()
-        self._hear()
-        self._publish(self._loop.tick(self._now()))
+        start, now_s = time.monotonic(), self._now()
+        if not self._loop.is_prepared(now_s):  # else what is newer is for the next tick
+            self._hear()
+        self._publish(self._loop.tick(now_s))
         self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
         self._ticks_s.add(time.monotonic() - start)
 

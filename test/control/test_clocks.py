@@ -13,7 +13,6 @@ from robot_rl.control.clocks import (
     LEAD,
     LONGEST_LEAD,
     MARGIN_S,
-    TRIES,
     PreparingClock,
     SteadyClock,
     VirtualClock,
@@ -83,28 +82,12 @@ def test_a_tick_that_was_not_prepared_leaves_time_to_prepare_the_next_one():
         time.sleep(0.3 * period_s)
 
     clock = PreparingClock(prepare, period_s)
-    for _ in range(TRIES):  # how long it takes is known
+    for _ in range(5):  # how long it takes is known
         clock.sleep_until(clock.now() + period_s)
     due_s = clock.now() + period_s
     time.sleep(0.6 * period_s)  # a tick that had everything left to do
     clock.sleep_until(due_s)
-    assert prepared[TRIES:] == [due_s]
-
-
-def test_what_takes_longer_than_there_is_time_for_is_not_prepared_any_more(monkeypatch):
-    """A policy of 12 ms was late by 12 ms at every tick."""
-    monkeypatch.setattr(clocks, 'ANEW', 4)
-    prepared, period_s = [], 0.02
-    clock = PreparingClock(
-        lambda due_s: (prepared.append(due_s), time.sleep(2 * LONGEST_LEAD * period_s)), period_s
-    )
-    counts = []
-    for _ in range(TRIES + 4 + TRIES + 1):
-        clock.sleep_until(clock.now() + period_s)
-        counts.append(len(prepared))
-    tries = list(range(1, TRIES + 1))
-    # And after a while it is seen whether it still does.
-    assert counts == [*tries, *[TRIES] * 4, *[TRIES + n for n in tries], 2 * TRIES]
+    assert prepared[5:] == [due_s]
 
 
 class Simulated:
@@ -121,47 +104,55 @@ class Simulated:
 
 
 def policy_at_work(time, takes_s, period_s, sample_s, count=400, since_s=0.0):
-    """Return how late each tick decided [s], and how many of them decided once more.
+    """Return when each command went out [s], and how old its sample was at the tick [s].
 
-    As the node does: it decides beforehand, and anew where a newer sample came meanwhile.
+    As the node does: it decides beforehand, on the newest sample that has come by then.
     """
-    prepared, late, again = [], [], 0
+    prepared, out, ages_s = [], [], []
     time.sleep(since_s)
 
     def prepare(due_s):
-        prepared[:] = [time.now // sample_s]
+        prepared.append(time.now // sample_s * sample_s)
         time.sleep(takes_s)
 
     for now in itertools.islice(ticks(PreparingClock(prepare, period_s), period_s), count):
-        if prepared != [time.now // sample_s]:
-            again += bool(prepared)
-            time.sleep(takes_s)
-        prepared.clear()
-        late.append((now - since_s) % period_s)
-    return np.array(late), again
+        if not prepared:
+            prepare(now)
+        out.append(time.now)
+        ages_s.append(now - prepared.pop())
+    return np.array(out) - since_s, np.array(ages_s)
 
 
-@pytest.mark.parametrize('share', [0.1, 0.3, 0.45, 0.52, 0.6, 0.7, 0.95])
+@pytest.mark.parametrize('share', [0.1, 0.3, 0.45, 0.52, 0.6, 0.7, 0.95, 1.2])
 @pytest.mark.parametrize('sample_s', [0.01, 0.002])
 def test_a_policy_of_sixty_per_cent_of_its_period_missed_one_deadline_in_four(
     monkeypatch, share, sample_s
 ):
-    """What came while it was prepared was decided upon at the tick, and there was no time left."""
+    """What came while it was prepared was decided upon at the tick, and there was no time left.
+
+    And one of 12 ms was late by 12 ms at every tick: what takes longer than there is time for
+    goes out as soon as it is decided, one after another.
+    """
     monkeypatch.setattr(clocks, 'time', time := Simulated())
-    late, again = policy_at_work(time, share * 0.05, 0.05, sample_s)
-    before = np.minimum(late, 0.05 - late)  # what is a rounding before a deadline is on it
-    assert np.median(before) < 1e-9 and (before > 1e-9).mean() < 0.05
-    if share > 0.5:
-        assert again <= TRIES + 1
+    out, _ = policy_at_work(time, share * 0.05, 0.05, sample_s)
+    usual = out[20:]  # by then it is known how long it takes
+    if share < 1.0:
+        late = (usual + 1e-9) % 0.05
+        assert late.max() < max(share - LONGEST_LEAD, 0.0) * 0.05 + 1e-6
+        np.testing.assert_allclose(np.diff(usual), 0.05, atol=1e-6)
+    else:  # no core has time for all, and none is idle between two
+        assert np.diff(usual).mean() < 0.05 * (share + 0.1)
 
 
-@pytest.mark.parametrize('takes_s', [0.0004, 0.001, 0.002, 0.003, 0.0033])
-def test_what_is_prepared_in_its_phase_is_not_decided_upon_twice(monkeypatch, takes_s):
+@pytest.mark.parametrize('takes_s', [0.0004, 0.001, 0.002, 0.003, 0.0045])
+@pytest.mark.parametrize('sample_s', [0.01, 0.002])
+def test_in_its_phase_a_tick_is_prepared_from_what_has_just_come(monkeypatch, takes_s, sample_s):
     """A policy of 4 ms, with a phase of 3 ms, decided twice at every tick."""
     monkeypatch.setattr(clocks, 'time', time := Simulated())
-    since_s = until_prepared(0.0, 0.01, takes_s)
-    _, again = policy_at_work(time, takes_s, 0.05, 0.01, since_s=since_s)
-    assert again <= 3  # the first is prepared from long before
+    since_s = until_prepared(0.0, sample_s, takes_s)
+    _, ages_s = policy_at_work(time, takes_s, 0.05, sample_s, since_s=since_s)
+    usual = ages_s[10:]
+    np.testing.assert_allclose(usual, LEAD * takes_s + min(MARGIN_S, sample_s / 4), atol=1e-9)
 
 
 @given(st.floats(0, 1e3), st.floats(1e-3, 1.0), st.floats(0, 0.1))
@@ -171,8 +162,9 @@ def test_a_tick_waits_for_what_it_is_made_of_to_have_been_there_for_a_while(
     waited_s = until_prepared(since_s, period_s, takes_s)
     assert 0 <= waited_s <= period_s
     came_before_s = (since_s + waited_s) % period_s
-    wanted_s = min(LEAD * takes_s + MARGIN_S, 0.6 * period_s)
-    assert came_before_s == pytest.approx(wanted_s, abs=1e-9)
+    wanted_s = (LEAD * takes_s + min(MARGIN_S, period_s / 4)) % period_s
+    off_s = abs(came_before_s - wanted_s)
+    assert min(off_s, period_s - off_s) < 1e-9
 
 
 def test_the_virtual_clock_never_goes_backwards():

@@ -87,7 +87,7 @@ def test_deltas_add_to_where_somebody_else_has_led_the_arm(contract, robot, chai
 def test_a_tick_that_was_prepared_is_as_one_that_was_not(
     policy_file, contract, robot, chain, kind
 ):
-    """Whatever comes in between: nothing, another sample, somebody else who led the arm."""
+    """Whatever comes in between: nothing, or somebody else who led the arm."""
     path = policy_file(contract, memory=4, seed=2) if kind == 'recurrent' else None
 
     def commands(prepares: bool):
@@ -98,9 +98,7 @@ def test_a_tick_that_was_prepared_is_as_one_that_was_not(
             feed(loop, 0.05 * k - 0.01, position=START + 0.01 * k)
             if prepares:
                 loop.prepare(0.05 * k - 0.001)
-            if k % 3 == 1:
-                feed(loop, 0.05 * k, position=START + 0.02 * k)
-            elif k % 3 == 2:
+            if k % 3 == 2:
                 loop.rebase(START + 0.03 * k)
             yield loop.tick(0.05 * k)
 
@@ -122,9 +120,24 @@ def test_what_was_prepared_is_not_decided_once_more(contract, robot, chain):
     loop.prepare(0.0)
     assert (loop.tick(0.0).stamp_s, len(policy.seen), loop.steps) == (0.0, 1, 1)
     feed(loop, 0.05)
-    loop.prepare(0.05)
-    feed(loop, 0.06)
-    assert (loop.tick(0.06).stamp_s, len(policy.seen), loop.steps) == (0.06, 3, 2)
+    loop.prepare(0.051)
+    feed(loop, 0.052)  # for the next tick
+    assert loop.is_prepared(0.053)
+    assert (loop.tick(0.053).stamp_s, len(policy.seen), loop.steps) == (0.05, 2, 2)
+    assert not loop.is_prepared(0.053)
+
+
+def test_what_was_prepared_a_period_ago_is_decided_anew(contract, robot, chain):
+    """A process that was halted meanwhile: what it decided is not of now."""
+    policy = Scripted(contract, [[0.02, -0.03, 0.04]] * 3)
+    policy.is_pure = True
+    loop = ControlLoop(contract, robot, chain, policy)
+    loop.begin(START)
+    feed(loop, 0.0)
+    loop.prepare(0.0)
+    feed(loop, 0.05)
+    assert loop.is_prepared(0.049) and not loop.is_prepared(0.051)
+    assert (loop.tick(0.051).stamp_s, len(policy.seen)) == (0.05, 2)
 
 
 def test_a_sample_that_has_grown_too_old_since_a_tick_was_prepared_is_refused(

@@ -20,11 +20,15 @@ def test_every_figure_stands_beside_that_of_the_empty_chain():
             assert row['bench'] == 'deploy' and row['value'] > 0 and row['reference'] > 0
             assert row['ratio'] == pytest.approx(row['value'] / row['reference'], rel=0.1)
         assert latencies[0]['value'] <= latencies[1]['value'] < 1000
+        for statistic in ('p50', 'p99'):
+            whole = rows[f'with_waits_{rate}hz_{statistic}']
+            assert whole['value'] > rows[f'latency_{rate}hz_{statistic}']['value']
+            assert whole['reference'] == pytest.approx(1e3 / rate + 1e3 / max(rate, 100))
         for who, period_ms in (('policy', 1e3 / rate), ('guard', 1e3 / max(rate, 100))):
             wait, late = rows[f'{who}_timer_wait_{rate}hz_p50'], rows[f'{who}_late_{rate}hz']
             assert 0 <= wait['value'] < 2 * period_ms == 2 * wait['reference']
             assert 0 <= late['value'] <= 100 and 0 <= late['reference'] <= 100
-    assert len(rows) == 2 * (2 + 2 + 2 + 4)
+    assert len(rows) == 2 * (2 + 2 + 2 + 2 + 4)
 
 
 def test_the_waits_for_a_tick_are_apart_from_the_latency():

@@ -33,8 +33,6 @@ SHORTEST_S = 1e-6
 # An arm is where it was measured for so many periods of its joint states, or of the guard, which
 # hears them once a tick.
 PERIODS_KNOWN = 3
-# What bounds a workspace: the sides of its box, and the floor that holds for joints as well.
-_SIDES = 7
 # A step that leads less than this [m] farther out of the workspace does not leave it.
 SAME_PLACE = 1e-6
 # This share of its acceleration an arm that takes velocities has for making up for lag. Without
@@ -383,6 +381,7 @@ class CommandGuard:
 
     def refuse(self, reason: str) -> str:
         """Count a refusal, also of what was no command from the first; return the reason."""
+        self._ahead = None
         self._counts['refused'] += 1
         self._last_refusal = reason
         return reason
@@ -454,7 +453,8 @@ class CommandGuard:
         wanted = np.zeros_like(self._told) if applied is None else applied.velocities
         age = self._time - self._measured_at
         period_s = max(1.0 / self.robot.joint_states_rate_hz, self.period_s)
-        known = self._measured is not None and age <= PERIODS_KNOWN * period_s
+        oldest_s = min(PERIODS_KNOWN * period_s, self.config.measured_max_age_s)
+        known = self._measured is not None and age <= oldest_s
         if applied is not None and known and self._state is not GuardState.ESTOP:
             behind = applied.positions - self._measured
             wanted = wanted + self.config.velocity_gain * behind
@@ -511,7 +511,7 @@ class CommandGuard:
         self._rested: np.ndarray | None = None  # where the arm came to rest in a hold
         self._line: Line | None = None
         self._received = self._ticked_at = self._moved_at = 0.0
-        self._outside = np.zeros(_SIDES)
+        self._outside = np.zeros(1)  # of each side, once it has been looked
         self._due = 0.0  # the time that the last command is for
         self._stamp, self._source = 0, ''
         self._ramping = self._forgets = False
@@ -696,11 +696,11 @@ class CommandGuard:
         return moved
 
     def _depth_outside(self, motion: Motion) -> np.ndarray:
-        """Return how far [7] [m] the arm is out of its workspace at worst while `motion` brakes.
+        """Return how far [6 + n] [m] the arm is out of its workspace at worst while it brakes.
 
-        That is the tool beyond each side of the box, and a joint below its floor. Well inside, a
-        bound of it is returned: how deep inside the arm was last, less all that it can have moved
-        since.
+        That is the tool beyond each side of the box, and each joint below its floor. Well inside,
+        a bound of it is returned: how deep inside the arm was last, less all that it can have
+        moved since.
         """
         if self._looked is not None:
             where, depth = self._looked
@@ -710,8 +710,9 @@ class CommandGuard:
                 return bound
         positions = motion.path_to_rest(self.limits)
         points, box = self._chain.points(positions), self.robot.workspace
-        tool, floor = points[:, -1], (box.lower[2] - points[..., 2]).max(axis=1)
-        depths = np.column_stack([tool - box.upper, box.lower - tool, floor])
+        tool, joints = points[:, -1], points[:, :-1]
+        below = box.lower[2] - joints[..., 2]
+        depths = np.column_stack([tool - box.upper, box.lower - tool, below])
         self._looked = positions[0], depths[0]
         return depths.max(axis=0)
 

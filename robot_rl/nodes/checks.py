@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from robot_rl.errors import RobotRLError, SpecError
-from robot_rl.nodes.supervisor import LAST_DOMAIN, ros_domain
+from robot_rl.nodes.supervisor import LAST_DOMAIN, LAST_FREE_DOMAIN, ros_domain
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.robots.mjcf import load_model
 from robot_rl.specs import RobotSpec
@@ -28,6 +28,8 @@ from robot_rl.specs.robot import JointLimits
 _PYTHON = (3, 11)  # as in pyproject.toml and setup.cfg
 _CAN_DRAW = 'import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)'
 _DRAW_WITHIN_S = 30.0
+# Above Linux's ports for whoever asks for any lie those of the domains from here on.
+_FREE_AGAIN = 215
 # What files differ by that round: of a limit in its unit.
 SAME = 1e-3
 # Whose versions somebody who helps will ask for.
@@ -261,12 +263,17 @@ def _ros() -> Iterator[Finding]:
     except RobotRLError as error:
         yield Finding('ERROR', 'domain', str(error), f'export ROS_DOMAIN_ID=<0 to {LAST_DOMAIN}>')
         return
-    if domain == 0 and reach == 'SUBNET':
+    if LAST_FREE_DOMAIN < domain < _FREE_AGAIN:
+        words = f'{domain}, whose ports this system may have given to other programs'
+        todo = f'export ROS_DOMAIN_ID=<1 to {LAST_FREE_DOMAIN}> where nodes do not find each other'
+        yield Finding('WARN', 'domain', words, todo)
+    elif domain == 0 and reach == 'SUBNET':
         yield Finding(
             'WARN',
             'domain',
             '0, and everybody on the network hears and may command it',
-            'export ROS_DOMAIN_ID=<1 to 101>, or ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST',
+            f'export ROS_DOMAIN_ID=<1 to {LAST_FREE_DOMAIN}>, or '
+            'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST',
         )
     else:
         yield Finding('OK', 'domain', f'{domain}, discovery range {reach}')

@@ -25,8 +25,9 @@ import yaml
 from robot_rl import resources
 from robot_rl.errors import RobotRLError
 
-# docs.ros.org, The ROS_DOMAIN_ID: the numbers whose ports are free on every system.
-LAST_DOMAIN = 101
+# docs.ros.org, The ROS_DOMAIN_ID: the last one that has ports, and the last one whose ports no
+# system gives to others.
+LAST_DOMAIN, LAST_FREE_DOMAIN = 232, 101
 PARENT = 'ROBOT_RL_PARENT'  # the pid without which a node does not go on
 READY_FILE = 'ROBOT_RL_READY_FILE'  # a node creates this file once it works
 _PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'

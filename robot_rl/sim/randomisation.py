@@ -96,11 +96,11 @@ class Randomisation(Spec):
         Else it would be an episode that draws one that ends with it.
         """
         for field in ('command_delay', 'sensor_delay'):
-            longest_s = max(getattr(self, field)) * period_s
-            if longest_s > LONGEST_DELAY_S:
+            periods = max(getattr(self, field))
+            if periods * period_s > LONGEST_DELAY_S:
                 raise SpecError(
-                    f'randomisation.{field}: {longest_s:g} s, in periods of {period_s:g} s; at '
-                    f'most {LONGEST_DELAY_S:g} s is right'
+                    f'randomisation.{field} {periods}: periods of {period_s:g} s, so that at most '
+                    f'{LONGEST_DELAY_S / period_s:.0f} are right ({LONGEST_DELAY_S:g} s)'
                 )
 
     def drawn(self, seed: int, model: mujoco.MjModel, robot: RobotSpec) -> Domain:

@@ -17,7 +17,7 @@ import numpy as np
 import pydantic
 
 from robot_rl import resources
-from robot_rl.errors import SpecError
+from robot_rl.errors import SpecError, did_you_mean
 from robot_rl.robots import quaternions
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.sim.cameras import Sizes, picture_field
@@ -231,14 +231,16 @@ class ArmTask:
         `changes` are 'randomisation.<key>=<value>', which makes worlds differ, and 'duration_s=8':
         nothing by which another contract or another success than the file's would come.
         """
+        settable = ['duration_s', *(f'randomisation.{key}' for key in Randomisation.model_fields)]
         for change in changes:
-            if not change.startswith(('randomisation.', 'duration_s=')):
+            key = change.partition('=')[0]
+            if key not in ('duration_s', 'randomisation') and not key.startswith('randomisation.'):
                 raise SpecError(
                     f'--set {change}: of a task only randomisation.<key> and duration_s are set '
                     'so; for the rest copy its file and name the copy: --task FILE.yaml'
+                    + did_you_mean(key, settable)
                 )
-        sections = {'randomisation': Randomisation.model_fields}
-        return cls(cls.Config.from_yaml_with(task_file(name), {}, changes, sections))
+        return cls(cls.Config.from_yaml_with(task_file(name), {}, changes))
 
     def seeing(self, sees: str, **changes: Any) -> Self:
         """Return this task with another view (TaskConfig.sees), and further changes."""
@@ -349,7 +351,15 @@ class ArmTask:
     def _require_possible(self) -> None:
         """Raise SpecError for what an episode would only show later, or never."""
         config, gripper = self.config, self.robot.gripper
-        self.randomisation.require_bounded(self.robot.controller.period_s)
+        try:
+            self.randomisation.require_bounded(self.robot.controller.period_s)
+        except SpecError as error:
+            raise SpecError(f'task {self.name}: {error}') from None
+        if self.max_steps < 1:
+            raise SpecError(
+                f'task {self.name}: duration_s {config.duration_s:g} is over before the first '
+                f'decision of {1.0 / config.rate_hz:g} s'
+            )
         if config.success_rows > self.max_steps + 1:
             raise SpecError(
                 f'task {self.name}: success_rows {config.success_rows}: an episode of '

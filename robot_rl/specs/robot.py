@@ -15,7 +15,7 @@ from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.specs.base import Spec
 from robot_rl.specs.contract import ObservationField
-from robot_rl.specs.ros_names import Prefix, Topic
+from robot_rl.specs.ros_names import Prefix, Relative, Topic, topic_or_none
 
 PositiveFloat = pydantic.PositiveFloat
 # How often nodes in Python can command or hear an arm at all [Hz].
@@ -158,9 +158,9 @@ class Tip(Spec):
 class Camera(Spec):
     """A camera by its ROS name, with the size of its pictures [pixels] and rate [Hz]."""
 
-    name: Topic
+    name: Relative
     # Where its driver publishes raw pictures; empty: <name>/image_raw.
-    topic: Topic | Literal[''] = ''
+    topic: Annotated[str, pydantic.AfterValidator(topic_or_none)] = ''
     width: pydantic.PositiveInt
     height: pydantic.PositiveInt
     rate_hz: PositiveFloat = 30.0
@@ -216,7 +216,7 @@ class RobotSpec(Spec):
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
     tf_prefix: Prefix = ''
     joint_states_topic: Topic = 'joint_states'
-    joint_states_rate_hz: PositiveFloat = 100.0
+    joint_states_rate_hz: float = pydantic.Field(100.0, ge=1, le=5000)
     controller: Controller = Controller()
     gripper: Gripper | None = None
     cameras: tuple[Camera, ...] = ()

@@ -12,12 +12,17 @@ _TOKENS = r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*'
 
 
 def _topic(name: str) -> str:
-    if not re.fullmatch(f'(~/|/)?{_TOKENS}', name, re.ASCII):
+    if not re.fullmatch(f'/?{_TOKENS}', name, re.ASCII):
         raise ValueError(
             f'{name!r} is no name of a ROS topic: letters, digits and _ between slashes, such as '
             "'controller/commands'"
         )
     return name
+
+
+def topic_or_none(name: str) -> str:
+    """Return `name`, that of a topic or ''. Raises ValueError."""
+    return name and _topic(name)
 
 
 def require_namespace(name: str) -> str:
@@ -39,6 +44,13 @@ def _prefix(text: str) -> str:
     return text
 
 
+def _relative(name: str) -> str:
+    if name.startswith('/'):
+        raise ValueError(f'{name!r} begins with /: it is the beginning of topics and frames')
+    return _topic(name)
+
+
 Topic = Annotated[str, pydantic.AfterValidator(_topic)]
+Relative = Annotated[str, pydantic.AfterValidator(_relative)]
 Namespace = Annotated[str, pydantic.AfterValidator(require_namespace)]
 Prefix = Annotated[str, pydantic.AfterValidator(_prefix)]

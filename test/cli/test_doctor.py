@@ -62,6 +62,8 @@ def test_a_disk_that_is_short_is_told(monkeypatch, tmp_path, free, level):
         ('', 'SUBNET', 'WARN domain: 0, and everybody on the network'),
         ('7', 'SUBNET', 'OK domain: 7, discovery range SUBNET'),
         ('0', 'LOCALHOST', 'OK domain: 0, discovery range LOCALHOST'),
+        ('150', 'SUBNET', 'WARN domain: 150, whose ports this system may have'),
+        ('220', 'SUBNET', 'OK domain: 220'),
         ('500', 'SUBNET', 'ERROR domain: ROS_DOMAIN_ID=500'),
         ('a', 'SUBNET', 'ERROR domain: ROS_DOMAIN_ID=a'),
     ],

@@ -604,6 +604,30 @@ def test_an_arm_outside_one_side_of_its_box_left_it_by_another(robot, new):
     assert guard.diagnostics()['walled'] > 0
 
 
+def test_of_joints_below_the_floor_each_may_only_come_up(robot, new, chain):
+    """Beside a joint that is bolted to the base below the floor, the others might sink as deep."""
+
+    class Bolted:
+        reach = chain.reach
+
+        def points(self, q):
+            places = chain.points(q)[..., [0, 2, 1]]  # y is up
+            places[..., 0, 2] = -0.3
+            return places
+
+    robot = robot.replace(workspace={'lower': [-1, -1, -0.05], 'upper': [1, 1, 1]})
+    guard = CommandGuard(robot, Bolted())
+    start = np.array([0.0, 0.5, 0.0])
+    guard.measured(NAMES, start, now=0.0)
+    for k in range(60):
+        guard.measured(NAMES, start if k == 0 else guard.published, PERIOD * k)
+        last = start if guard.published is None else guard.published
+        send(guard, last + np.array([-0.02, 0.02, 0]), PERIOD * k)
+        for tick in range(5):
+            guard.tick(PERIOD * k + TICK * tick)
+    assert -0.05 - 1e-3 <= 0.4 * np.sin(guard.published[0]) < -0.03
+
+
 def test_a_floor_holds_for_joints_too(robot, new, chain):
     """The elbow, not the tool, would go below the floor."""
 
@@ -752,6 +776,25 @@ def test_velocities_for_an_arm_follow_the_command_and_do_not_drift(started, robo
     guard.measured(NAMES, HOME - 3.0, now=0.05)
     guard.estop(0.05)
     np.testing.assert_array_equal(guard.velocities(guard.tick(0.05)), 0)
+
+
+@pytest.mark.parametrize('rates', [(10.0, 100.0), (2.0, 100.0), (100.0, 2.0)])
+def test_velocities_made_up_for_lag_against_a_measurement_that_had_stopped(robot, new, rates):
+    """Of a guard of 10 Hz, 0.3 s: an arm of which nothing was heard went on beyond its command."""
+    guard_hz, states_hz = rates
+    controller = {'kind': 'forward_velocity', 'driver_timeout_s': 0.9, 'rate_hz': guard_hz}
+    robot = quick(robot).replace(controller=controller, joint_states_rate_hz=states_hz)
+    guard, arm, period_s = new(robot), HOME, 1.0 / guard_hz
+    guard.measured(NAMES, arm, now=0.0)
+    send(guard, HOME + np.array([0.04, 0, 0]), now=0.0)
+    for k in range(round(3.0 * guard_hz)):
+        applied = guard.tick(period_s * k)
+        arm = arm + period_s * guard.velocities(applied)
+    # It may make up once for what it was behind when it was heard, for as long as that holds.
+    known_s = guard.config.measured_max_age_s + period_s
+    most = guard.config.velocity_gain * known_s * np.abs(applied.positions - HOME).max()
+    assert np.abs(arm - applied.positions).max() <= most + 1e-9
+    assert np.abs(guard.velocities(guard.tick(period_s * (k + 1)))).max() < 1e-9
 
 
 @pytest.mark.parametrize('rate_hz', [100.0, 500.0, 1000.0])
@@ -940,6 +983,18 @@ def tell(guard, now, kind, *arguments):
     if kind == 'follow':
         return guard.published is not None and guard.measured(NAMES, guard.published, now)
     return guard.reset() if kind == 'reset' else getattr(guard, kind)(now)
+
+
+def test_what_was_refused_while_a_tick_was_prepared_was_not_counted(new):
+    guard = new()
+    guard.measured(NAMES, HOME, 0.0)
+    send(guard, HOME, 0.0)
+    guard.tick(0.0)
+    guard.prepare(TICK)
+    guard.refuse('policy: 2 trajectory points, expected one')
+    guard.tick(TICK)
+    told = guard.diagnostics()
+    assert told['refused'] == 1 and 'trajectory points' in told['last_refusal']
 
 
 @settings(max_examples=100, deadline=None)

@@ -260,6 +260,18 @@ def change(data: dict, path: str, value: object) -> dict:
             {'joint': 'g', 'open_width': 0.1, 'topic': 't', 'kind': 'forward_velocity'},
             'gripper.kind',
         ),
+        (
+            'cameras',
+            [{'name': 'c', 'width': 8, 'height': 8, 'topic': 'a b'}],
+            "cameras.0.topic: 'a b' is no name of a ROS topic",
+        ),
+        (
+            'cameras',
+            [{'name': '/c', 'width': 8, 'height': 8}],
+            "cameras.0.name: '/c' begins with /",
+        ),
+        ('joint_states_topic', '~/joint_states', 'is no name of a ROS topic'),
+        ('joint_states_rate_hz', 0.01, 'joint_states_rate_hz: must be greater than or equal to 1'),
         ('schema_version', 2, 'schema_version: 2 is newer than 1, the newest that this robot_rl'),
         ('schema_version', 'one', "schema_version: this robot_rl reads 1, found 'one'"),
         ('name', [0] * 99, 'name: a text is needed, found [0, 0, 0, 0, 0,'),

@@ -365,7 +365,8 @@ class PolicyNode(LifecycleNode):
             self._tick()
             self._late += last is not None and now - last > 1.5 * period_s
             last = now
-        if stop.is_set():
+        now = self._participant.info
+        if stop.is_set() and (now.episode, now.state) == (info.episode, 'running'):
             self._participant.report('error', 'policy: stopped while the episode ran')
 
     def _begin(self) -> None:

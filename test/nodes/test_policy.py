@@ -423,6 +423,25 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_former_and_the_next_one_runs(
         session.say('ended', result='truncated')
 
 
+def test_a_policy_that_was_loaded_within_a_tick_broke_its_own_episode_off(
+    supervisor, conductor, world, policy_file, contract
+):
+    """The former one's loop was stopped before it had seen its own episode's end."""
+    files = [identify(policy_file(contract.replace(rate_hz=4.0), seed=seed)) for seed in (3, 4)]
+    supervisor.start('policy', {'policy': files[1][0]})
+    supervisor.wait_ready()
+    session, world = conductor('policy'), world()
+    for k in range(8):
+        file, digest = files[k % 2]
+        session.say(
+            'prepare', episode=f'e{k}', policy_file=file, policy_sha256=digest, max_steps=50
+        )
+        session.hears('ready')
+        session.say('running')
+        session.hears('running')
+    assert 'stopped while the episode ran' not in supervisor.log('policy')
+
+
 def test_a_policy_is_loaded_where_none_is_but_not_where_a_person_has_deactivated_it(
     supervisor, observer, conductor, world, policy_file, contract
 ):

@@ -47,6 +47,8 @@ UPRIGHT = (1.0, 0.0, 0.0, 0.0)
 _JOINTS_MAX_AGE_S, _OBJECT_MAX_AGE_S, _GOAL_MAX_AGE_S = 0.25, 0.5, 1.0
 
 
+# How far above an object the tip of a tool begins that would begin in it [m].
+CLEARANCE = 0.005
 # How often two places are drawn until they are far enough apart.
 _DRAWS = 1000
 
@@ -309,13 +311,15 @@ class ArmTask:
         joints += self.robot.home_position
         widths = [None] * len(rngs)
         if start is not None:
-            places = np.array([rng.uniform(start.tool.lower, start.tool.upper) for rng in rngs])
+            places = [rng.uniform(start.tool.lower, start.tool.upper) for rng in rngs]
             yaws = np.array([rng.uniform(*start.yaw) for rng in rngs])
-            joints = self._reaching(places, yaws, joints)
             if start.width is not None:
                 widths = [float(rng.uniform(*start.width)) for rng in rngs]
-        joints = np.clip(joints, self.robot.lower, self.robot.upper)
         poses = [self._poses(rng) for rng in rngs]
+        if start is not None:
+            clear = np.array(list(map(self._clear_of_objects, places, poses)))
+            joints = self._reaching(clear, yaws, joints)
+        joints = np.clip(joints, self.robot.lower, self.robot.upper)
         return [InitialCondition(*parts) for parts in zip(joints, poses, widths, strict=True)]
 
     def contract(self) -> Contract:
@@ -338,6 +342,16 @@ class ArmTask:
     def _poses(self, rng: np.random.Generator) -> dict[str, Pose]:
         """Draw where the bodies stand, by stream."""
         raise NotImplementedError
+
+    def _clear_of_objects(self, place: np.ndarray, poses: Mapping[str, Pose]) -> np.ndarray:
+        """Return a place [3] of the tool, or one above it where its tip would be in an object."""
+        tip, (x, y, z) = self.robot.tip, place
+        for stream in self.objects:
+            width, depth, height = getattr(self.config, stream.removesuffix('_pose')).size
+            away = np.hypot(*(poses[stream].position[:2] - (x, y)))
+            if away < np.hypot(width, depth) / 2 + tip.radius:
+                z = max(z, height + tip.reach + CLEARANCE)
+        return np.array([x, y, z])
 
     def _reaching(self, places: np.ndarray, yaws: np.ndarray, near: np.ndarray) -> np.ndarray:
         """Return joint positions [N, n] with the tool at `places` [N, 3].

@@ -167,3 +167,22 @@ def test_a_fixture_is_solid_where_each_episode_has_put_it():
         environment.step(action)
     np.testing.assert_allclose(environment.columns['peg_pose.position'][:, 2], 0.1, atol=1e-3)
     environment.close()
+
+
+def test_a_finger_began_inside_the_cube():
+    """One push in 3000: the tool was drawn beside its top, and the cube was thrown away."""
+    task = registry.make_task('ur5e/push')
+    starts = task.initials(range(3000))
+    tools = task.chain.position(np.array([start.joint_position for start in starts]))
+    cubes = np.array([start.poses['cube_pose'].position for start in starts])
+    (near,) = np.nonzero(np.linalg.norm((tools - cubes)[:, :2], axis=1) < 0.05)
+    assert len(near) > 50 and 247 in near
+    environment = registry.make_environment('ur5e/push', len(near))
+    environment.reset(near.tolist())
+    for lane in range(len(near)):
+        model, data = environment.scene(lane)
+        mujoco.mj_forward(model, data)
+        cube = model.body('cube').id
+        about = [c for c in data.contact if cube in model.geom_bodyid[c.geom]]
+        assert min((contact.dist for contact in about), default=0.0) > -1e-3, near[lane]
+    environment.close()

@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 
 from robot_rl.errors import SpecError
+from robot_rl.robots import quaternions
 from robot_rl.robots.mjcf import find, load_model, named
 from robot_rl.specs import RobotSpec
 
@@ -238,6 +239,18 @@ def load_scene(name: str, timestep_s: float) -> mujoco.MjModel:
     model = load_model(name)
     model.opt.timestep = timestep_s
     return model
+
+
+def extent(model: mujoco.MjModel, body: str) -> np.ndarray:
+    """Return the edges [3] [m] of the box about what can be touched of a body, in its frame."""
+    first, count = (a[model.body(body).id] for a in (model.body_geomadr, model.body_geomnum))
+    geoms = np.arange(first, first + count)
+    geoms = geoms[(model.geom_contype[geoms] | model.geom_conaffinity[geoms]) != 0]
+    turned = quaternions.to_matrix(model.geom_quat[geoms])
+    middles, halves = model.geom_aabb[geoms, :3, None], model.geom_aabb[geoms, 3:, None]
+    middles = model.geom_pos[geoms] + (turned @ middles)[..., 0]
+    halves = (np.abs(turned) @ halves)[..., 0]
+    return (middles + halves).max(axis=0) - (middles - halves).min(axis=0)
 
 
 def _actuator(model: mujoco.MjModel, joint: int) -> tuple[int, float]:

@@ -20,9 +20,10 @@ from robot_rl import resources
 from robot_rl.errors import SpecError, did_you_mean
 from robot_rl.robots import quaternions
 from robot_rl.robots.kinematics import KinematicChain
+from robot_rl.robots.mjcf import find
 from robot_rl.sim.cameras import Sizes, picture_field
 from robot_rl.sim.randomisation import Amount, Randomisation, Range
-from robot_rl.sim.scene import load_scene
+from robot_rl.sim.scene import extent, load_scene
 from robot_rl.specs import (
     ActionField,
     Box,
@@ -49,6 +50,8 @@ _JOINTS_MAX_AGE_S, _OBJECT_MAX_AGE_S, _GOAL_MAX_AGE_S = 0.25, 0.5, 1.0
 
 # How far above an object the tip of a tool begins that would begin in it [m].
 CLEARANCE = 0.005
+# By how much a task's file and its scene may differ about the size of an object [m].
+SAME_SIZE = 1e-3
 # How often two places are drawn until they are far enough apart.
 _DRAWS = 1000
 
@@ -332,8 +335,22 @@ class ArmTask:
         )
 
     def model(self) -> mujoco.MjModel:
-        """Compile the scene: arm, surroundings, objects and markers."""
-        return load_scene(self.config.scene, self.config.physics_timestep_s)
+        """Compile the scene: arm, surroundings, objects and markers.
+
+        Raises SpecError for an object of another size than the task's file says.
+        """
+        model = load_scene(self.config.scene, self.config.physics_timestep_s)
+        for name in type(self.config).model_fields:
+            standing = getattr(self.config, name)
+            if not isinstance(standing, Standing) or find(model, 'body', name) is None:
+                continue
+            found = extent(model, name).round(4)
+            if np.abs(found - standing.size).max() > SAME_SIZE:
+                raise SpecError(
+                    f'task {self.name}: {name}.size {list(standing.size)}: in the scene '
+                    f'{self.config.scene} it is {found.tolist()}'
+                )
+        return model
 
     def _dense(self, state: Columns) -> np.ndarray:
         """Pay for the distance."""

@@ -174,6 +174,7 @@ def test_a_task_file_with_a_misspelt_key(tmp_path):
         ({'start.yaw': [1, -1]}, 'start.yaw: lower 1 must not be above upper -1'),
         ({'cube.yaw': [1, -1]}, 'cube.yaw: lower 1 must not be above upper -1'),
         ({'max_twist': {}}, 'max_twist: at least one is needed'),
+        ({'cube.size': [0.2, 0.04, 0.04]}, 'cube.size [0.2, 0.04, 0.04]: in the scene ur5e/lift'),
         ({'duration_s': 0.01}, 'duration_s 0.01 is over before the first decision of 0.05 s'),
         ({'success_rows': 500}, 'success_rows 500: an episode of 6 s has 121 rows'),
         (

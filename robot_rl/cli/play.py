@@ -41,8 +41,8 @@ class Options(common.TaskOptions):
         0, description='number of the first held-out episode seed, and of the random policy'
     )
     out: Path | None = pydantic.Field(None, description='an .mp4 or .gif file; default: a window')
-    width: pydantic.PositiveInt = pydantic.Field(640, description='of the picture [pixels]')
-    height: pydantic.PositiveInt = pydantic.Field(480, description='of the picture [pixels]')
+    width: int = pydantic.Field(640, ge=16, le=4096, description='of the picture [pixels]')
+    height: int = pydantic.Field(480, ge=16, le=4096, description='of the picture [pixels]')
 
 
 def main(argv: list[str]) -> int:

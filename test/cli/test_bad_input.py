@@ -222,6 +222,13 @@ def test_a_seed_that_is_none(command, seed, tmp_path):
     assert '--seed: must be ' in refused(*words, cwd=tmp_path)
 
 
+@pytest.mark.parametrize('size', [('--width', '100000'), ('--height', '1')])
+def test_a_film_of_no_size_that_can_be_written(size, tmp_path):
+    words = '--policy', 'random', '--task', 'ur5e/reach', '--out', 'film.mp4'
+    assert f'{size[0]}: must be ' in refused('play', *words, *size, cwd=tmp_path)
+    assert not (tmp_path / 'film.mp4').exists()
+
+
 @pytest.mark.parametrize('domain', ['abc', '500', '-1'])
 def test_a_ros_domain_that_is_none(domain, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', domain)

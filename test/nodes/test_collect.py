@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from robot_rl import registry, resources
+from robot_rl.control.observation import Observer
+from robot_rl.control.runtime import load_policy
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.robots.mjcf import load_model
 from robot_rl.sim.recorded import steps_of, with_tool
@@ -187,6 +190,34 @@ def test_a_policy_s_twists_and_widths_are_recorded_as_it_asked_for_them(collect,
     # The guard lets widths through as they are, in answer to their tick.
     same = np.isclose(columns['action/applied'][:, -1], asked[:, -1])
     assert same.mean() > 0.95
+
+
+@pytest.mark.slow
+def test_a_policy_file_acts_as_itself_and_is_recorded_with_its_digest(collect, tmp_path):
+    file = resources.share() / 'pretrained' / 'ur5e_reach.onnx'
+    told = collect('--task', 'ur5e/reach', '--policy', str(file), '--episodes', '2')
+    assert told['success_rate'] == 1.0
+    for id in told['episodes']:
+        header, columns, _ = steps(tmp_path, id)
+        assert header.source == 'policy' and header.success
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert sha256 in json.dumps(header.to_dict())
+        # What was recorded as asked for is what the file asks for, of what was recorded as seen.
+        policy = load_policy(file)
+        seen = Observer(policy.contract, KinematicChain.from_spec(header.robot_spec))
+        assert columns['action/requested'].shape[1] == policy.contract.action_size
+        row = 5
+        streams = {
+            'joint_states': {
+                'position': columns['joint_states.position'][row],
+                'velocity': columns['joint_states.velocity'][row],
+            },
+            'command': {'position': columns['command.position'][row]},
+            'target_pose': {'position': columns['target_pose.position'][row]},
+        }
+        batch = {name: values[None] for name, values in seen.observe(streams).items()}
+        asked, _ = policy.select(batch, policy.initial_state(1))
+        np.testing.assert_allclose(asked[0], columns['action/requested'][row], atol=5e-3)
 
 
 @pytest.mark.slow

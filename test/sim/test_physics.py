@@ -88,11 +88,11 @@ def test_random_actions_do_not_explode(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('action', ['cartesian_twist', 'joint_velocity'])
+@pytest.mark.parametrize('action', ['cartesian_twist', 'joint_velocity', 'joint_delta'])
 @pytest.mark.parametrize('name', WITH_OBJECTS)
 def test_two_million_random_steps_do_not_explode(name, action):
-    """Two million in all, every one looked at: 125 000 a case, half a million a kind of task."""
-    assert_bounded(at_random(name, action, 125_000, seed=1))
+    """Two million in all, every one looked at: 84 000 a case, half a million a kind of task."""
+    assert_bounded(at_random(name, action, 84_000, seed=1))
 
 
 @pytest.mark.parametrize('name', WITH_OBJECTS)

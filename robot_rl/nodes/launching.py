@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from robot_rl.nodes.graphs import (
     Process,
     Values,
 )
+from robot_rl.nodes.supervisor import PARENT
 
 # Time to save on Ctrl-C before launch becomes insistent [s].
 SAVE_WITHIN_S = '60'
@@ -41,7 +43,8 @@ def describe(name: str) -> LaunchDescription:
     ]
 
     def nodes(context: LaunchContext) -> list[Node]:
-        values = Values(context.launch_configurations)
+        given = context.launch_configurations
+        values = graph.values({name: given[name] for name in graph.arguments})
         processes = graph.nodes(values)
         drawn = any(process.executable == 'screen' for process in processes)
         return [_node(process, values, graph, drawn) for process in processes]
@@ -114,6 +117,8 @@ def _node(process: Process, values: Values, graph: Graph, drawn: bool) -> Node:
         namespace=values['namespace'],
         parameters=[file, given],
         ros_arguments=['--log-level', values['log_level']],
+        # Launch that is ended by SIGTERM leaves its nodes behind (ros2/launch issue 666).
+        additional_env={PARENT: str(os.getpid())},
         output='log' if drawn and process.executable != 'screen' else 'screen',
         on_exit=ended,
         respawn=process.respawn,

@@ -7,6 +7,7 @@ a flag: an exception inside the import of a C extension would look like a broken
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -90,8 +91,9 @@ def leave_within(seconds: int, code: int) -> None:
     A timer of the C library calls its _exit: what hangs inside an extension may hold Python's
     lock, without which no thread and no signal handler of Python's runs.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # who reads it may be gone
+            stream.flush()
     libc = ctypes.CDLL(None, use_errno=True)
     leave = ctypes.cast(libc._exit, ctypes.c_void_p)
     event = _Event(value=code, notify=_SIGEV_THREAD, function=leave)

@@ -186,12 +186,12 @@ class Worker:
     def _run(self) -> None:
         try:
             self._work(self.stop_event)
-        except RobotRLError as error:
-            _print_error(None, error)
-            self._end(2)
-        except BaseException:
-            traceback.print_exc()
-            self._end(1)
+        except BaseException as error:
+            meant = isinstance(error, RobotRLError)
+            try:
+                _print_error(None, error) if meant else traceback.print_exc()
+            finally:  # whoever reads what is printed may be gone
+                self._end(2 if meant else 1)
 
 
 class WorkingNode(Node):

@@ -171,6 +171,30 @@ def test_ctrl_c_ends_everything_cleanly(launch, workspace, tmp_path, file):
     assert orphans(workspace) == []
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_a_launch_that_was_killed_left_its_nodes_behind(launch, workspace, tmp_path, number):
+    """The guard among them, and a policy that went on with its episode (ros2/launch issue 666)."""
+    storage = tmp_path / 'episodes'
+    process = launch('deploy', 'policy:=random', 'episodes:=0', f'storage:={storage}')
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline and not list(storage.glob('*.partial')):
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert len(orphans(workspace)) == 5
+    os.kill(process.pid, number)
+    deadline = time.monotonic() + 20
+    while orphans(workspace) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert orphans(workspace) == [] and not list(storage.glob('*.partial'))
+
+
+def test_a_namespace_that_is_none_ends_the_launch_with_one_clear_line(launch, workspace):
+    process = launch('deploy', 'namespace:=a-b')
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and text.count('ERROR') == 1, text
+    assert "namespace: 'a-b' is no ROS namespace: letters, digits and _" in text
+
+
 def test_a_missing_policy_ends_the_launch_with_one_clear_line(launch, workspace):
     process = launch('deploy', 'policy:=no/such.onnx', 'record:=false')
     text, _ = process.communicate(timeout=60)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from robot_rl.errors import RobotRLError
 from robot_rl.nodes.main import NODES
 from robot_rl.nodes.supervisor import NodeFailure
+from robot_rl.nodes.support import Worker
 
 WAITING = {'session': {'participants': ['nobody']}}
 
@@ -166,3 +171,21 @@ def test_a_wrong_command_line_is_told_in_one_line(arguments, words):
     *_, line = done.stderr.strip().splitlines()  # rcl may have its own line before
     assert line.startswith('robot_rl.nodes: ') and words in line, done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(('mistake', 'code'), [(RobotRLError('wrong'), 2), (ValueError('bug'), 1)])
+def test_a_node_whose_output_nobody_reads_any_more_did_not_end(monkeypatch, mistake, code):
+    """What it wanted to say could not be printed, and the end after it was never asked for."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    def fail(stop):
+        raise mistake
+
+    codes = queue.Queue()
+    monkeypatch.setattr(threading, 'excepthook', lambda _: None)
+    monkeypatch.setattr(sys, 'stderr', Closed())
+    Worker(fail, codes.put).start()
+    assert codes.get(timeout=10) == code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from robot_rl.control.runtime import Policy
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.specs import Contract, RobotSpec, require_fit
 from robot_rl.specs.contract import QUANTITIES
+
+# For so much of a period what was decided beforehand is good: it waits for its tick for less.
+PREPARED_FOR = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,11 +46,12 @@ class Command:
 
 
 class _Decision(NamedTuple):
-    """What a tick decides, the policy's next state, and when it was decided [s]."""
+    """What a tick decides, the policy's next state, and how many samples had come by then."""
 
     command: Command
     state: dict[str, np.ndarray]
-    at_s: float
+    version: int
+    at_s: float = 0.0  # when it was there
 
 
 class ControlLoop:
@@ -96,28 +101,34 @@ class ControlLoop:
         """
         self._command, self._prepared = self._pose('applied command', command), None
 
-    def prepare(self, now_s: float) -> None:
-        """Decide beforehand, on what has come by now: the next tick() has it at once.
+    def prepare(self, now: Callable[[], float]) -> None:
+        """Decide beforehand, on what has come by `now()` [s]: the next tick() has it at once.
 
         Without any effect until then, and not at all where the policy is not pure.
         """
         if self._command is not None and self.policy.is_pure:
             with contextlib.suppress(RobotRLError):  # the tick will say it, if it is still so
-                self._prepared = self._decide(now_s)
+                self._prepared = self._decide(now())._replace(at_s=now())
 
     def is_prepared(self, now_s: float) -> bool:
-        """Tell whether tick() has its decision already; one of a period ago is none any more."""
-        return self._prepared is not None and now_s - self._prepared.at_s < self.contract.period_s
+        """Tell whether tick() has its decision already.
+
+        It has not where another sample has come since, where one that it was made of has grown too
+        old, or where it has waited for a tick that is late.
+        """
+        prepared = self._prepared
+        return (
+            prepared is not None
+            and prepared.version == self.observations.version
+            and now_s - prepared.at_s < PREPARED_FOR * self.contract.period_s
+            and not self.observations.expired(now_s)
+        )
 
     def tick(self, now_s: float) -> Command:
         """Decide once. Raises a RobotRLError, and commands nothing, where anything is amiss."""
         if self._command is None:
             raise ContractMismatch('control loop: tick before begin; it has no pose to start from')
-        if self.is_prepared(now_s):
-            self.observations.require(now_s)  # it has grown older
-            decision = self._prepared
-        else:
-            decision = self._decide(now_s)
+        decision = self._prepared if self.is_prepared(now_s) else self._decide(now_s)
         self._prepared = None
         self.observations.keep(decision.command.observation)
         self._command, self._state = decision.command.target, decision.state
@@ -126,13 +137,14 @@ class ControlLoop:
 
     def _decide(self, now_s: float) -> _Decision:
         """Return what the newest samples lead to."""
+        version = self.observations.version
         observation, stamp_s = self.observations.assemble(now_s, self._command)
         batch = {name: values[None] for name, values in observation.items()}
         actions, state = self.policy.select(batch, self._state)
         requested = actions[0]
         target, applied, width = self._led(requested)
         command = Command(target, requested, applied, stamp_s, observation, width)
-        return _Decision(command, state, now_s)
+        return _Decision(command, state, version)
 
     def _pose(self, what: str, positions: ArrayLike) -> np.ndarray:
         positions = require_finite(what, positions)

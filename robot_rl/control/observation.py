@@ -248,6 +248,7 @@ class ObservationAssembler:
         self._indices = functools.lru_cache(maxsize=16)(robot.indices)  # the same names each time
         self._history = History(contract)
         self._samples: dict[str, _Sample] = {}
+        self.version = 0  # counts the samples that were taken
 
     def reset(self) -> None:
         """Forget every sample that grows old, and the history: a new episode."""
@@ -285,10 +286,12 @@ class ObservationAssembler:
         else:
             taken = _pose_values(stream, values)
         self._samples[stream] = _Sample(stamp_s, taken)
+        self.version += 1
 
     def withdraw(self, stream: str) -> None:
         """Forget the newest sample of `stream`: nothing of it has come."""
         self._samples.pop(stream, None)
+        self.version += 1
 
     def absent(self) -> list[str]:
         """Return the streams that must be brought and of which nothing has come."""

@@ -80,14 +80,18 @@ def machine(folder: Path) -> Iterator[Finding]:
 
 def robot_file(robot: RobotSpec) -> Iterator[Finding]:
     """Compare the file of a robot with the model that it names."""
+    about, joints, tool = f'model of {robot.name}', robot.model_joints, robot.tool_site
     try:
         model = load_model(robot.mjcf)
-        chain = KinematicChain.from_model(
-            model, robot.model_joints, robot.tool_site, robot.model_base
-        )
+    except RobotRLError as error:
+        todo = 'guard, policy and twin need it'
+        yield Finding('ERROR', about, str(error), todo)
+        return
+    try:
+        chain = KinematicChain.from_model(model, joints, tool, robot.model_base)
     except RobotRLError as error:
         todo = "mend mjcf, mjcf_joints, mjcf_base or tool_site of the robot's file"
-        yield Finding('ERROR', f'model of {robot.name}', str(error), todo)
+        yield Finding('ERROR', about, str(error), todo)
         return
     ranges = map(Limits, chain.lower.tolist(), chain.upper.tolist())
     limits = dict(zip(robot.driver_joints, ranges, strict=True))
@@ -154,11 +158,11 @@ def compare_gripper(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) ->
         return
     least, most = sorted(gripper.position([0.0, gripper.open_width]).tolist())
     if least < lower - SAME or most > upper + SAME:
-        words = f'told to stand from {least:g} to {most:g}, it can from {lower:g} to {upper:g}'
+        words = f'stands from {least:g} to {most:g} in our file, can from {lower:g} to {upper:g}'
         todo = "mend gripper.positions of the robot's file: when closed, and when open"
         yield Finding('ERROR', f'limits of {joint}', f'{words} ({who})', todo)
     else:
-        yield Finding('OK', f'limits of {joint}', f'{who} has it where we may tell it to stand')
+        yield Finding('OK', f'limits of {joint}', f'{who} has it where our file has it stand')
 
 
 def compare_accelerations(robot: RobotSpec, theirs: Mapping[str, Limits], who: str) -> Finding:

@@ -379,7 +379,9 @@ class Doctor:
                 'ERROR',
                 topic,
                 f'no {what} listens, only {others}' if others else f'no {what} listens',
-                'activate the controller: ros2 control switch_controllers',
+                'start your node that passes the width on'
+                if isinstance(told, Gripper) and told.kind == 'width'
+                else 'activate the controller: ros2 control switch_controllers',
             )
         if len(writers) > 1:
             names = ', '.join(map(wiring.full_name, writers))

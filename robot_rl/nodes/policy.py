@@ -385,18 +385,21 @@ class PolicyNode(LifecycleNode):
         """Shortly before a tick: hear what has come, and decide on it if there is time."""
         self._hear()
         if time.monotonic() < due_s:
-            self._loop.prepare(self._now())
+            self._loop.prepare(self._now)
 
     def _tick(self) -> None:
-        start, now_s = time.monotonic(), self._now()
-        if not self._loop.is_prepared(now_s):  # else what is newer is for the next tick
+        start = time.monotonic()
+        # Of joint states a newer one is for the next tick: to decide once more would make this one
+        # late. Of all else the newest is what the record takes to have been seen.
+        self._hear(joint_states=False)
+        if not self._loop.is_prepared(self._now()):
             self._hear()
-        self._publish(self._loop.tick(now_s))
+        self._publish(self._loop.tick(self._now()))
         self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
         self._ticks_s.add(time.monotonic() - start)
 
-    def _hear(self) -> None:
-        self._streams.poll()
+    def _hear(self, joint_states: bool = True) -> None:
+        self._streams.poll(joint_states)
         self._go_on_from_others()
 
     def _go_on_from_others(self) -> None:

@@ -296,7 +296,7 @@ def the_only_guard(domain_id: int, namespace: str) -> Iterator[None]:
     Two of them would command one arm. Raises NodeFailure where another process of this user has
     it; of other users nothing is known.
     """
-    words = 'robot_rl-guard', str(os.getuid()), str(domain_id), *namespace.split('/')
+    words = 'robot_rl-guard', str(os.getuid()), str(domain_id), *namespace.strip('/').split('/')
     lock = _locked(Path(tempfile.gettempdir()) / ('-'.join(filter(None, words)) + '.lock'))
     if lock is None:
         where = f' and namespace {namespace}' if namespace else ''

@@ -241,15 +241,19 @@ def load_scene(name: str, timestep_s: float) -> mujoco.MjModel:
     return model
 
 
-def extent(model: mujoco.MjModel, body: str) -> np.ndarray:
-    """Return the edges [3] [m] of the box about what can be touched of a body, in its frame."""
+def extent(model: mujoco.MjModel, body: str) -> np.ndarray | None:
+    """Return the edges [3] [m] of the box about the boxes that a body is made of, in its frame.
+
+    None: something else of it can be touched, or nothing.
+    """
     first, count = (a[model.body(body).id] for a in (model.body_geomadr, model.body_geomnum))
     geoms = np.arange(first, first + count)
     geoms = geoms[(model.geom_contype[geoms] | model.geom_conaffinity[geoms]) != 0]
+    if not len(geoms) or (model.geom_type[geoms] != mujoco.mjtGeom.mjGEOM_BOX).any():
+        return None
     turned = quaternions.to_matrix(model.geom_quat[geoms])
-    middles, halves = model.geom_aabb[geoms, :3, None], model.geom_aabb[geoms, 3:, None]
-    middles = model.geom_pos[geoms] + (turned @ middles)[..., 0]
-    halves = (np.abs(turned) @ halves)[..., 0]
+    middles = model.geom_pos[geoms]
+    halves = (np.abs(turned) @ model.geom_size[geoms, :, None])[..., 0]
     return (middles + halves).max(axis=0) - (middles - halves).min(axis=0)
 
 

@@ -320,7 +320,7 @@ class ArmTask:
                 widths = [float(rng.uniform(*start.width)) for rng in rngs]
         poses = [self._poses(rng) for rng in rngs]
         if start is not None:
-            clear = np.array(list(map(self._clear_of_objects, places, poses)))
+            clear = np.array(list(map(self._clear_of_objects, places, widths, poses)))
             joints = self._reaching(clear, yaws, joints)
         joints = np.clip(joints, self.robot.lower, self.robot.upper)
         return [InitialCondition(*parts) for parts in zip(joints, poses, widths, strict=True)]
@@ -344,11 +344,11 @@ class ArmTask:
             standing = getattr(self.config, name)
             if not isinstance(standing, Standing) or find(model, 'body', name) is None:
                 continue
-            found = extent(model, name).round(4)
-            if np.abs(found - standing.size).max() > SAME_SIZE:
+            found = extent(model, name)
+            if found is not None and np.abs(found - standing.size).max() > SAME_SIZE:
                 raise SpecError(
                     f'task {self.name}: {name}.size {list(standing.size)}: in the scene '
-                    f'{self.config.scene} it is {found.tolist()}'
+                    f'{self.config.scene} it is {found.round(4).tolist()}'
                 )
         return model
 
@@ -360,14 +360,20 @@ class ArmTask:
         """Draw where the bodies stand, by stream."""
         raise NotImplementedError
 
-    def _clear_of_objects(self, place: np.ndarray, poses: Mapping[str, Pose]) -> np.ndarray:
-        """Return a place [3] of the tool, or one above it where its tip would be in an object."""
+    def _clear_of_objects(
+        self, place: np.ndarray, width: float | None, poses: Mapping[str, Pose]
+    ) -> np.ndarray:
+        """Return a place [3] of the tool, or one above it where its tip would be in an object.
+
+        Its fingers are open by `width`.
+        """
         tip, (x, y, z) = self.robot.tip, place
+        reach = tip.radius + (width or 0.0) / 2
         for stream in self.objects:
-            width, depth, height = getattr(self.config, stream.removesuffix('_pose')).size
+            wide, deep, high = getattr(self.config, stream.removesuffix('_pose')).size
             away = np.hypot(*(poses[stream].position[:2] - (x, y)))
-            if away < np.hypot(width, depth) / 2 + tip.radius:
-                z = max(z, height + tip.reach + CLEARANCE)
+            if away < np.hypot(wide, deep) / 2 + reach:
+                z = max(z, high + tip.reach + CLEARANCE)
         return np.array([x, y, z])
 
     def _reaching(self, places: np.ndarray, yaws: np.ndarray, near: np.ndarray) -> np.ndarray:

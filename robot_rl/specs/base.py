@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import pydantic
 import yaml
@@ -27,6 +27,9 @@ class Spec(pydantic.BaseModel):
         use_attribute_docstrings=True,  # the text below a field is its description
     )
 
+    # What validators are told besides, see specs.files.
+    _context: ClassVar[dict[str, Any] | None] = None
+
     @classmethod
     def parse(cls, data: Any, origin: str = '') -> Self:
         """Build from plain data; `origin` (a file name, say) leads every error line.
@@ -40,7 +43,7 @@ class Spec(pydantic.BaseModel):
                 f'{where}{cls.__name__}: expected a mapping of fields, found {_short(data)}'
             )
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context=cls._context)
         except pydantic.ValidationError as error:
             prefix = f'{origin}: ' if origin else ''
             raise SpecError(prefix + '; '.join(_lines(cls, error))) from None

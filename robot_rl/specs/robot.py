@@ -15,15 +15,16 @@ from robot_rl import resources
 from robot_rl.errors import SpecError
 from robot_rl.specs.base import Spec
 from robot_rl.specs.contract import ObservationField
-from robot_rl.specs.ros_names import Prefix, Relative, Topic, topic_or_none
+from robot_rl.specs.files import at_most, was_recorded
+from robot_rl.specs.ros_names import Prefix, Relative, Topic, TopicOrNone
 
 PositiveFloat = pydantic.PositiveFloat
 # How often nodes in Python can command or hear an arm at all [Hz].
-Rate = Annotated[float, pydantic.Field(gt=0, le=1000)]
+Rate = Annotated[PositiveFloat, at_most(1000, '')]
 # An arm that is told a velocity and no other goes on with it for so long at the most [s].
 LONGEST_DRIVER_TIMEOUT_S = 1.0
-# No joint of an arm turns as fast [rad/s], or slides [m/s]: more is likely to be in degrees.
-FASTEST = 30.0
+# No joint of an arm turns as fast [rad/s], or slides [m/s].
+Speed = Annotated[PositiveFloat, at_most(30, '; in degrees?')]
 
 
 class JointLimits(Spec):
@@ -34,7 +35,7 @@ class JointLimits(Spec):
 
     min_position: float
     max_position: float
-    max_velocity: PositiveFloat = pydantic.Field(le=FASTEST)
+    max_velocity: Speed
     max_acceleration: PositiveFloat | None = None
     max_jerk: PositiveFloat | None = None
     max_effort: PositiveFloat | None = None
@@ -89,8 +90,8 @@ class Controller(Spec):
         return self.time_from_start_s or 2 * self.period_s
 
     @pydantic.model_validator(mode='after')
-    def _velocity_needs_a_timeout(self) -> Self:
-        if self.kind != 'forward_velocity':
+    def _velocity_needs_a_timeout(self, info: pydantic.ValidationInfo) -> Self:
+        if self.kind != 'forward_velocity' or was_recorded(info):
             return self
         if self.driver_timeout_s is None:
             raise ValueError(
@@ -160,7 +161,7 @@ class Camera(Spec):
 
     name: Relative
     # Where its driver publishes raw pictures; empty: <name>/image_raw.
-    topic: Annotated[str, pydantic.AfterValidator(topic_or_none)] = ''
+    topic: TopicOrNone = ''
     width: pydantic.PositiveInt
     height: pydantic.PositiveInt
     rate_hz: PositiveFloat = 30.0
@@ -216,7 +217,7 @@ class RobotSpec(Spec):
     # What this arm's driver puts before the names of joints and frames, as in 'left_'.
     tf_prefix: Prefix = ''
     joint_states_topic: Topic = 'joint_states'
-    joint_states_rate_hz: float = pydantic.Field(100.0, ge=1, le=5000)
+    joint_states_rate_hz: Annotated[PositiveFloat, at_most(5000, '')] = 100.0
     controller: Controller = Controller()
     gripper: Gripper | None = None
     cameras: tuple[Camera, ...] = ()
@@ -244,8 +245,8 @@ class RobotSpec(Spec):
         return self
 
     @pydantic.model_validator(mode='after')
-    def _gripper_is_apart(self) -> Self:
-        if self.gripper is None:
+    def _gripper_is_apart(self, info: pydantic.ValidationInfo) -> Self:
+        if self.gripper is None or was_recorded(info):
             return self
         if self.gripper.joint in self.joints:
             raise ValueError(f'gripper.joint: {self.gripper.joint!r} is one of joints')

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import pydantic
 
+from robot_rl.specs.files import of_files
+
 # Tokens of letters, digits and _ between slashes.
 _TOKENS = r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*'
 
@@ -20,14 +22,13 @@ def _topic(name: str) -> str:
     return name
 
 
-def topic_or_none(name: str) -> str:
-    """Return `name`, that of a topic or ''. Raises ValueError."""
+def _topic_or_none(name: str) -> str:
     return name and _topic(name)
 
 
 def require_namespace(name: str) -> str:
-    """Return `name`, a namespace or '', which is none. Raises ValueError."""
-    if not re.fullmatch(f'(/?{_TOKENS})?', name, re.ASCII):
+    """Return `name`, a namespace, or '' or '/', which are none. Raises ValueError."""
+    if not re.fullmatch(f'/?({_TOKENS})?', name, re.ASCII):
         raise ValueError(
             f'{name!r} is no ROS namespace: letters, digits and _, and no digit first, such as '
             "'left'"
@@ -50,7 +51,8 @@ def _relative(name: str) -> str:
     return _topic(name)
 
 
-Topic = Annotated[str, pydantic.AfterValidator(_topic)]
-Relative = Annotated[str, pydantic.AfterValidator(_relative)]
+Topic = Annotated[str, of_files(_topic)]
+TopicOrNone = Annotated[str, of_files(_topic_or_none)]
+Relative = Annotated[str, of_files(_relative)]
 Namespace = Annotated[str, pydantic.AfterValidator(require_namespace)]
-Prefix = Annotated[str, pydantic.AfterValidator(_prefix)]
+Prefix = Annotated[str, of_files(_prefix)]

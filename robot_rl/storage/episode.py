@@ -22,6 +22,7 @@ import pydantic
 
 from robot_rl.errors import SpecError, StorageError
 from robot_rl.specs import Contract, RobotSpec, Spec
+from robot_rl.specs.files import RECORDED
 from robot_rl.storage import column_file, rewards, streams
 from robot_rl.storage.claims import Claim
 from robot_rl.storage.files import (
@@ -58,6 +59,8 @@ _MIGRATIONS: dict[int, Migration] = {
 
 class EpisodeHeader(Spec):
     """episode.json: what an episode is, how it went and what its directory holds."""
+
+    _context = RECORDED
 
     schema_version: Literal[3] = 3
     # Unique everywhere; it names the directory.

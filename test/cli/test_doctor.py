@@ -188,4 +188,4 @@ def test_a_gripper_is_compared_with_its_own_limits():
     for limits, level in (((0.0, 1.51), 'OK'), ((0.5, 1.51), 'ERROR'), ((0.0, 1.3), 'ERROR')):
         (found,) = lines(checks.compare_gripper(robot, {joint: Limits(*limits)}, 'x'))
         assert found.startswith(f'{level} limits of {joint}: ')
-    assert 'told to stand from 0.466 to 1.41, it can from 0 to 1.3 (x)' in found
+    assert 'stands from 0.466 to 1.41 in our file, can from 0 to 1.3 (x)' in found

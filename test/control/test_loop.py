@@ -87,7 +87,7 @@ def test_deltas_add_to_where_somebody_else_has_led_the_arm(contract, robot, chai
 def test_a_tick_that_was_prepared_is_as_one_that_was_not(
     policy_file, contract, robot, chain, kind
 ):
-    """Whatever comes in between: nothing, or somebody else who led the arm."""
+    """Whatever comes in between: nothing, another sample, somebody else who led the arm."""
     path = policy_file(contract, memory=4, seed=2) if kind == 'recurrent' else None
 
     def commands(prepares: bool):
@@ -97,8 +97,10 @@ def test_a_tick_that_was_prepared_is_as_one_that_was_not(
         for k in range(12):
             feed(loop, 0.05 * k - 0.01, position=START + 0.01 * k)
             if prepares:
-                loop.prepare(0.05 * k - 0.001)
-            if k % 3 == 2:
+                loop.prepare(lambda k=k: 0.05 * k - 0.001)
+            if k % 3 == 1:
+                feed(loop, 0.05 * k, position=START + 0.02 * k)
+            elif k % 3 == 2:
                 loop.rebase(START + 0.03 * k)
             yield loop.tick(0.05 * k)
 
@@ -114,30 +116,44 @@ def test_what_was_prepared_is_not_decided_once_more(contract, robot, chain):
     policy = Scripted(contract, [[0.02, -0.03, 0.04]] * 3)
     policy.is_pure = True
     loop = ControlLoop(contract, robot, chain, policy)
-    loop.prepare(0.0)  # no episode has begun: there is nothing to decide
+    loop.prepare(lambda: 0.0)  # no episode has begun: there is nothing to decide
     loop.begin(START)
     feed(loop, 0.0)
-    loop.prepare(0.0)
+    loop.prepare(lambda: 0.0)
     assert (loop.tick(0.0).stamp_s, len(policy.seen), loop.steps) == (0.0, 1, 1)
     feed(loop, 0.05)
-    loop.prepare(0.051)
-    feed(loop, 0.052)  # for the next tick
-    assert loop.is_prepared(0.053)
-    assert (loop.tick(0.053).stamp_s, len(policy.seen), loop.steps) == (0.05, 2, 2)
-    assert not loop.is_prepared(0.053)
+    loop.prepare(lambda: 0.05)
+    assert loop.is_prepared(0.06)
+    feed(loop, 0.06)
+    assert not loop.is_prepared(0.06)
+    assert (loop.tick(0.06).stamp_s, len(policy.seen), loop.steps) == (0.06, 3, 2)
 
 
-def test_what_was_prepared_a_period_ago_is_decided_anew(contract, robot, chain):
+def test_what_waits_for_a_late_tick_is_decided_anew(contract, robot, chain):
     """A process that was halted meanwhile: what it decided is not of now."""
     policy = Scripted(contract, [[0.02, -0.03, 0.04]] * 3)
     policy.is_pure = True
     loop = ControlLoop(contract, robot, chain, policy)
     loop.begin(START)
     feed(loop, 0.0)
-    loop.prepare(0.0)
-    feed(loop, 0.05)
-    assert loop.is_prepared(0.049) and not loop.is_prepared(0.051)
-    assert (loop.tick(0.051).stamp_s, len(policy.seen)) == (0.05, 2)
+    times = iter([0.0, 0.02])  # when it begins to decide, and when it has decided
+    loop.prepare(lambda: next(times))
+    assert loop.is_prepared(0.044) and not loop.is_prepared(0.046)
+    loop.tick(0.046)
+    assert len(policy.seen) == 2
+
+
+def test_what_was_made_of_a_sample_that_is_too_old_by_now_is_not_used(contract, robot, chain):
+    """It broke the episode off, while a fresh sample waited to be heard."""
+    policy = Scripted(contract, [[0.02, -0.03, 0.04]] * 3)
+    policy.is_pure = True
+    loop = ControlLoop(contract, robot, chain, policy, joint_states_max_age_s=0.05)
+    loop.begin(START)
+    feed(loop, 0.0)
+    loop.prepare(lambda: 0.049)
+    assert loop.is_prepared(0.05) and not loop.is_prepared(0.051)
+    feed(loop, 0.05)  # the node hears it then
+    assert loop.tick(0.051).stamp_s == 0.05
 
 
 def test_a_sample_that_has_grown_too_old_since_a_tick_was_prepared_is_refused(
@@ -147,7 +163,7 @@ def test_a_sample_that_has_grown_too_old_since_a_tick_was_prepared_is_refused(
     loop = ControlLoop(contract, robot, chain, policy, joint_states_max_age_s=0.05)
     loop.begin(START)
     feed(loop, 0.0)
-    loop.prepare(0.05)
+    loop.prepare(lambda: 0.05)
     with pytest.raises(ContractMismatch, match=r'joint_states is 0\.051 s old'):
         loop.tick(0.051)
 

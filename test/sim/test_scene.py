@@ -102,8 +102,11 @@ def test_the_extent_of_a_body_is_that_of_what_can_be_touched():
     model = mujoco.MjModel.from_xml_string(
         '<mujoco><worldbody><body name="thing" pos="9 8 7" euler="30 0 0">'
         '<geom type="box" size="0.1 0.2 0.3" pos="0.5 0 0" euler="0 0 90"/>'
-        '<geom type="sphere" size="0.05" pos="-0.2 0 0"/>'
-        '<geom type="sphere" size="2" contype="0" conaffinity="0"/></body></worldbody></mujoco>'
+        '<geom type="box" size="0.05 0.05 0.05" pos="-0.2 0 0"/>'
+        '<geom type="sphere" size="2" contype="0" conaffinity="0"/></body>'
+        '<body name="ball"><geom type="sphere" size="0.1"/></body><body name="none"/>'
+        '</worldbody></mujoco>'
     )
     # x: from -0.25 to 0.7; y: the box's 0.1, turned; z: 0.3.
     np.testing.assert_allclose(extent(model, 'thing'), [0.95, 0.2, 0.6], atol=1e-6)
+    assert extent(model, 'ball') is None and extent(model, 'none') is None

@@ -210,7 +210,7 @@ def change(data: dict, path: str, value: object) -> dict:
             {'kind': 'forward_velocity', 'driver_timeout_s': 0.01, 'rate_hz': 100},
             'a period (0.01 s), or the driver stops between two commands, and at most 1 s',
         ),
-        ('controller.rate_hz', 1e9, 'controller.rate_hz: must be less than or equal to 1000, fou'),
+        ('controller.rate_hz', 1e9, 'controller.rate_hz: 1e+09: at most 1000 is right'),
         ('controller.topic', 'a b', "controller.topic: 'a b' is no name of a ROS topic: letters"),
         ('joint_states_topic', '', "joint_states_topic: '' is no name of a ROS topic"),
         (
@@ -242,7 +242,7 @@ def change(data: dict, path: str, value: object) -> dict:
         (
             'joint_limits.elbow.max_velocity',
             180,
-            'joint_limits.elbow.max_velocity: must be less than or equal to 30',
+            'joint_limits.elbow.max_velocity: 180: at most 30 is right; in degrees?',
         ),
         ('tf_prefix', 'le ft/', "tf_prefix: 'le ft/' is no beginning of the names of joints"),
         (
@@ -271,7 +271,7 @@ def change(data: dict, path: str, value: object) -> dict:
             "cameras.0.name: '/c' begins with /",
         ),
         ('joint_states_topic', '~/joint_states', 'is no name of a ROS topic'),
-        ('joint_states_rate_hz', 0.01, 'joint_states_rate_hz: must be greater than or equal to 1'),
+        ('joint_states_rate_hz', 1e9, 'joint_states_rate_hz: 1e+09: at most 5000 is right'),
         ('schema_version', 2, 'schema_version: 2 is newer than 1, the newest that this robot_rl'),
         ('schema_version', 'one', "schema_version: this robot_rl reads 1, found 'one'"),
         ('name', [0] * 99, 'name: a text is needed, found [0, 0, 0, 0, 0,'),

@@ -20,6 +20,7 @@ from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 
 from robot_rl.errors import SpecError, StorageError
+from robot_rl.specs import RobotSpec
 from robot_rl.storage import streams
 from robot_rl.storage.episode import (
     EpisodeHeader,
@@ -53,6 +54,32 @@ def test_header_round_trips_and_refuses_what_it_does_not_know(header):
     for bad in ('../up', '', 'a b', '.hidden', 'x.partial'):
         with pytest.raises(SpecError, match='id'):
             EpisodeHeader.parse({'id': bad})
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'tf_prefix': 'my arm '},
+        {'joint_states_topic': '~/joint_states', 'joint_states_rate_hz': 1e4},
+        {'cameras': [{'name': '/camera/color', 'width': 8, 'height': 8}]},
+        {'gripper': {'joint': 'elbow', 'open_width': 0.1, 'topic': 'joint_states'}},
+        {'controller': {'kind': 'forward_velocity', 'driver_timeout_s': 9.0, 'rate_hz': 2e3}},
+        {'joint_limits': {'elbow': {'max_velocity': 100.0}}},
+    ],
+)
+def test_an_episode_of_an_arm_that_no_file_may_be_any_more_is_read(header, changes):
+    """Rules came by and by, and with each of them episodes of before could not be opened."""
+    data = header().to_dict()
+    robot = data['robot_spec']
+    for joint, limit in changes.get('joint_limits', {}).items():
+        robot['joint_limits'][joint] |= limit
+    robot |= {key: value for key, value in changes.items() if key != 'joint_limits'}
+    with pytest.raises(SpecError):
+        RobotSpec.parse(robot)
+    read = EpisodeHeader.from_json(json.dumps(data))
+    told = read.robot_spec.model_dump(mode='json', exclude_unset=True)
+    assert {key: told[key] for key in changes} == {key: robot[key] for key in changes}
+    assert EpisodeHeader.from_json(read.replace(success=True).to_json()).success
 
 
 OLD = Path(__file__).parent / 'data' / 'episode_v1.json'  # written by the first version

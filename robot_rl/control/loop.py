@@ -16,15 +16,13 @@ from robot_rl.control.actions import (
     joint_target,
     require_supported,
 )
+from robot_rl.control.clocks import LONGEST_LEAD
 from robot_rl.control.limiter import Limits, limit, require_finite
 from robot_rl.control.observation import Chain, Observation, ObservationAssembler
 from robot_rl.control.runtime import Policy
 from robot_rl.errors import ContractMismatch, RobotRLError
 from robot_rl.specs import Contract, RobotSpec, require_fit
 from robot_rl.specs.contract import QUANTITIES
-
-# For so much of a period what was decided beforehand is good: it waits for its tick for less.
-PREPARED_FOR = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,13 +112,13 @@ class ControlLoop:
         """Tell whether tick() has its decision already.
 
         It has not where another sample has come since, where one that it was made of has grown too
-        old, or where it has waited for a tick that is late.
+        old, or where it has waited for longer than for a tick that is on time.
         """
         prepared = self._prepared
         return (
             prepared is not None
             and prepared.version == self.observations.version
-            and now_s - prepared.at_s < PREPARED_FOR * self.contract.period_s
+            and now_s - prepared.at_s < LONGEST_LEAD * self.contract.period_s
             and not self.observations.expired(now_s)
         )
 

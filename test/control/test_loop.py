@@ -138,8 +138,8 @@ def test_what_waits_for_a_late_tick_is_decided_anew(contract, robot, chain):
     feed(loop, 0.0)
     times = iter([0.0, 0.02])  # when it begins to decide, and when it has decided
     loop.prepare(lambda: next(times))
-    assert loop.is_prepared(0.044) and not loop.is_prepared(0.046)
-    loop.tick(0.046)
+    assert loop.is_prepared(0.057) and not loop.is_prepared(0.058)
+    loop.tick(0.058)
     assert len(policy.seen) == 2
 
 

@@ -130,6 +130,7 @@ class PolicyNode(LifecycleNode):
         self._loaded, self._source = NO_POLICY, 'policy'
         self._next: Loaded | None = None  # what the next configure takes
         self._worker: support.Worker | None = None
+        self._heard_at = 0.0  # steady time of the last look at all streams [s]
         self._in_real_time = False
 
     def start(self, end: End) -> None:
@@ -389,17 +390,16 @@ class PolicyNode(LifecycleNode):
 
     def _tick(self) -> None:
         start = time.monotonic()
-        # Of joint states a newer one is for the next tick: to decide once more would make this one
-        # late. Of all else the newest is what the record takes to have been seen.
-        self._hear(joint_states=False)
+        # Else what is newer is for the next tick: to decide once more would make this one late.
         if not self._loop.is_prepared(self._now()):
             self._hear()
         self._publish(self._loop.tick(self._now()))
         self._latencies_s.add(self._now() - support.seconds(self._streams.stamp))
         self._ticks_s.add(time.monotonic() - start)
 
-    def _hear(self, joint_states: bool = True) -> None:
-        self._streams.poll(joint_states)
+    def _hear(self) -> None:
+        self._streams.poll()
+        self._heard_at = time.monotonic()
         self._go_on_from_others()
 
     def _go_on_from_others(self) -> None:
@@ -421,6 +421,9 @@ class PolicyNode(LifecycleNode):
         if self._actions is None:
             return
         self._action_message.header.stamp = self._streams.stamp
+        # For the record: how long ago that was heard of which it is made.
+        heard_s = min(time.monotonic() - self._heard_at, 0.999 * self._loop.contract.period_s)
+        self._action_message.points[0].time_from_start = support.duration(heard_s)
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)
 

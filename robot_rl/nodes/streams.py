@@ -58,12 +58,9 @@ class Streams:
         for frames in self._frames.values():
             frames.close()
 
-    def poll(self, joint_states: bool = True) -> None:
-        """Take the newest samples of every stream, or note why they are refused.
-
-        Without `joint_states` of all others.
-        """
-        for message, about in self._joint_states.drain() if joint_states else ():
+    def poll(self) -> None:
+        """Take the newest samples of every stream, or note why they are refused."""
+        for message, about in self._joint_states.drain():
             if self._take('joint_states', message):
                 self.stamp, self._came_ns = message.header.stamp, about['received_timestamp']
         for stream, subscription in self._messages.items():

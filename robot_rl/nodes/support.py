@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_args, get_origi
 import numpy as np
 import pydantic
 import rclpy
+from builtin_interfaces.msg import Duration as DurationMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -617,10 +618,13 @@ def gripper_topic(source: str) -> str:
 
 def trajectory(joints: Sequence[str], duration_s: float = 0.0) -> JointTrajectory:
     """Return a message with one point, to be filled and published again and again."""
-    point = JointTrajectoryPoint()
-    point.time_from_start.sec = int(duration_s)
-    point.time_from_start.nanosec = round(duration_s % 1 * 1e9)
+    point = JointTrajectoryPoint(time_from_start=duration(duration_s))
     return JointTrajectory(joint_names=list(joints), points=[point])
+
+
+def duration(seconds: float) -> DurationMessage:
+    """Return a length of time [s] as a message."""
+    return DurationMessage(sec=int(seconds), nanosec=round(seconds % 1 * 1e9))
 
 
 def doubles(values: np.ndarray) -> array.array:

@@ -29,7 +29,9 @@ from robot_rl.storage.pictures import Pictures
 from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
-_CACHE_VERSION = 8
+_CACHE_VERSION = 9
+# How long before it is sent an action's streams may have been heard, in periods.
+LONGEST_HEARD = 0.9995
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
@@ -58,11 +60,12 @@ def aligned_columns(
     led to.
 
     Where the episode was run by a policy at the contract's rate, the rows are that policy's
-    ticks: joint_states is the sample that the action was computed from, and requested what the
-    policy asked for. At another rate, and where a person commanded, they are a period of the
-    contract apart, from the first command of the running episode on; joint_states is the newest
-    sample by then, and requested is where the commands led to within the period. So it is, too,
-    where the contract commands in another way (by joint_position instead of joint_delta).
+    ticks: joint_states is the sample that the action was computed from, of other streams the
+    newest that the policy had heard by then, and requested what it asked for. At another rate,
+    and where a person commanded, they are a period of the contract apart, from the first command
+    of the running episode on; joint_states is the newest sample by then, and requested is where
+    the commands led to within the period. So it is, too, where the contract commands in another
+    way (by joint_position instead of joint_delta).
 
     command.position of row k is the last target before action k, and of row 0 the measured
     position; a lost message leaves the target before it. Where the guard heard another than the
@@ -145,6 +148,7 @@ class _Rows(NamedTuple):
 
     times_ns: np.ndarray  # on the sensors' clock
     known_ns: np.ndarray  # what had come by then, on the recorder's clock, was known
+    heard_ns: np.ndarray  # and by then to the policy, which decides before its command is due
     states: np.ndarray  # the joint_states sample of each
     are_ticks: bool  # whether they are those of the policy that commanded
 
@@ -159,7 +163,7 @@ def _align(episode: EpisodeReader, contract: Contract, kinematics: Kinematics | 
         episode, recorded, contract
     )
     shown = {
-        stream: rows.states if stream == _JOINT_STATES else series.known(rows.known_ns)
+        stream: rows.states if stream == _JOINT_STATES else series.known(rows.heard_ns)
         for stream, series in recorded.items()
         if stream not in _COMMANDS
     }
@@ -209,14 +213,17 @@ def _tick_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     arrival = actions.stamps_ns[-1] + period_ns
     nearest = np.abs(states.stamps_ns - arrival).argmin()
     times, known = actions.stamps_ns, actions.arrivals_ns
+    # An action of before this was told had a whole period there, to the nanosecond.
+    before = actions.values['heard_ns']
+    heard = known - np.where(before < LONGEST_HEARD * period_ns, before, 0)
     if abs(states.stamps_ns[nearest] - arrival) <= period_ns / 2:
         times = np.append(times, states.stamps_ns[nearest])
-        known = np.append(known, states.arrivals_ns[nearest])
+        known, heard = (np.append(x, states.arrivals_ns[nearest]) for x in (known, heard))
     if len(times) < 2:
         raise StorageError(
             f'{episode.path}: no joint_states after the only action; there are no steps'
         )
-    return _Rows(times, known, states.stamped(times), are_ticks=True)
+    return _Rows(times, known, heard, states.stamped(times), are_ticks=True)
 
 
 def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Contract) -> _Rows:
@@ -243,7 +250,8 @@ def _grid_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     times = start + np.round(np.arange(steps + 1) * period_ns).astype(np.int64)
     newest = np.maximum.accumulate(states.stamps_ns)
     shown = np.searchsorted(newest, times, side='right') - 1
-    return _Rows(times, states.arrivals_ns[shown], shown, are_ticks=False)
+    known = states.arrivals_ns[shown]
+    return _Rows(times, known, known, shown, are_ticks=False)
 
 
 def _answers(applied: Series, rows: _Rows) -> np.ndarray:
@@ -306,7 +314,7 @@ def _seen(commanded: np.ndarray, applied: Series, rows: _Rows) -> np.ndarray:
     """
     if not rows.are_ticks or not len(applied):
         return commanded
-    newest = applied.known(rows.known_ns)
+    newest = applied.known(rows.heard_ns)
     came = np.diff(newest, prepend=newest[:1]) > 0
     by_others = came & (applied.values['source'][newest] != sources.POLICY)
     return np.where(by_others[:, None], applied.values['position'][newest], commanded)
@@ -394,7 +402,7 @@ def _served(
     first, told = min(problems)
     if first < len(rows.times_ns) - 1 or first < 2:
         raise StorageError(f'{episode.path}: {told}')
-    cut = _Rows(rows.times_ns[:-1], rows.known_ns[:-1], rows.states[:-1], rows.are_ticks)
+    cut = _Rows(*(part[:-1] for part in rows[:-1]), rows.are_ticks)
     return cut, {stream: numbers[:-1] for stream, numbers in shown.items()}
 
 
@@ -480,7 +488,7 @@ def _topics(episode: EpisodeReader, contract: Contract) -> dict[str, tuple[str, 
     }
     if sources.by_policy(header.source):
         asked = (header.contract or contract).action_names
-        wanted[_ACTION] = _ACTION, functools.partial(_positions, names=asked)
+        wanted[_ACTION] = _ACTION, functools.partial(_asked, names=asked)
     topics = {_resolved(namespace, name): part for name, part in wanted.items()}
     for topic in [topic for topic in topics if topic not in types]:
         raise StorageError(f'{episode.path}: no topic {topic} among {", ".join(types)}')
@@ -561,6 +569,13 @@ def _picture_topic(
 
 def _positions(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {'position': samples.point_positions(message, names)}
+
+
+def _asked(message: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return an action, and how long before it was sent that was heard of which it is made."""
+    told = _positions(message, names)  # of one point
+    before = message.points[0].time_from_start
+    return told | {'heard_ns': np.array(before.sec * 1_000_000_000 + before.nanosec, np.int64)}
 
 
 def _applied(message: Any, names: Sequence[str], own: str) -> dict[str, Any]:

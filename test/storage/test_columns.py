@@ -776,3 +776,11 @@ def test_a_width_that_the_contract_reads_has_to_be_among_the_joint_states(
     )
     with pytest.raises(StorageError, match=r"'left_finger'\] missing among the names"):
         aligned_columns(reader)
+
+
+@pytest.mark.parametrize('rate_hz', [20.0, 30.0, 60.0, 7.0])
+def test_a_whole_period_is_not_taken_for_when_an_action_was_heard(rate_hz):
+    """So every action was sent before it was told, rounded to a nanosecond up or down."""
+    whole = round(1.0 / rate_hz % 1 * 1e9)
+    assert whole >= columns_module.LONGEST_HEARD * 1e9 / rate_hz
+    assert round(0.999 / rate_hz * 1e9) < columns_module.LONGEST_HEARD * 1e9 / rate_hz

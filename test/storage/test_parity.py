@@ -333,7 +333,11 @@ class Lifting:
         command = self.loop.tick(at * 1e-9)
         names = self.task.contract().action_names
         trajectory = self.ros.trajectory
-        self.send(at, 3, 'policy/action', trajectory(at, names, command.requested.tolist()))
+        # It had heard all streams 1.5 ms ago: what came since is not what it saw.
+        action = trajectory(at, names, command.requested.tolist())
+        action.points[0].time_from_start.nanosec = 1_500_000
+        self.send(at, 3, 'policy/action', action)
+        self.send(at, 2, 'cube_pose', self.ros.pose(at + MS, (9.0, 9.0, 9.0), (0, 0, 0, 1)))
         self.send(at, 3, '{}/command', trajectory(at, robot.joints, command.target))
         self.send(at, 3, '{}/gripper', Float64MultiArray(data=[command.width]))
         applied = trajectory(at, robot.joints, command.target, 'policy')

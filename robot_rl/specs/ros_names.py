@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import pydantic
@@ -13,36 +14,34 @@ from robot_rl.specs.files import of_files
 _TOKENS = r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*'
 
 
-def _topic(name: str) -> str:
-    if not re.fullmatch(f'/?{_TOKENS}', name, re.ASCII):
-        raise ValueError(
-            f'{name!r} is no name of a ROS topic: letters, digits and _ between slashes, such as '
-            "'controller/commands'"
-        )
-    return name
+def _matching(pattern: str, words: str) -> Callable[[str], str]:
+    """Return what returns a text that matches, and raises ValueError for another: no `words`."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(f'{text!r} is no {words}')
+        return text
+
+    return check
+
+
+_topic = _matching(
+    f'/?{_TOKENS}',
+    "name of a ROS topic: letters, digits and _ between slashes, such as 'controller/commands'",
+)
+# '' and '/' are none, and right.
+require_namespace = _matching(
+    f'/?({_TOKENS})?',
+    "ROS namespace: letters, digits and _, and no digit first, such as 'left'",
+)
+_prefix = _matching(
+    r'[\w./-]*',
+    "beginning of the names of joints and frames: letters, digits and _ . / -, such as 'left_'",
+)
 
 
 def _topic_or_none(name: str) -> str:
     return name and _topic(name)
-
-
-def require_namespace(name: str) -> str:
-    """Return `name`, a namespace, or '' or '/', which are none. Raises ValueError."""
-    if not re.fullmatch(f'/?({_TOKENS})?', name, re.ASCII):
-        raise ValueError(
-            f'{name!r} is no ROS namespace: letters, digits and _, and no digit first, such as '
-            "'left'"
-        )
-    return name
-
-
-def _prefix(text: str) -> str:
-    if not re.fullmatch(r'[\w./-]*', text, re.ASCII):
-        raise ValueError(
-            f'{text!r} is no beginning of the names of joints and frames: letters, digits and '
-            "_ . / -, such as 'left_'"
-        )
-    return text
 
 
 def _relative(name: str) -> str:

@@ -26,6 +26,7 @@ from robot_rl.nodes.main import End
 from robot_rl.nodes.streams import Streams
 from robot_rl.robots.kinematics import KinematicChain
 from robot_rl.specs import Contract, RobotSpec, Spec
+from robot_rl.specs.contract import HEARD_WITHIN
 
 # How often samples are looked for while an episode waits for them [s].
 POLL_S = 0.002
@@ -422,7 +423,8 @@ class PolicyNode(LifecycleNode):
             return
         self._action_message.header.stamp = self._streams.stamp
         # For the record: how long ago that was heard of which it is made.
-        heard_s = min(time.monotonic() - self._heard_at, 0.999 * self._loop.contract.period_s)
+        longest_s = HEARD_WITHIN * self._loop.contract.period_s
+        heard_s = min(time.monotonic() - self._heard_at, longest_s)
         self._action_message.points[0].time_from_start = support.duration(heard_s)
         self._action_message.points[0].positions = support.doubles(command.requested)
         self._actions.publish(self._action_message)

@@ -15,6 +15,9 @@ from robot_rl.specs.base import Spec
 
 # The quantity of a pose stream that is its position less the tool's.
 FROM_TOOL = 'from_tool'
+# An action tells how long ago its streams were heard, up to this share of a period: those of
+# before it did have a whole one there.
+HEARD_WITHIN = 0.999
 # Streams that are computed, not brought by messages.
 DERIVED = ('command', 'tool', 'gripper', 'env')
 # The elements of a pose's quantities, in their order.

@@ -20,6 +20,7 @@ import numpy as np
 
 from robot_rl.errors import ContractMismatch, StorageError
 from robot_rl.specs import Contract, ObservationField, RobotSpec
+from robot_rl.specs.contract import HEARD_WITHIN
 from robot_rl.specs.robot import Camera, Gripper
 from robot_rl.storage import column_file, samples, sources
 from robot_rl.storage.column_file import Columns
@@ -30,8 +31,6 @@ from robot_rl.storage.samples import Series, Take
 
 CACHE_FILE = STEPS_FILE
 _CACHE_VERSION = 9
-# How long before it is sent an action's streams may have been heard, in periods.
-LONGEST_HEARD = 0.9995
 
 _ACTION, _COMMAND, _APPLIED = 'policy/action', 'command', 'command_guard/applied'
 _ASKED_WIDTH, _TOLD_WIDTH = 'command.width', 'gripper_controller.width'
@@ -215,7 +214,7 @@ def _tick_rows(episode: EpisodeReader, recorded: dict[str, Series], contract: Co
     times, known = actions.stamps_ns, actions.arrivals_ns
     # An action of before this was told had a whole period there, to the nanosecond.
     before = actions.values['heard_ns']
-    heard = known - np.where(before < LONGEST_HEARD * period_ns, before, 0)
+    heard = known - np.where(before <= round(HEARD_WITHIN * period_ns), before, 0)
     if abs(states.stamps_ns[nearest] - arrival) <= period_ns / 2:
         times = np.append(times, states.stamps_ns[nearest])
         known, heard = (np.append(x, states.arrivals_ns[nearest]) for x in (known, heard))
